@@ -1,0 +1,2 @@
+//! stub
+#![allow(unsafe_code)]
