@@ -1,1 +1,16 @@
-//! stub
+//! Guests, and the harness that freezes and restores them through any engine with the `criu` command line.
+//!
+//! - `guests/*.c`: one program per kind. Each builds a state, sleeps, checks the state, reports (see `guests/guest.h`).
+//! - [`guests`]: the one table of guests with the options they need, and what our engine is known to do ([`guests::WORKS`]).
+//! - [`build`]: compiles a guest when its source is newer than its binary.
+//! - [`case`]: one case = guest + scenario + engines, run in a box; [`mod@engine`]: how an engine is called.
+//! - [`init`]: the box itself: the first process of a fresh pid, mount and IPC namespace, in which the case runs.
+//!
+//! The tests need root (or the capabilities to make namespaces). Nothing here touches the host's mounts, sysctls or
+//! processes: a case ends with its pid namespace.
+
+pub mod build;
+pub mod case;
+pub mod engine;
+pub mod guests;
+pub mod init;

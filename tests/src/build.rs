@@ -1,0 +1,94 @@
+//! Compiling guests: gcc, into a folder beside the running test binary, only when the source is newer.
+
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The folder of the C sources.
+pub fn source_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guests")
+}
+
+/// The cargo profile folder (`target/debug`), found from the running binary.
+///
+/// # Errors
+/// When the running binary's path cannot be read.
+pub fn target_dir() -> Result<PathBuf> {
+    let exe = std::env::current_exe().context("path of the running binary")?;
+    let dir = exe.parent().context("folder of the running binary")?;
+    Ok(if dir.ends_with("deps") {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    }
+    .to_path_buf())
+}
+
+/// The compiled guest `name`, built now if its source or `guest.h` changed since.
+///
+/// Safe when several test processes ask for the same guest: the binary appears by rename.
+///
+/// # Errors
+/// When gcc is missing or refuses the source; the compiler's words are in the error.
+pub fn guest(name: &str) -> Result<PathBuf> {
+    let source = source_dir().join(format!("{name}.c"));
+    let header = source_dir().join("guest.h");
+    let dir = target_dir()?.join("guests");
+    fs::create_dir_all(&dir)?;
+    let binary = dir.join(name);
+    let age = |p: &Path| fs::metadata(p).and_then(|m| m.modified());
+    let newest = age(&source)
+        .with_context(|| format!("guest source {}", source.display()))?
+        .max(age(&header)?);
+    if age(&binary).is_ok_and(|built| built > newest) {
+        return Ok(binary);
+    }
+    // A lock per guest: two test processes must not exec a file the other is still writing (ETXTBSY).
+    let lock = File::create(dir.join(format!("{name}.lock")))?;
+    lock.lock()?;
+    if age(&binary).is_ok_and(|built| built > newest) {
+        return Ok(binary);
+    }
+    let fresh = dir.join(format!("{name}.new"));
+    let out = Command::new("gcc")
+        .args([
+            "-std=gnu11",
+            "-O1",
+            "-g1",
+            "-Wall",
+            "-Werror",
+            "-pthread",
+            "-o",
+        ])
+        .arg(&fresh)
+        .arg(&source)
+        .arg("-lrt")
+        .output()
+        .context("gcc (the guests are C programs)")?;
+    if !out.status.success() {
+        bail!(
+            "gcc {}:\n{}",
+            source.display(),
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+    fs::rename(&fresh, &binary)?;
+    Ok(binary)
+}
+
+/// The names of the spoils in a guest's source: every `SPOIL("name")`, in order, once.
+///
+/// # Errors
+/// When the source cannot be read.
+pub fn spoils(name: &str) -> Result<Vec<String>> {
+    let text = fs::read_to_string(source_dir().join(format!("{name}.c")))?;
+    let mut names: Vec<String> = Vec::new();
+    for rest in text.split("SPOIL(\"").skip(1) {
+        let found = rest.split('"').next().unwrap_or_default().to_string();
+        if !names.contains(&found) {
+            names.push(found);
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,234 @@
+//! One case: a guest, a scenario, the engines. Prepared here, run in a box, judged here.
+
+use crate::build;
+use crate::engine::Engine;
+use crate::guests::Guest;
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What is done to the guest between "ready" and "verify".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scenario {
+    /// Nothing: the guest alone must pass (the oracle).
+    Native,
+    /// Nothing, but the guest is told to spoil the named part of its state: it must fail.
+    Sabotage(String),
+    /// Dumped (which ends it), restored.
+    DumpRestore,
+    /// Dumped twice, and each time left running: it must not notice.
+    LeaveRunning,
+    /// Dumped and restored this many times over.
+    Generations(u32),
+}
+
+/// How long one wait may last (ready, dump, restore, verify), in seconds.
+pub const PATIENCE_SECS: u64 = 20;
+
+/// What the box is told. Paths are absolute and seen alike inside and outside of the box.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Spec {
+    /// The compiled guest.
+    pub guest: PathBuf,
+    /// Parameters of the guest behind folder and spoil.
+    pub args: Vec<String>,
+    /// The folder of this case: `work` (the guest's), `img-N`, `bin-dump/criu`, `bin-restore/criu`.
+    pub dir: PathBuf,
+    /// What to do.
+    pub scenario: Scenario,
+    /// Options the guest needs from the engine, given to dump and restore alike.
+    pub options: Vec<String>,
+    /// Whether stdin, stdout and stderr are the slave of a terminal that the box owns (for `--shell-job`).
+    pub terminal: bool,
+    /// How long one wait may last, in seconds.
+    pub patience: u64,
+}
+
+/// What the box answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The guest's verdict as it stands in `result`, trimmed ("PASS", "FAIL: why", "SKIP: why"); empty when there is none.
+    pub verdict: String,
+    /// What went wrong besides the verdict: an engine's failure, a timeout, a lost guest. Empty when nothing did.
+    pub trouble: String,
+    /// The first `Error` line of the engine's log when the engine failed.
+    pub first_error: String,
+    /// Ends of the logs, for a person.
+    pub logs: String,
+}
+
+/// How a case ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should be.
+    Passed,
+    /// This machine cannot build the state; the reason.
+    Skipped(String),
+    /// Not as it should be; what to show.
+    Failed(Report),
+}
+
+/// Runs one case to its end. `boxer` is a binary that calls [`crate::init::main_if_box`] first.
+///
+/// `dump` and `restore` may be two different engines; scenarios without an engine ignore them.
+///
+/// # Errors
+/// When the case could not be run at all (no gcc, no root, no space).
+pub fn run(
+    boxer: &Path,
+    guest: &Guest,
+    scenario: &Scenario,
+    engines: Option<(&Engine, &Engine)>,
+) -> Result<Outcome> {
+    let tmp = tempfile::Builder::new().prefix("stasis-case-").tempdir()?;
+    let spec = prepare(tmp.path(), guest, scenario, engines)?;
+    let _slot = slot()?;
+    let report = in_a_box(boxer, tmp.path(), &spec)?;
+    if let Some(keep) = std::env::var_os("STASIS_KEEP") {
+        let to = Path::new(&keep).join(format!("{}-{}", guest.name, std::process::id()));
+        let _ = Command::new("cp")
+            .arg("-a")
+            .arg(tmp.path())
+            .arg(to)
+            .status();
+    }
+    Ok(judge(scenario, report))
+}
+
+fn prepare(
+    dir: &Path,
+    guest: &Guest,
+    scenario: &Scenario,
+    engines: Option<(&Engine, &Engine)>,
+) -> Result<Spec> {
+    // Guests that give up root must still reach their folder.
+    fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+    let work = dir.join("work");
+    fs::create_dir(&work)?;
+    fs::set_permissions(&work, Permissions::from_mode(0o777))?;
+    if let Some((dump, restore)) = engines {
+        for (name, engine) in [("bin-dump", dump), ("bin-restore", restore)] {
+            fs::create_dir(dir.join(name))?;
+            symlink(&engine.path, dir.join(name).join("criu"))?;
+        }
+    }
+    Ok(Spec {
+        guest: build::guest(guest.name)?,
+        args: guest.args.iter().map(ToString::to_string).collect(),
+        dir: dir.to_path_buf(),
+        scenario: scenario.clone(),
+        options: guest.options.iter().map(ToString::to_string).collect(),
+        terminal: guest.options.contains(&"--shell-job"),
+        patience: PATIENCE_SECS,
+    })
+}
+
+/// At most two cases at a time on the whole machine, however the tests are run (cargo's threads, nextest's processes).
+fn slot() -> Result<Flock<File>> {
+    let dir = build::target_dir()?.join("guests");
+    fs::create_dir_all(&dir)?;
+    loop {
+        for n in 0..2 {
+            let file = File::create(dir.join(format!("slot-{n}.lock")))?;
+            if let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                return Ok(lock);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn in_a_box(boxer: &Path, dir: &Path, spec: &Spec) -> Result<Report> {
+    let file = dir.join("spec.json");
+    fs::write(&file, serde_json::to_vec(spec)?)?;
+    let mut child = Command::new(boxer)
+        .arg(crate::init::BOX_FLAG)
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(File::create(dir.join("box.log"))?)
+        .stderr(File::options().append(true).open(dir.join("box.log"))?)
+        .spawn()
+        .with_context(|| format!("box {}", boxer.display()))?;
+    // The box keeps its own, shorter deadlines; this one is for a box that hangs.
+    let waits = match spec.scenario {
+        Scenario::Generations(n) => 2 * u64::from(n) + 3,
+        _ => 6,
+    };
+    let deadline = Instant::now() + Duration::from_secs(waits * spec.patience);
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            bail!("the box itself hung");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let answer = dir.join("report.json");
+    if !answer.exists() {
+        bail!(
+            "the box gave no report ({status}):\n{}",
+            fs::read_to_string(dir.join("box.log"))?
+        );
+    }
+    Ok(serde_json::from_slice(&fs::read(answer)?)?)
+}
+
+fn judge(scenario: &Scenario, report: Report) -> Outcome {
+    if let Some(why) = report.verdict.strip_prefix("SKIP: ") {
+        return Outcome::Skipped(why.to_string());
+    }
+    let good = match scenario {
+        Scenario::Sabotage(_) => report.verdict.starts_with("FAIL: "),
+        _ => report.verdict == "PASS",
+    };
+    if good && report.trouble.is_empty() {
+        Outcome::Passed
+    } else {
+        Outcome::Failed(report)
+    }
+}
+
+/// Runs a case and panics with all that is known when it did not go as it should: the body of a `#[test]`.
+///
+/// # Panics
+/// When the case fails or cannot be run.
+pub fn expect(boxer: &Path, guest: &Guest, scenario: &Scenario) {
+    let outcome = (|| {
+        let engine = match scenario {
+            Scenario::Native | Scenario::Sabotage(_) => None,
+            _ => Some(Engine::under_test()?),
+        };
+        run(boxer, guest, scenario, engine.as_ref().map(|e| (e, e)))
+    })();
+    match outcome {
+        Ok(Outcome::Passed) => {}
+        Ok(Outcome::Skipped(why)) => eprintln!("skipped: {}: {why}", guest.name),
+        Ok(Outcome::Failed(r)) => panic!(
+            "guest {} under {scenario:?}\nverdict: {}\ntrouble: {}\n{}",
+            guest.name,
+            if r.verdict.is_empty() {
+                "(none)"
+            } else {
+                &r.verdict
+            },
+            if r.trouble.is_empty() {
+                "(none)"
+            } else {
+                &r.trouble
+            },
+            r.logs
+        ),
+        Err(e) => panic!(
+            "guest {} under {scenario:?} could not be run: {e:#}",
+            guest.name
+        ),
+    }
+}

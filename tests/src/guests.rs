@@ -1,0 +1,59 @@
+//! The one table of guests, and what our engine is known to do with them.
+
+/// A guest program: `guests/NAME.c`.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// Name of the source file without `.c`.
+    pub name: &'static str,
+    /// Options of the engine without which the state cannot be frozen (`--shell-job`, `--file-locks`, ...).
+    pub options: &'static [&'static str],
+    /// Parameters for the guest.
+    pub args: &'static [&'static str],
+}
+
+/// The table. Calls the macro `$with` with one row per guest: `name: [engine options] [parameters];`.
+/// A new guest is a new C file and a new line here, nothing else.
+#[macro_export]
+macro_rules! with_guests {
+    ($with:ident) => {
+        $with! {
+            // tasks
+            plain: [] [];
+            tree: [] [];
+            zombies: [] [];
+            threads: [] [];
+            sigactions: [] [];
+            // memory
+            map_anon: [] [];
+            // files
+            file_reg: [] [];
+            file_shared: [] [];
+            pipe: [] [];
+            eventfd: [] [];
+        }
+    };
+}
+
+/// What our engine promises: `guest: scenario, scenario;`. Whoever makes a kind work adds its line; the tests of this
+/// list run by default, the rest of the matrix only when asked for (`--ignored`, or another engine in `STASIS_ENGINE`).
+#[macro_export]
+macro_rules! with_works {
+    ($with:ident) => {
+        $with! {}
+    };
+}
+
+macro_rules! table {
+    ($($name:ident: [$($option:literal)*] [$($arg:literal)*];)*) => {
+        /// All guests, in the order of the table.
+        pub const GUESTS: &[Guest] = &[
+            $(Guest { name: stringify!($name), options: &[$($option),*], args: &[$($arg),*] },)*
+        ];
+    };
+}
+with_guests!(table);
+
+/// The guest of that name.
+pub fn find(name: &str) -> Option<&'static Guest> {
+    GUESTS.iter().find(|g| g.name == name)
+}
