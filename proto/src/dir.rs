@@ -1,0 +1,377 @@
+//! A folder of images as one handle.
+//!
+//! The folder is named by a path once; afterwards everything goes through its descriptor, by plain names and without
+//! following symlinks, so nothing that somebody puts into the folder leads out of it.
+//!
+//! Durability: files are written without waiting. [`ImageDir::commit_inventory`] then waits once for all of them and
+//! moves the inventory into place last, so a folder with an inventory is whole.
+
+use crate::error::{ImageError, Problem};
+use crate::images::{self, Framing, ImageType, Payload};
+use crate::pb::InventoryEntry;
+use crate::reader::{ImageReader, Records};
+use crate::writer::ImageWriter;
+use prost::{Message, Name};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+const INVENTORY: &str = "inventory.img";
+/// The inventory before its folder is complete. Not a name of the format, so no reader takes it for an image.
+const INVENTORY_TMP: &str = ".inventory.img.tmp";
+
+/// An open folder of images.
+#[derive(Debug)]
+pub struct ImageDir {
+    fd: OwnedFd,
+    /// The folder in error messages.
+    shown: String,
+}
+
+impl AsFd for ImageDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl ImageDir {
+    /// Open an existing folder. The path is the caller's: symlinks on the way to the folder are followed.
+    ///
+    /// # Errors
+    /// [`Problem::Missing`], or [`Problem::Io`] (also when it is not a folder).
+    pub fn open(path: &Path) -> Result<Self, ImageError> {
+        let shown = path.display().to_string();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { fd, shown }),
+            Err(errno) => Err(Problem::io("open the folder", errno).of(&shown)),
+        }
+    }
+
+    /// Use a folder that is already open (RPC callers pass one). It must not be an `O_PATH` descriptor.
+    ///
+    /// # Errors
+    /// [`Problem::Io`] with ENOTDIR when the descriptor is no folder.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, ImageError> {
+        let shown = "folder handed over as a descriptor".to_owned();
+        let stat =
+            rustix::fs::fstat(&fd).map_err(|errno| Problem::io("look at it", errno).of(&shown))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Err(Problem::io("use it as a folder", Errno::NOTDIR).of(&shown));
+        }
+        Ok(Self { fd, shown })
+    }
+
+    /// Open a folder, making it with mode 0700 first when it is missing. Its parent must exist.
+    ///
+    /// # Errors
+    /// As [`ImageDir::open`].
+    pub fn create(path: &Path) -> Result<Self, ImageError> {
+        match rustix::fs::mkdir(path, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => Self::open(path),
+            Err(errno) => {
+                Err(Problem::io("make the folder", errno).of(&path.display().to_string()))
+            }
+        }
+    }
+
+    /// A second handle of the same folder, for another thread.
+    ///
+    /// # Errors
+    /// [`Problem::Io`] when the process is out of descriptors.
+    pub fn try_clone(&self) -> Result<Self, ImageError> {
+        match self.fd.try_clone() {
+            Ok(fd) => Ok(Self {
+                fd,
+                shown: self.shown.clone(),
+            }),
+            Err(error) => Err(Problem::io("duplicate its descriptor", error).of(&self.shown)),
+        }
+    }
+
+    /// Start writing the image `name`; an older file of that name is emptied. The magic is written at once.
+    ///
+    /// # Errors
+    /// [`Problem::Name`], [`Problem::UnknownFile`], [`Problem::NotRecords`] for raw kinds (use
+    /// [`ImageDir::create_raw`]), [`Problem::NotRegular`], [`Problem::Io`].
+    pub fn writer(&self, name: &str) -> Result<ImageWriter, ImageError> {
+        let row = framed(name)?;
+        ImageWriter::start(self.create_file(name)?, name, row)
+    }
+
+    /// Write a whole image of messages.
+    ///
+    /// # Errors
+    /// As [`ImageDir::writer`] and [`ImageWriter::write`].
+    pub fn write_all<'a, M: Message + Name + 'a>(
+        &self,
+        name: &str,
+        messages: impl IntoIterator<Item = &'a M>,
+    ) -> Result<(), ImageError> {
+        let mut writer = self.writer(name)?;
+        for message in messages {
+            writer.write(message)?;
+        }
+        writer.finish()
+    }
+
+    /// Write an image of exactly one message.
+    ///
+    /// # Errors
+    /// As [`ImageDir::writer`] and [`ImageWriter::write`].
+    pub fn write_one<M: Message + Name>(&self, name: &str, message: &M) -> Result<(), ImageError> {
+        self.write_all(name, [message])
+    }
+
+    /// Create (or empty) a file that this crate does not frame: `pages-N.img`, netlink dumps. Readable and writable.
+    ///
+    /// # Errors
+    /// [`Problem::Name`], [`Problem::UnknownFile`], [`Problem::NotRegular`], [`Problem::Io`].
+    pub fn create_raw(&self, name: &str) -> Result<File, ImageError> {
+        known(name)?;
+        self.create_file(name)
+    }
+
+    /// Open a file for reading from its first byte, magic included where it has one.
+    ///
+    /// # Errors
+    /// [`Problem::Name`], [`Problem::UnknownFile`], [`Problem::Missing`], [`Problem::NotRegular`], [`Problem::Io`].
+    pub fn open_raw(&self, name: &str) -> Result<File, ImageError> {
+        known(name)?;
+        self.open_file(name)
+    }
+
+    /// Open an image for reading record by record; the magic has been checked. For files that mix records with
+    /// payload this is the only way.
+    ///
+    /// # Errors
+    /// As [`ImageDir::open_raw`]; also [`Problem::NotRecords`] for raw kinds, [`Problem::Truncated`] and
+    /// [`Problem::Magic`].
+    pub fn reader(&self, name: &str) -> Result<ImageReader, ImageError> {
+        let row = framed(name)?;
+        ImageReader::start(self.open_file(name)?, name, row)
+    }
+
+    /// Read an image that holds exactly one record.
+    ///
+    /// # Errors
+    /// As [`ImageDir::reader`] and [`ImageReader::read`]; [`Problem::Empty`]; [`Problem::Trailing`].
+    pub fn read_one<T: Message + Name + Default>(&self, name: &str) -> Result<T, ImageError> {
+        let mut reader = self.plain_reader(name)?;
+        let message = reader.read()?.ok_or_else(|| Problem::Empty.of(name))?;
+        reader.finish()?;
+        Ok(message)
+    }
+
+    /// Read every record of an image. (Pagemaps begin with a record of another type: use [`ImageDir::reader`].)
+    ///
+    /// # Errors
+    /// As [`ImageDir::reader`] and [`ImageReader::read`].
+    pub fn read_all<T: Message + Name + Default>(&self, name: &str) -> Result<Vec<T>, ImageError> {
+        self.plain_reader(name)?.read_rest()
+    }
+
+    /// Iterate over the undecoded records of an image without payload.
+    ///
+    /// # Errors
+    /// As [`ImageDir::reader`]; each item as [`ImageReader::read_record`].
+    pub fn records(&self, name: &str) -> Result<Records, ImageError> {
+        Ok(self.plain_reader(name)?.into_records())
+    }
+
+    /// Whether the folder has something called `name`, be it a proper image or not.
+    ///
+    /// # Errors
+    /// [`Problem::Name`], [`Problem::Io`].
+    pub fn exists(&self, name: &str) -> Result<bool, ImageError> {
+        plain_name(name)?;
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(Problem::io("look at it", errno).of(name)),
+        }
+    }
+
+    /// The names in the folder that are names of the format ([`images::lookup`] tells which), sorted.
+    ///
+    /// # Errors
+    /// [`Problem::Io`].
+    pub fn list(&self) -> Result<Vec<String>, ImageError> {
+        let fail = |errno: Errno| Problem::io("list the folder", errno).of(&self.shown);
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            // A name that is not UTF-8 is no name of the format.
+            if let Ok(name) = entry.file_name().to_str()
+                && images::lookup(name).is_some()
+            {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Remove a file of the format if it is there.
+    ///
+    /// # Errors
+    /// [`Problem::Name`], [`Problem::UnknownFile`], [`Problem::Io`].
+    pub fn remove(&self, name: &str) -> Result<(), ImageError> {
+        known(name)?;
+        self.unlink(name)
+    }
+
+    /// Make the folder look incomplete before a dump writes into it: an inventory of an older dump is removed, durably.
+    ///
+    /// # Errors
+    /// [`Problem::Io`].
+    pub fn invalidate(&self) -> Result<(), ImageError> {
+        self.unlink(INVENTORY)?;
+        self.sync_folder()
+    }
+
+    /// Wait until everything written to the folder so far is on the disk.
+    ///
+    /// One syncfs rather than an fsync per file: a dump of 200 processes has 1400 files, and each fsync would be a
+    /// commit of the file system's journal. The price is that unrelated dirty data of the same file system is waited
+    /// for as well. KERNEL(>=5.8): syncfs reports errors of writing back.
+    ///
+    /// # Errors
+    /// [`Problem::Io`]: some data written since the folder was opened may be lost.
+    pub fn sync_all(&self) -> Result<(), ImageError> {
+        rustix::fs::syncfs(&self.fd)
+            .map_err(|errno| Problem::io("sync the file system", errno).of(&self.shown))
+    }
+
+    /// The last act of a dump: make all files durable, then let the inventory appear, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Problem::Io`]; the folder then has no inventory, or still the one it had before.
+    pub fn commit_inventory(&self, inventory: &InventoryEntry) -> Result<(), ImageError> {
+        self.unlink(INVENTORY_TMP)?;
+        let row = framed(INVENTORY)?;
+        let mut writer = ImageWriter::start(self.create_file(INVENTORY_TMP)?, INVENTORY, row)?;
+        writer.write(inventory)?;
+        writer.finish()?;
+        self.sync_all()?;
+        rustix::fs::renameat(&self.fd, INVENTORY_TMP, &self.fd, INVENTORY)
+            .map_err(|errno| Problem::io("move it into place", errno).of(INVENTORY))?;
+        self.sync_folder()
+    }
+
+    fn sync_folder(&self) -> Result<(), ImageError> {
+        rustix::fs::fsync(&self.fd)
+            .map_err(|errno| Problem::io("sync the folder", errno).of(&self.shown))
+    }
+
+    fn unlink(&self, name: &str) -> Result<(), ImageError> {
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Problem::io("remove it", errno).of(name)),
+        }
+    }
+
+    fn plain_reader(&self, name: &str) -> Result<ImageReader, ImageError> {
+        match framed(name)?.payload {
+            Payload::None => self.reader(name),
+            _ => Err(Problem::NotRecords.of(name)),
+        }
+    }
+
+    /// NONBLOCK: opening a fifo must not hang before it can be refused; regular files ignore the flag.
+    fn open_at(&self, name: &str, flags: OFlags) -> Result<File, ImageError> {
+        plain_name(name)?;
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => fd,
+            // ELOOP: a symlink. EISDIR, ENXIO: a folder, a socket, a fifo without reader.
+            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
+                return Err(Problem::NotRegular.of(name));
+            }
+            Err(errno) => return Err(Problem::io("open it", errno).of(name)),
+        };
+        let stat =
+            rustix::fs::fstat(&fd).map_err(|errno| Problem::io("look at it", errno).of(name))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Problem::NotRegular.of(name));
+        }
+        Ok(File::from(fd))
+    }
+
+    fn open_file(&self, name: &str) -> Result<File, ImageError> {
+        self.open_at(name, OFlags::RDONLY)
+    }
+
+    /// Emptied only after the look at what it is, hence no `O_TRUNC`.
+    fn create_file(&self, name: &str) -> Result<File, ImageError> {
+        let file = self.open_at(name, OFlags::RDWR | OFlags::CREATE)?;
+        let emptied = file.set_len(0);
+        emptied.map_err(|error: io::Error| Problem::io("empty it", error).of(name))?;
+        Ok(file)
+    }
+}
+
+/// Names are single path components.
+fn plain_name(name: &str) -> Result<(), ImageError> {
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(Problem::Name.of(name));
+    }
+    Ok(())
+}
+
+fn known(name: &str) -> Result<&'static ImageType, ImageError> {
+    plain_name(name)?;
+    match images::lookup(name) {
+        Some((row, _)) => Ok(row),
+        None => Err(Problem::UnknownFile.of(name)),
+    }
+}
+
+fn framed(name: &str) -> Result<&'static ImageType, ImageError> {
+    match known(name)? {
+        row if row.framing == Framing::Raw => Err(Problem::NotRecords.of(name)),
+        row => Ok(row),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb;
+
+    #[test]
+    fn a_written_folder_reads_back_and_only_then_has_an_inventory() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = ImageDir::create(&tmp.path().join("images")).unwrap();
+        let fs = pb::FsEntry {
+            cwd_id: 1,
+            root_id: 2,
+            umask: Some(0o22),
+        };
+        dir.write_one("fs-42.img", &fs).unwrap();
+        let inventory = pb::InventoryEntry {
+            img_version: 2,
+            ..Default::default()
+        };
+        assert!(!dir.exists("inventory.img").unwrap());
+        dir.commit_inventory(&inventory).unwrap();
+        assert_eq!(dir.list().unwrap(), ["fs-42.img", "inventory.img"]);
+        assert_eq!(
+            dir.read_one::<pb::InventoryEntry>("inventory.img").unwrap(),
+            inventory
+        );
+        assert_eq!(dir.read_all::<pb::FsEntry>("fs-42.img").unwrap(), [fs]);
+        assert!(
+            dir.read_one::<pb::FsEntry>("fs-43.img")
+                .unwrap_err()
+                .is_missing()
+        );
+        dir.invalidate().unwrap();
+        assert!(!dir.exists("inventory.img").unwrap());
+        let folder = std::fs::read_dir(tmp.path().join("images")).unwrap();
+        assert_eq!(folder.count(), 1, "no temporary file stays behind");
+    }
+}
