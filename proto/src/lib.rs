@@ -4,6 +4,7 @@
 //! - [`wire`]: decoding that also enforces proto2 `required`, which prost does not.
 //! - [`images`]: which files a folder may hold, how they are named and framed.
 //! - [`dir`]: a folder of images as one handle; [`reader`] and [`writer`] its files.
+//! - [`show`]: any image as JSON, for people.
 //! - [`stats`]: the two files of numbers beside the images.
 //!
 //! Images are untrusted input: no bytes in them make this crate panic, leave the folder, or allocate more than a small
@@ -13,6 +14,7 @@ pub mod dir;
 pub mod error;
 pub mod images;
 pub mod reader;
+pub mod show;
 pub mod stats;
 pub mod wire;
 pub mod writer;
