@@ -1,2 +1,17 @@
-//! stub
+//! Everything stasis asks the kernel: system calls, /proc, ptrace, tapes, feature probes.
+//!
+//! This is the only crate of the workspace that may say `unsafe`. It knows nothing of images or plans.
 #![allow(unsafe_code)]
+
+/// What went wrong: a failed system call, or kernel text that could not be understood.
+pub mod error;
+/// System calls on descriptors and pidfds: getfd, kcmp, SCM_RIGHTS, memfd, statx, file handles.
+pub mod fds;
+/// Numbers that must not be mixed up: pids, addresses and descriptors of other processes.
+pub mod ids;
+/// Names for numbers, for every message a person reads.
+pub mod names;
+/// Reading /proc/PID: one open directory per process, parsers that are pure functions of bytes.
+pub mod procfs;
+/// Reading and writing another process's memory.
+pub mod vm;

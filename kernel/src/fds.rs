@@ -1,0 +1,410 @@
+//! System calls on descriptors and pidfds.
+//!
+//! pidfd_getfd(2) is what lets the engine look at another task's open files from outside: the copy refers to the same
+//! open file. Its FD_CLOEXEC is always set and says nothing of the original; that bit is in fdinfo.
+
+use std::cmp::Ordering;
+use std::ffi::CStr;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+
+use crate::error::{SysError, SysResult, check};
+use crate::ids::{HostPid, RemoteFd};
+
+/// Opens a pidfd; `flags` 0 or `libc::PIDFD_THREAD` (KERNEL(>=6.9), for a thread that is no leader). Always CLOEXEC.
+pub fn pidfd_open(pid: HostPid, flags: u32) -> SysResult<OwnedFd> {
+    // SAFETY: two integers go in, a descriptor comes out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, flags) };
+    check(fd, "pidfd_open", || format!("pid {pid}"))?;
+    // SAFETY: a fresh descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Duplicates slot `fd` of the process behind `pidfd`. Needs PTRACE_MODE_ATTACH; EBADF when the slot is empty.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RemoteFd) -> SysResult<OwnedFd> {
+    // SAFETY: integers go in, a descriptor comes out.
+    let new = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd.0, 0) };
+    check(new, "pidfd_getfd", || format!("fd {fd}"))?;
+    // SAFETY: a fresh descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(new as RawFd) })
+}
+
+/// Sends a signal to the process behind `pidfd`; signal 0 only asks whether it still exists.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> SysResult<()> {
+    // SAFETY: a null siginfo pointer is allowed and means "as kill(2)".
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<u8>(),
+            0,
+        )
+    };
+    check(ret, "pidfd_send_signal", || crate::names::signal(signal)).map(drop)
+}
+
+/// What kcmp(2) compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kcmp {
+    /// The open files in two slots.
+    File(RemoteFd, RemoteFd),
+    /// Address spaces.
+    Vm,
+    /// Descriptor tables.
+    Files,
+    /// Root, cwd and umask.
+    Fs,
+    /// Signal actions.
+    Sighand,
+    /// I/O contexts.
+    Io,
+    /// Undo lists of SysV semaphores.
+    Sysvsem,
+}
+
+/// Asks whether two tasks share something. `Equal` means shared; the order between others is stable until reboot and
+/// otherwise without meaning, good for sorting. Needs PTRACE_MODE_READ on both, and CONFIG_KCMP (else ENOSYS).
+pub fn kcmp(a: HostPid, b: HostPid, what: Kcmp) -> SysResult<Ordering> {
+    let (ty, i, j, call) = match what {
+        Kcmp::File(i, j) => (0, i.0, j.0, "kcmp(FILE)"),
+        Kcmp::Vm => (1, 0, 0, "kcmp(VM)"),
+        Kcmp::Files => (2, 0, 0, "kcmp(FILES)"),
+        Kcmp::Fs => (3, 0, 0, "kcmp(FS)"),
+        Kcmp::Sighand => (4, 0, 0, "kcmp(SIGHAND)"),
+        Kcmp::Io => (5, 0, 0, "kcmp(IO)"),
+        Kcmp::Sysvsem => (6, 0, 0, "kcmp(SYSVSEM)"),
+    };
+    // SAFETY: integers only.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            a.0,
+            b.0,
+            ty,
+            i as libc::c_ulong,
+            j as libc::c_ulong,
+        )
+    };
+    ordering(ret, call, || match what {
+        Kcmp::File(i, j) => format!("pid {a} fd {i} with pid {b} fd {j}"),
+        _ => format!("pid {a} with pid {b}"),
+    })
+}
+
+/// `struct kcmp_epoll_slot` of include/uapi/linux/kcmp.h.
+#[repr(C)]
+struct EpollSlot {
+    efd: u32,
+    tfd: u32,
+    toff: u32,
+}
+
+/// Compares the open file in slot `fd` of `a` with a target of the epoll instance in slot `epoll` of `b`: the
+/// `offset`th (from 0) of those that were added under number `tfd`. ENOENT when there is no such target.
+pub fn kcmp_epoll(
+    a: HostPid,
+    fd: RemoteFd,
+    b: HostPid,
+    epoll: RemoteFd,
+    tfd: i32,
+    offset: u32,
+) -> SysResult<Ordering> {
+    let slot = EpollSlot {
+        efd: epoll.0 as u32,
+        tfd: tfd as u32,
+        toff: offset,
+    };
+    // SAFETY: `slot` has the layout the kernel reads, and lives through the call.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            a.0,
+            b.0,
+            7,
+            fd.0 as libc::c_ulong,
+            &raw const slot,
+        )
+    };
+    ordering(ret, "kcmp(EPOLL_TFD)", || {
+        format!("pid {a} fd {fd} with target {tfd} of pid {b} epoll fd {epoll}")
+    })
+}
+
+fn ordering(
+    ret: libc::c_long,
+    call: &'static str,
+    what: impl Fn() -> String,
+) -> SysResult<Ordering> {
+    match check(ret, call, &what)? {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        // 3 is "not equal, order unavailable"; no kernel returns it.
+        _ => Err(SysError::new(call, Errno::EOPNOTSUPP, what())),
+    }
+}
+
+/// fcntl command of [`same_file`].
+const F_DUPFD_QUERY: i32 = 1027;
+
+/// Whether two of our own descriptors refer to one open file (fcntl F_DUPFD_QUERY). KERNEL(>=6.10), EINVAL before.
+pub fn same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> SysResult<bool> {
+    // SAFETY: integers only.
+    let ret = unsafe { libc::fcntl(a.as_raw_fd(), F_DUPFD_QUERY, b.as_raw_fd()) };
+    check(ret.into(), "fcntl(F_DUPFD_QUERY)", || "").map(|r| r == 1)
+}
+
+/// The kernel takes at most SCM_MAX_FD descriptors in one message (include/net/scm.h).
+pub const SCM_MAX_FD: usize = 253;
+
+/// Sends `data` (at least one byte, else EINVAL) with up to 253 descriptors over a unix socket, without SIGPIPE.
+/// An io_uring descriptor cannot travel this way (EINVAL).
+pub fn send_fds(socket: BorrowedFd<'_>, data: &[u8], fds: &[BorrowedFd<'_>]) -> SysResult<usize> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let what = || format!("{} descriptors", fds.len());
+    if data.is_empty() || fds.len() > SCM_MAX_FD {
+        return Err(SysError::new("sendmsg", Errno::EINVAL, what()));
+    }
+    let raw: Vec<RawFd> = fds.iter().map(|f| f.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    loop {
+        match sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(data)],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
+            Ok(n) => return Ok(n),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(SysError::new("sendmsg", e, what())),
+        }
+    }
+}
+
+/// Receives one message into `data` and the descriptors with it (CLOEXEC). 0 bytes mean that the peer closed.
+///
+/// EMSGSIZE when the kernel cut the descriptors, for example because our table is full; those that came are closed.
+pub fn recv_fds(socket: BorrowedFd<'_>, data: &mut [u8]) -> SysResult<(usize, Vec<OwnedFd>)> {
+    /// `cmsghdr` wants 8-byte alignment, which `u64` gives.
+    const WORDS: usize = (16 + SCM_MAX_FD * 4).div_ceil(8);
+    let mut control = [0u64; WORDS];
+    let mut iov = libc::iovec {
+        iov_base: data.as_mut_ptr().cast(),
+        iov_len: data.len(),
+    };
+    // SAFETY: all zeroes is a valid msghdr.
+    let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
+    msg.msg_iov = &mut iov;
+    msg.msg_iovlen = 1;
+    msg.msg_control = control.as_mut_ptr().cast();
+    msg.msg_controllen = size_of_val(&control) as _;
+    let n = loop {
+        // SAFETY: `msg` points to `data` and `control` with their true lengths, both ours alone for the call.
+        let n = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut msg, libc::MSG_CMSG_CLOEXEC) };
+        if n >= 0 {
+            break n as usize;
+        }
+        let errno = Errno::last();
+        if errno != Errno::EINTR {
+            return Err(SysError::new("recvmsg", errno, ""));
+        }
+    };
+    let mut fds = Vec::new();
+    // SAFETY: the kernel filled `control` with well-formed headers of `msg_controllen` bytes, which the CMSG macros
+    // walk; each descriptor in SCM_RIGHTS is fresh and known to nobody else.
+    unsafe {
+        let mut c = libc::CMSG_FIRSTHDR(&msg);
+        while !c.is_null() {
+            if (*c).cmsg_level == libc::SOL_SOCKET && (*c).cmsg_type == libc::SCM_RIGHTS {
+                let first = libc::CMSG_DATA(c).cast::<RawFd>();
+                let count =
+                    ((*c).cmsg_len as usize - libc::CMSG_LEN(0) as usize) / size_of::<RawFd>();
+                for i in 0..count {
+                    fds.push(OwnedFd::from_raw_fd(first.add(i).read_unaligned()));
+                }
+            }
+            c = libc::CMSG_NXTHDR(&msg, c);
+        }
+    }
+    if msg.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(SysError::new(
+            "recvmsg",
+            Errno::EMSGSIZE,
+            format!("only {} descriptors arrived", fds.len()),
+        ));
+    }
+    Ok((n, fds))
+}
+
+/// Makes an anonymous file; `flags` are MFD_* (CLOEXEC is added). The name is for people only.
+pub fn memfd_create(name: &CStr, flags: u32) -> SysResult<OwnedFd> {
+    // SAFETY: `name` is NUL-terminated and lives through the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags | libc::MFD_CLOEXEC) };
+    check(fd.into(), "memfd_create", || {
+        format!(
+            "{} {}",
+            name.to_bytes().escape_ascii(),
+            crate::names::memfd_flags(flags.into())
+        )
+    })?;
+    // SAFETY: a fresh descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// fstat(2).
+pub fn fstat(fd: BorrowedFd<'_>) -> SysResult<libc::stat> {
+    let mut st = std::mem::MaybeUninit::uninit();
+    // SAFETY: `st` is a place for one stat.
+    let ret = unsafe { libc::fstat(fd.as_raw_fd(), st.as_mut_ptr()) };
+    check(ret.into(), "fstat", || format!("our fd {}", fd.as_raw_fd()))?;
+    // SAFETY: the kernel filled it.
+    Ok(unsafe { st.assume_init() })
+}
+
+/// statx(2) of `path` under `dir`; an empty path with AT_EMPTY_PATH asks about `dir` itself. The mask in the answer
+/// says which fields were filled.
+pub fn statx(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mask: u32) -> SysResult<libc::statx> {
+    let mut st = std::mem::MaybeUninit::zeroed();
+    // SAFETY: `path` is NUL-terminated, `st` is a place for one statx.
+    let ret = unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), flags, mask, st.as_mut_ptr()) };
+    check(ret.into(), "statx", || {
+        path.to_bytes().escape_ascii().to_string()
+    })?;
+    // SAFETY: zeroed before, filled by the kernel now.
+    Ok(unsafe { st.assume_init() })
+}
+
+/// Closes all descriptors `first..=last` of this process, or only marks them with `libc::CLOSE_RANGE_CLOEXEC`.
+///
+/// # Safety
+/// Unless it only marks, nothing in this process may own a descriptor in the range any more.
+pub unsafe fn close_range(first: u32, last: u32, flags: u32) -> SysResult<()> {
+    // SAFETY: the caller answers for the descriptors; no pointers are involved.
+    let ret = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    check(ret, "close_range", || format!("{first}..={last}")).map(drop)
+}
+
+/// A file handle and the mount it was made on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileHandle {
+    /// Type, which the file system defines.
+    pub kind: i32,
+    /// Up to 128 bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// `struct file_handle` with room for MAX_HANDLE_SZ bytes.
+#[repr(C)]
+struct RawHandle {
+    len: u32,
+    kind: i32,
+    bytes: [u8; 128],
+}
+
+/// name_to_handle_at(2): the handle of `path` under `dir` (`c""` with AT_EMPTY_PATH for `dir` itself) and the id of
+/// the mount. EOPNOTSUPP where the file system has no handles; AT_HANDLE_FID (0x200, KERNEL(>=6.6)) then still gives
+/// an identity, which cannot be opened.
+pub fn name_to_handle(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: i32,
+) -> SysResult<(FileHandle, i32)> {
+    let mut h = RawHandle {
+        len: 128,
+        kind: 0,
+        bytes: [0; 128],
+    };
+    let mut mount = 0i32;
+    // SAFETY: `h` says how much room it has; all pointers live through the call.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            &raw mut h,
+            &raw mut mount,
+            flags,
+        )
+    };
+    check(ret, "name_to_handle_at", || {
+        path.to_bytes().escape_ascii().to_string()
+    })?;
+    let bytes = h.bytes[..(h.len as usize).min(128)].to_vec();
+    Ok((
+        FileHandle {
+            kind: h.kind,
+            bytes,
+        },
+        mount,
+    ))
+}
+
+/// open_by_handle_at(2). `mount` is any descriptor (not O_PATH) on the same mounted file system. Needs
+/// CAP_DAC_READ_SEARCH; ESTALE when the file is gone or `mount` lies elsewhere.
+pub fn open_by_handle(
+    mount: BorrowedFd<'_>,
+    handle: &FileHandle,
+    flags: i32,
+) -> SysResult<OwnedFd> {
+    let what = || {
+        format!(
+            "handle type {} of {} bytes",
+            handle.kind,
+            handle.bytes.len()
+        )
+    };
+    let mut h = RawHandle {
+        len: handle.bytes.len() as u32,
+        kind: handle.kind,
+        bytes: [0; 128],
+    };
+    match h.bytes.get_mut(..handle.bytes.len()) {
+        Some(room) => room.copy_from_slice(&handle.bytes),
+        None => return Err(SysError::new("open_by_handle_at", Errno::EINVAL, what())),
+    }
+    // SAFETY: `h` lives through the call and holds as many bytes as it says.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            &raw const h,
+            flags | libc::O_CLOEXEC,
+        )
+    };
+    check(fd, "open_by_handle_at", what)?;
+    // SAFETY: a fresh descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// A connected pair of unix sockets of type SOCK_SEQPACKET (messages keep their borders), both CLOEXEC.
+pub fn seqpacket_pair() -> SysResult<(OwnedFd, OwnedFd)> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(|e| SysError::new("socketpair", e, "AF_UNIX SOCK_SEQPACKET"))
+}
+
+/// Duplicates one of our descriptors (F_DUPFD_CLOEXEC).
+pub fn dup(fd: impl AsFd) -> SysResult<OwnedFd> {
+    let raw = fd.as_fd().as_raw_fd();
+    fd.as_fd().try_clone_to_owned().map_err(|e| {
+        SysError::new(
+            "fcntl(F_DUPFD_CLOEXEC)",
+            Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+            format!("our fd {raw}"),
+        )
+    })
+}
+
+#[cfg(test)]
+#[path = "fds_tests.rs"]
+mod tests;
