@@ -1,4 +1,4 @@
-/* Pipes: contents, capacity, closed ends, non-blocking, an end shared with a child, packets. */
+/* Pipes: contents, capacity, closed ends, non-blocking, an end shared with a child. */
 #include "guest.h"
 
 static int shared[2];
@@ -23,7 +23,7 @@ static void child(UNUSED void *arg)
 
 int main(int argc, char **argv)
 {
-	int full[2], half[2], deaf[2], packets[2], queued;
+	int full[2], half[2], deaf[2], queued;
 	char *data = malloc(200000), *back = malloc(200000);
 	pid_t kid;
 
@@ -39,9 +39,6 @@ int main(int argc, char **argv)
 	close(half[1]);
 	MUST(pipe(deaf));
 	close(deaf[0]);
-	MUST(pipe2(packets, O_DIRECT));
-	SAME("written", write(packets[1], "one", 3), 3);
-	SAME("written", write(packets[1], "second", 6), 6);
 	MUST(pipe(shared));
 	kid = guest_child(child, NULL);
 	SAME("written", write(shared[1], "x", 1), 1);
@@ -71,11 +68,6 @@ int main(int argc, char **argv)
 	}
 	CHECK(write(deaf[1], "x", 1) == -1 && errno == EPIPE, "the pipe without a reader takes data");
 
-	SAME("flags of the packet pipe", fcntl(packets[1], F_GETFL), O_WRONLY | O_DIRECT);
-	if (SPOIL("packet"))
-		MUST(read(packets[0], back, 100));
-	SAME("first packet", read(packets[0], back, 100), 3);
-	SAME("second packet", read(packets[0], back, 100), 6);
 	SAME("written", write(shared[1], "y", 1), 1);
 	close(shared[1]);
 	guest_child_finish(kid);

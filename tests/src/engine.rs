@@ -55,10 +55,12 @@ pub fn foreign() -> bool {
     std::env::var_os("STASIS_ENGINE").is_some()
 }
 
-/// The lines of an engine's log that say why it failed: the first `Error` line, or "" when there is none.
+/// The line of an engine's log that says why it failed: the first `Error` line, or "" when there is none.
+///
+/// CRIU also logs an Error when it cannot raise its own limits, and goes on: that one is passed over.
 pub fn first_error(log: &str) -> String {
     log.lines()
-        .find(|l| l.contains("Error"))
+        .find(|l| l.contains("Error") && !l.contains("rlimit: Can't setup"))
         .unwrap_or_default()
         .trim()
         .to_string()

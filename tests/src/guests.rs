@@ -20,16 +20,44 @@ macro_rules! with_guests {
             // tasks
             plain: [] [];
             tree: [] [];
+            tree_deep: [] [];
+            tree_wide: [] [];
+            orphans: [] [];
             zombies: [] [];
+            subreaper: [] [];
+            session_gone: [] [];
             threads: [] [];
+            registers: [] [];
+            creds: [] [];
             sigactions: [] [];
+            sigpending: [] [];
+            itimers: [] [];
+            posix_timers: [] [];
+            rlimits: [] [];
+            sched: [] [];
+            ioprio: [] [];
+            rseq: [] [];
+            robust: [] [];
+            no_new_privs: [] [];
+            seccomp_strict: [] [];
+            seccomp_filter: [] [];
+            sud: [] [];
+            prctls: [] [];
+            prctls_more: [] [];
+            mdwe: [] [];
+            stopped: [] [];
+            vfork: [] [];
+            forker: [] [];
             // memory
             map_anon: [] [];
             // files
             file_reg: [] [];
             file_shared: [] [];
             pipe: [] [];
+            pipe_packets: [] [];
             eventfd: [] [];
+            eventfd_sem: [] [];
+            eventfd_full: [] [];
         }
     };
 }

@@ -370,7 +370,7 @@ impl Stage {
         };
         show(self.work("log"), 20);
         let last = (1..1000).take_while(|n| self.images(*n).exists()).last();
-        for n in last {
+        if let Some(n) = last {
             for verb in ["dump", "restore"] {
                 show(self.spec.dir.join(format!("{verb}-{n}.out")), 10);
                 show(self.images(n).join(format!("{verb}.log")), 40);
