@@ -50,6 +50,27 @@ macro_rules! with_guests {
             forker: [] [];
             // memory
             map_anon: [] [];
+            map_anon_shared: [] [];
+            map_file_private: [] [];
+            map_file_shared: [] [];
+            shmem_family: [] [];
+            memfd: [] [];
+            sysv_shm: [] [];
+            mm_layout: [] [];
+            vdso: [] [];
+            growsdown: [] [];
+            mlock: [] [];
+            mlockall: [] [];
+            madvise: [] [];
+            ksm: [] [];
+            guard: [] [];
+            prot_none: [] [];
+            hugetlb: [] [];
+            aio: [] [];
+            cow: [] [];
+            clone_vm: [] [];
+            clone_files: [] [];
+            clone_fs: [] [];
             // files
             file_reg: [] [];
             file_shared: [] [];
