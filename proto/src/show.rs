@@ -8,7 +8,7 @@
 
 use crate::dir::ImageDir;
 use crate::error::{ImageError, Problem};
-use crate::images::{Framing, ImageType, Payload, lookup};
+use crate::images::{Framing, ImageType, Payload, by_magic, lookup};
 use crate::reader::{ImageReader, Record};
 use crate::wire::{self, WireError};
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions, Value as Field};
@@ -60,7 +60,9 @@ impl Schema {
             }
             entries.push(shown);
         }
-        Ok(json!({"file": name, "magic": row.label, "entries": entries}))
+        // Twins share a magic; crit knows it by the first one's name.
+        let magic = by_magic(row.magic).map(|first| first.label);
+        Ok(json!({"file": name, "magic": magic, "entries": entries}))
     }
 
     fn record(
