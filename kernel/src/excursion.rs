@@ -1,0 +1,431 @@
+//! Dump tapes: asking a stopped task what only the task itself can be asked, without a byte of code in it.
+//!
+//! Problem: sigactions, timers, the alternate stack, the exact brk... have no outside view. Somebody must make the task
+//! itself call the kernel, and if the engine is killed at any instruction of that, the task must go on as if nothing
+//! had happened.
+//!
+//! Choice: the task's registers are pointed at a `syscall; ret` sequence that is already in its own text, and its stack
+//! pointer at a signal frame which holds its original registers, behind the address of its own `rt_sigreturn`
+//! trampoline. If the engine is gone before, between or after calls, the task runs into `ret`, into the trampoline, and
+//! the kernel puts everything back: general registers, XSAVE state and signal mask. No mapping, no code, no descriptor
+//! is ever added. The frame lies in dead stack: the lowest pages of the `[stack]` mapping, far under any stack pointer.
+//!
+//! Rows whose answer lies in memory are played by the kernel itself: a chain of signal frames, each `rt_sigreturn` loading
+//! the registers of the next call. The chain ends by unblocking a signal the engine queued, which stops the task
+//! for its tracer; without a tracer that signal is one that is ignored by default. Rows whose answer is only the return value are taken
+//! with syscall stops.
+//!
+//! KERNEL: single steps are not used. `exit_ptrace()` does not call `ptrace_disable()`, so a task whose tracer dies
+//! between PTRACE_SINGLESTEP and the next stop is killed by SIGTRAP. A syscall stop under PTRACE_O_TRACESYSGOOD is
+//! harmless: the exit code 0x85 is no valid signal (`ptrace_report_syscall()`).
+//!
+//! Gave up: a player page as in restore (mmap + write + munmap are three more calls, each with its own narrow spot, and
+//! are refused by PR_SET_MDWE or SELinux execmem).
+use crate::call::{Arg, Call, Layout, Answer};
+use crate::error::SysError;
+use crate::ptrace::{Event, Regs, Tracee};
+use crate::vm;
+use nix::errno::Errno;
+
+/// `syscall; ret`
+const CALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
+/// `mov $15,%rax; syscall` as glibc, musl and Go write it
+const SIGRETURN: [&[u8]; 2] = [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
+/// Both, for a text that has neither.
+const BOTH: [u8; 12] = [0x0f, 0x05, 0xc3, 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+
+/// Instruction sequences found in a task's own text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Gadgets {
+    /// Address of `syscall; ret`; 0 not found.
+    pub call_ret: u64,
+    /// Address of the `rt_sigreturn` trampoline; 0 not found.
+    pub sigreturn: u64,
+}
+
+impl Gadgets {
+    /// Both are there.
+    pub fn complete(&self) -> bool {
+        self.call_ret != 0 && self.sigreturn != 0
+    }
+    /// Looks through `text`, which lies at `base`, for what is still missing.
+    pub fn search(&mut self, base: u64, text: &[u8]) {
+        let find = |n: &[u8]| memchr_find(text, n).map(|o| base + o as u64);
+        if self.call_ret == 0 {
+            self.call_ret = find(CALL_RET).unwrap_or(0);
+        }
+        if self.sigreturn == 0 {
+            self.sigreturn = SIGRETURN.iter().find_map(|n| find(n)).unwrap_or(0);
+        }
+    }
+    /// Are the sequences (still) there in this task? The target may change its text at any time.
+    pub fn verify(&self, pid: i32) -> bool {
+        let mut b = [0u8; 12];
+        if vm::read_exact(pid, self.call_ret, &mut b[..3]).is_err() || &b[..3] != CALL_RET {
+            return false;
+        }
+        vm::read_exact(pid, self.sigreturn, &mut b[..9]).is_ok() && SIGRETURN.iter().any(|s| b.starts_with(s))
+    }
+    /// Writes both sequences into 12 unused bytes of executable text (the zero padding behind the vDSO image).
+    /// The caller puts the old bytes back with [`Gadgets::unplant`].
+    pub fn plant(mem: &vm::Mem, at: u64) -> Result<Self, SysError> {
+        mem.write_all(at, &BOTH)?;
+        Ok(Self { call_ret: at, sigreturn: at + 3 })
+    }
+    /// Zeroes what [`Gadgets::plant`] wrote.
+    pub fn unplant(mem: &vm::Mem, at: u64) -> Result<(), SysError> {
+        mem.write_all(at, &[0; BOTH.len()])
+    }
+    /// How many bytes [`Gadgets::plant`] needs.
+    pub const PLANT_LEN: usize = BOTH.len();
+}
+
+fn memchr_find(hay: &[u8], needle: &[u8]) -> Option<usize> {
+    // `syscall` (0f 05) is rare enough that looking for the first byte by position is fast
+    let first = needle[0];
+    let mut from = 0;
+    while let Some(i) = hay[from..].iter().position(|b| *b == first) {
+        let at = from + i;
+        if hay.len() - at < needle.len() {
+            return None;
+        }
+        if &hay[at..at + needle.len()] == needle {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+    None
+}
+
+/// Dead stack memory that an excursion may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadStack {
+    /// Lowest address, 64-byte aligned.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: usize,
+}
+
+/// Space for answers and arguments of one tape.
+pub const DATA_LEN: usize = 8192;
+/// Space for the signal frame: ucontext and the XSAVE area (AMX included).
+pub const FRAME_LEN: usize = 16384;
+/// The least that [`DeadStack`] must offer; what is beyond it holds chains.
+pub const NEED: usize = DATA_LEN + FRAME_LEN;
+/// Bytes of one link of a chain: the trampoline's address and a ucontext.
+const LINK_LEN: usize = 8 + 304;
+
+/// The answers of a tape: return value and out arguments of every row.
+#[derive(Debug)]
+pub struct Answers {
+    rets: Vec<u64>,
+    outs: Vec<Answer>,
+    data: Vec<u8>,
+}
+
+impl Answers {
+    /// Return value of row `i`.
+    pub fn ret(&self, i: usize) -> u64 {
+        self.rets[i]
+    }
+    /// Bytes of the out argument `arg` of row `i`.
+    pub fn out(&self, i: usize, arg: usize) -> &[u8] {
+        let a = self.outs.iter().find(|a| a.row == i && a.arg == arg).expect("row and argument of the same tape");
+        &self.data[a.offset..a.offset + a.len]
+    }
+    /// The little-endian words of an out argument.
+    pub fn words(&self, i: usize, arg: usize) -> Vec<u64> {
+        self.out(i, arg).chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes"))).collect()
+    }
+}
+
+/// A stopped thread away on an excursion. End it with [`Excursion::finish`]; if it is dropped instead (engine error or
+/// death), the frame leads the thread back as soon as it is detached.
+pub struct Excursion<'a> {
+    t: &'a Tracee,
+    tgid: i32,
+    away: Away,
+    dead: DeadStack,
+    saved: Vec<u8>,
+    ret_slot: u64,
+    chained: bool,
+}
+
+/// What a thread is to be when it is back, and how it gets there.
+#[derive(Clone)]
+pub struct Away {
+    /// General registers at the stop.
+    pub regs: Regs,
+    /// Blocked signals.
+    pub mask: u64,
+    /// XSAVE area.
+    pub xstate: Vec<u8>,
+    /// The task's own instruction sequences.
+    pub gadgets: Gadgets,
+    /// A signal that is neither caught nor pending in the task, or at least harmless (SIGURG, SIGWINCH); `None`: no chains.
+    pub end_signal: Option<i32>,
+}
+
+/// What a syscall that was interrupted needs so that it restarts when `rt_sigreturn` brings the thread back.
+///
+/// KERNEL: `arch_do_signal_or_restart()` (arch/x86/kernel/signal.c) turns -ERESTART* into a restart only while
+/// `orig_rax` still names the call; `rt_sigreturn` wipes that and the restart block, so the frame repeats the call.
+pub fn restartable(mut r: Regs) -> Regs {
+    const ERESTARTSYS: i64 = -512;
+    const ERESTARTNOINTR: i64 = -513;
+    const ERESTARTNOHAND: i64 = -514;
+    if (r.orig_rax as i64) >= 0
+        && matches!(r.rax as i64, ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
+    {
+        r.rax = r.orig_rax;
+        r.rip -= 2;
+    }
+    r.orig_rax = u64::MAX;
+    r
+}
+
+/// `-ERESTART_RESTARTBLOCK`: the call goes on from a restart block (nanosleep, poll, futex with a timeout), which
+/// `rt_sigreturn` would throw away.
+pub const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// Builds `struct rt_sigframe` from its ucontext on (arch/x86/include/asm/sigframe.h) for address `at`, with the XSAVE
+/// area behind it at the next 64-byte boundary.
+pub fn signal_frame(at: u64, r: &Regs, mask: u64, xstate: Option<&[u8]>) -> Vec<u8> {
+    const UC_FP_XSTATE: u64 = 1;
+    const UC_SIGCONTEXT_SS: u64 = 2;
+    const UC_STRICT_RESTORE_SS: u64 = 4;
+    const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+    const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
+    let fp = (at + 304).next_multiple_of(64);
+    let mut b = Vec::with_capacity(304);
+    let w = |b: &mut Vec<u8>, v: u64| b.extend_from_slice(&v.to_le_bytes());
+    w(&mut b, if xstate.is_some() { UC_FP_XSTATE } else { 0 } | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS);
+    w(&mut b, 0);
+    // uc_stack with flags the kernel refuses, so that it keeps the alternate stack as it is
+    // KERNEL: restore_altstack() squashes EINVAL (kernel/signal.c)
+    w(&mut b, 0);
+    w(&mut b, 0x7fff_ffff);
+    w(&mut b, 0);
+    for v in [r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx, r.rsp, r.rip, r.eflags] {
+        w(&mut b, v);
+    }
+    w(&mut b, (r.cs & 0xffff) | (r.gs & 0xffff) << 16 | (r.fs & 0xffff) << 32 | (r.ss & 0xffff) << 48);
+    w(&mut b, 0); // err
+    w(&mut b, 0); // trapno
+    w(&mut b, 0); // oldmask
+    w(&mut b, 0); // cr2
+    // without an XSAVE area the kernel resets the state, which the last frame brings back
+    w(&mut b, if xstate.is_some() { fp } else { 0 });
+    for _ in 0..8 {
+        w(&mut b, 0);
+    }
+    w(&mut b, mask);
+    debug_assert_eq!(b.len(), 304);
+    let Some(xstate) = xstate else { return b };
+    b.resize((fp - at) as usize, 0);
+    let x0 = b.len();
+    b.extend_from_slice(xstate);
+    if xstate.len() > 576 {
+        // KERNEL: sw_reserved of struct fxregs_state tells that an XSAVE area follows (fpu/signal.c, check_xstate_in_sigframe)
+        let features = u64::from_le_bytes(xstate[464..472].try_into().expect("eight bytes"));
+        let s = x0 + 464;
+        b[s..s + 4].copy_from_slice(&FP_XSTATE_MAGIC1.to_le_bytes());
+        b[s + 4..s + 8].copy_from_slice(&(xstate.len() as u32 + 4).to_le_bytes());
+        b[s + 8..s + 16].copy_from_slice(&features.to_le_bytes());
+        b[s + 16..s + 20].copy_from_slice(&(xstate.len() as u32).to_le_bytes());
+        b.extend_from_slice(&FP_XSTATE_MAGIC2.to_le_bytes());
+    }
+    b
+}
+
+impl<'a> Excursion<'a> {
+    /// Takes a stopped thread out.
+    ///
+    /// Order matters, see the module text: the frame is written first, then registers lead to it, then signals are blocked.
+    pub fn begin(t: &'a Tracee, tgid: i32, away: Away, dead: DeadStack) -> Result<Self, SysError> {
+        if dead.len < NEED {
+            return Err(SysError::new("excursion", Errno::ENOSPC, format!("task {tgid}: {} bytes of dead stack, {NEED} needed", dead.len)));
+        }
+        let mut saved = vec![0u8; dead.len];
+        vm::read_exact(tgid, dead.start, &mut saved)?;
+        let ret_slot = dead.start + DATA_LEN as u64 + 56;
+        let frame_at = ret_slot + 8;
+        let mut b = away.gadgets.sigreturn.to_le_bytes().to_vec();
+        b.extend_from_slice(&signal_frame(frame_at, &restartable(away.regs), away.mask, Some(&away.xstate)));
+        if b.len() > FRAME_LEN - 64 {
+            return Err(SysError::new("excursion", Errno::E2BIG, format!("task {tgid}: XSAVE area of {} bytes", away.xstate.len())));
+        }
+        vm::write_all(tgid, ret_slot, &b)?;
+        let e = Self { t, tgid, away, dead, saved, ret_slot, chained: false };
+        e.hold()?;
+        t.set_sigmask(u64::MAX)?;
+        Ok(e)
+    }
+    /// Registers that lead straight back.
+    fn hold(&self) -> Result<(), SysError> {
+        let mut r = self.base_regs();
+        r.rip = self.away.gadgets.sigreturn;
+        r.rsp = self.ret_slot + 8;
+        self.t.set_regs(&r)
+    }
+    fn base_regs(&self) -> Regs {
+        let mut r = self.away.regs;
+        r.orig_rax = u64::MAX;
+        // the trap and direction flags must not disturb the way back
+        r.eflags &= !0x500;
+        r
+    }
+    /// Plays a tape. Rows with an out argument are answered in memory (their return value reads as 0), the others by
+    /// their return value; rows of the second sort run after all of the first.
+    pub fn play(&mut self, tape: &[Call]) -> Result<Answers, SysError> {
+        let mut lay = Layout::new(self.dead.start);
+        let mut outs = Vec::new();
+        let mut rows = Vec::new();
+        for (i, c) in tape.iter().enumerate() {
+            let mut words = [0u64; 6];
+            for (k, a) in c.args.iter().enumerate() {
+                words[k] = lay.arg(a, &|f| unreachable!("file#{} in a dump tape", f.0));
+                if let Arg::Out(n) = a {
+                    outs.push(Answer { row: i, arg: k, offset: lay.offset(words[k]), len: *n });
+                }
+            }
+            rows.push(words);
+        }
+        if lay.data.len() > DATA_LEN {
+            return Err(SysError::new("excursion", Errno::E2BIG, format!("a tape with {} bytes of data", lay.data.len())));
+        }
+        if !lay.data.is_empty() {
+            vm::write_all(self.tgid, self.dead.start, &lay.data)?;
+        }
+        let in_memory = |c: &Call| c.args.iter().any(|a| matches!(a, Arg::Out(_)));
+        let restart_block = self.away.regs.orig_rax as i64 >= 0 && self.away.regs.rax as i64 == ERESTART_RESTARTBLOCK;
+        let links = (self.dead.len - NEED) / LINK_LEN;
+        let chain = !restart_block && self.away.end_signal.is_some() && links >= 2 && tape.iter().filter(|c| in_memory(c)).count() > 1;
+        let mut rets = vec![0u64; tape.len()];
+        if chain {
+            let memory: Vec<_> = tape.iter().zip(&rows).filter(|(c, _)| in_memory(c)).map(|(c, w)| (c.nr, *w)).collect();
+            for part in memory.chunks(links - 1) {
+                self.chain(part)?;
+            }
+        }
+        for (i, c) in tape.iter().enumerate() {
+            if chain && in_memory(c) {
+                continue;
+            }
+            let mut w = rows[i];
+            for (k, a) in c.args.iter().enumerate() {
+                if let Arg::Ret(i) = a {
+                    w[k] = rets[*i];
+                }
+            }
+            let ret = self.one(c.nr, w)?;
+            if !c.accepts(ret) {
+                return Err(SysError::new("excursion", Errno::from_raw(-(ret as i64) as i32), format!("task {}: {}", self.t.tid, c.with_answer(ret))));
+            }
+            rets[i] = ret;
+        }
+        let mut data = lay.data;
+        if !data.is_empty() {
+            vm::read_exact(self.tgid, self.dead.start, &mut data)?;
+        }
+        Ok(Answers { rets, outs, data })
+    }
+    /// Lets the kernel play calls from a chain of signal frames.
+    fn chain(&mut self, calls: &[(i64, [u64; 6])]) -> Result<(), SysError> {
+        const SYS_GETPID: i64 = 39;
+        let sig = self.away.end_signal.expect("checked by play");
+        let base = self.dead.start + NEED as u64;
+        let mut b = Vec::with_capacity((calls.len() + 1) * LINK_LEN);
+        let mut link = |nr: i64, w: [u64; 6], mask: u64, last: bool| {
+            // each link: [address of the trampoline] for the `ret` before, then the frame that trampoline loads
+            let at = base + b.len() as u64 + 8;
+            let mut r = self.base_regs();
+            (r.rax, r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) = (nr as u64, w[0], w[1], w[2], w[3], w[4], w[5]);
+            r.rip = self.away.gadgets.call_ret;
+            r.rsp = if last { self.ret_slot } else { at + 304 };
+            b.extend_from_slice(&self.away.gadgets.sigreturn.to_le_bytes());
+            b.extend_from_slice(&signal_frame(at, &r, mask, None));
+            r.rsp
+        };
+        for (nr, w) in calls {
+            link(*nr, *w, u64::MAX, false);
+        }
+        let end = link(SYS_GETPID, [0; 6], !(1u64 << (sig - 1)), true);
+        vm::write_all(self.tgid, base, &b)?;
+        let mut r = self.base_regs();
+        r.rip = self.away.gadgets.sigreturn;
+        r.rsp = base + 8;
+        self.chained = true;
+        self.t.set_regs(&r)?;
+        crate::ptrace::tgkill(self.tgid, self.t.tid, sig)?;
+        self.t.cont(0)?;
+        loop {
+            match self.t.wait(true)? {
+                Event::Signal(s) if s == sig => break,
+                Event::Interrupted | Event::GroupStop(_) | Event::Other(_) | Event::Syscall => self.t.cont(0)?,
+                e => return Err(self.astray(e)),
+            }
+        }
+        let r = self.t.regs()?;
+        if r.rip != self.away.gadgets.call_ret || r.rsp != end {
+            return Err(SysError::new("excursion", Errno::EFAULT, format!("task {} left its track: instruction pointer {:#x}", self.t.tid, r.rip)));
+        }
+        // KERNEL: a signal stop whose tracer dies delivers the signal, requeued if blocked; so this stop is left at once:
+        // the call of the last link runs with syscall stops
+        self.stops(None)?;
+        self.t.set_sigmask(u64::MAX)
+    }
+    fn astray(&self, e: Event) -> SysError {
+        match e {
+            Event::Gone(_) => SysError::new("excursion", Errno::ESRCH, format!("task {} was killed", self.t.tid)),
+            Event::Signal(s) => SysError::new("excursion", Errno::EINTR, format!("task {}: {} while all signals are blocked", self.t.tid, crate::names::signal(s))),
+            e => SysError::new("excursion", Errno::EPROTO, format!("task {}: unexpected {e:?}", self.t.tid)),
+        }
+    }
+    /// From a stop before a `syscall` instruction to the stop after it.
+    fn stops(&self, regs: Option<&Regs>) -> Result<(), SysError> {
+        if let Some(r) = regs {
+            self.t.set_regs(r)?;
+        }
+        for _ in 0..2 {
+            self.t.syscall()?;
+            loop {
+                match self.t.wait(true)? {
+                    Event::Syscall => break,
+                    // a group stop or interrupt that was under way
+                    Event::Interrupted | Event::GroupStop(_) | Event::Other(_) => self.t.syscall()?,
+                    e => return Err(self.astray(e)),
+                }
+            }
+        }
+        Ok(())
+    }
+    fn one(&self, nr: i64, w: [u64; 6]) -> Result<u64, SysError> {
+        let mut r = self.base_regs();
+        (r.rax, r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) = (nr as u64, w[0], w[1], w[2], w[3], w[4], w[5]);
+        r.rip = self.away.gadgets.call_ret;
+        r.rsp = self.ret_slot;
+        self.stops(Some(&r))?;
+        let r = self.t.regs()?;
+        if r.rip != self.away.gadgets.call_ret + 2 {
+            return Err(SysError::new("excursion", Errno::EFAULT, format!("task {} left its track: instruction pointer {:#x}", self.t.tid, r.rip)));
+        }
+        Ok(r.rax)
+    }
+    /// Brings the thread back: XSAVE state, signal mask, registers, and the bytes of dead stack.
+    ///
+    /// KERNEL: a detached or orphaned tracee passes through `get_signal()` (`__ptrace_unlink()` wakes it with
+    /// TIF_SIGPENDING), where an interrupted call restarts by `orig_rax`.
+    pub fn finish(self) -> Result<(), SysError> {
+        let mut regs = self.away.regs;
+        if self.chained {
+            self.t.set_xstate(&self.away.xstate)?;
+            if regs.orig_rax as i64 >= 0 && regs.rax as i64 == ERESTART_RESTARTBLOCK {
+                regs = restartable(regs);
+            }
+        }
+        self.t.set_sigmask(self.away.mask)?;
+        self.t.set_regs(&regs)?;
+        vm::write_all(self.tgid, self.dead.start, &self.saved)
+    }
+}

@@ -1,0 +1,106 @@
+//! Host tapes: the engine plays rows itself, to open what tasks will be given.
+//!
+//! The same [`Call`]s as in task tapes, so a plan prints both alike. Files that a call gives are kept under the plan's names.
+use crate::call::{self, Arg, Bind, Call, FdRef, Layout};
+use crate::error::SysError;
+use nix::errno::Errno;
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// The files a plan's host tapes have opened so far.
+#[derive(Debug, Default)]
+pub struct Host {
+    fds: BTreeMap<FdRef, OwnedFd>,
+}
+
+/// What a host call brought.
+#[derive(Debug)]
+pub struct HostAnswer {
+    /// The return value (never an errno unless the call accepts any answer).
+    pub ret: u64,
+    outs: Vec<(usize, Vec<u8>)>,
+}
+
+impl HostAnswer {
+    /// Bytes of an out argument.
+    pub fn out(&self, arg: usize) -> &[u8] {
+        self.outs.iter().find(|o| o.0 == arg).map_or(&[], |o| &o.1)
+    }
+}
+
+impl Host {
+    /// The file of this name.
+    pub fn fd(&self, f: FdRef) -> Option<&OwnedFd> {
+        self.fds.get(&f)
+    }
+    /// Names a file that came from elsewhere.
+    pub fn insert(&mut self, f: FdRef, fd: OwnedFd) {
+        self.fds.insert(f, fd);
+    }
+    /// Gives a file away.
+    pub fn take(&mut self, f: FdRef) -> Option<OwnedFd> {
+        self.fds.remove(&f)
+    }
+    /// Plays one row. Only calls that act on descriptors, paths and own memory belong here; the argument memory is ours.
+    pub fn play(&mut self, c: &Call) -> Result<HostAnswer, SysError> {
+        let missing = std::cell::Cell::new(None);
+        // two passes: sizes first, then the memory, which must not move while pointers into it exist
+        let fd = |f: FdRef| {
+            self.fds.get(&f).map_or_else(
+                || {
+                    missing.set(Some(f));
+                    -1
+                },
+                AsRawFd::as_raw_fd,
+            )
+        };
+        let mut size = Layout::new(0);
+        for a in &c.args {
+            size.arg(a, &fd);
+        }
+        let mut mem = vec![0u128; size.data.len().div_ceil(16) + 1];
+        let mut lay = Layout::new(mem.as_ptr() as u64);
+        let mut w = [0u64; 6];
+        for (k, a) in c.args.iter().enumerate() {
+            w[k] = lay.arg(a, &fd);
+        }
+        if let Some(f) = missing.get() {
+            return Err(SysError::new("host tape", Errno::EBADF, format!("{c}: file#{} is not open", f.0)));
+        }
+        let bytes = mem.as_mut_ptr().cast::<u8>();
+        // SAFETY: `mem` is at least as long as the data; the layout's addresses point into it; it is not moved until after the
+        // call. The kernel writes only to out arguments, whose memory is reserved in the layout.
+        let ret = unsafe {
+            std::ptr::copy_nonoverlapping(lay.data.as_ptr(), bytes, lay.data.len());
+            let r = libc::syscall(c.nr, w[0], w[1], w[2], w[3], w[4], w[5]);
+            if r == -1 { -(*libc::__errno_location() as i64) as u64 } else { r as u64 }
+        };
+        if !c.accepts(ret) {
+            let e = if call::is_errno(ret) { Errno::from_raw(-(ret as i64) as i32) } else { Errno::EPROTO };
+            return Err(SysError::new("host tape", e, c.with_answer(ret)));
+        }
+        let mut outs = Vec::new();
+        for (k, a) in c.args.iter().enumerate() {
+            let n = match a {
+                Arg::Out(n) => *n,
+                Arg::InOut(b) => b.len(),
+                _ => continue,
+            };
+            let at = lay.offset(w[k]);
+            // SAFETY: inside `mem`, see above.
+            outs.push((k, unsafe { std::slice::from_raw_parts(bytes.add(at), n).to_vec() }));
+        }
+        let a = HostAnswer { ret, outs };
+        if !call::is_errno(ret) {
+            for (f, b) in &c.binds {
+                let n = match b {
+                    Bind::Ret => ret as i32,
+                    Bind::Out { arg, offset } => i32::from_le_bytes(a.out(*arg)[*offset..*offset + 4].try_into().expect("four bytes")),
+                };
+                // SAFETY: the kernel has just given us this descriptor.
+                self.fds.insert(*f, unsafe { OwnedFd::from_raw_fd(n) });
+            }
+        }
+        Ok(a)
+    }
+}
