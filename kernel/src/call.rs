@@ -124,7 +124,7 @@ impl Call {
     }
     /// Name of the system call.
     pub fn name(&self) -> String {
-        names::syscall(self.nr).into_owned()
+        names::syscall(self.nr as u64).into_owned()
     }
     /// `name(args) = answer`, for messages.
     pub fn with_answer(&self, ret: u64) -> String {
@@ -199,7 +199,7 @@ fn bytes(b: &[u8]) -> String {
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}(", names::syscall(self.nr))?;
+        write!(f, "{}(", names::syscall(self.nr as u64))?;
         for (i, a) in self.args.iter().enumerate() {
             if i > 0 {
                 f.write_str(", ")?;

@@ -24,6 +24,7 @@
 use crate::call::{Arg, Call, Layout, Answer};
 use crate::error::SysError;
 use crate::ptrace::{Event, Regs, Tracee};
+use crate::ids::{HostPid, RemotePtr};
 use crate::vm;
 use nix::errno::Errno;
 
@@ -61,20 +62,20 @@ impl Gadgets {
     /// Are the sequences (still) there in this task? The target may change its text at any time.
     pub fn verify(&self, pid: i32) -> bool {
         let mut b = [0u8; 12];
-        if vm::read_exact(pid, self.call_ret, &mut b[..3]).is_err() || &b[..3] != CALL_RET {
+        if vm::read(HostPid(pid), RemotePtr(self.call_ret), &mut b[..3]).is_err() || &b[..3] != CALL_RET {
             return false;
         }
-        vm::read_exact(pid, self.sigreturn, &mut b[..9]).is_ok() && SIGRETURN.iter().any(|s| b.starts_with(s))
+        vm::read(HostPid(pid), RemotePtr(self.sigreturn), &mut b[..9]).is_ok() && SIGRETURN.iter().any(|s| b.starts_with(s))
     }
     /// Writes both sequences into 12 unused bytes of executable text (the zero padding behind the vDSO image).
     /// The caller puts the old bytes back with [`Gadgets::unplant`].
     pub fn plant(mem: &vm::Mem, at: u64) -> Result<Self, SysError> {
-        mem.write_all(at, &BOTH)?;
+        mem.write(RemotePtr(at), &BOTH)?;
         Ok(Self { call_ret: at, sigreturn: at + 3 })
     }
     /// Zeroes what [`Gadgets::plant`] wrote.
     pub fn unplant(mem: &vm::Mem, at: u64) -> Result<(), SysError> {
-        mem.write_all(at, &[0; BOTH.len()])
+        mem.write(RemotePtr(at), &[0; BOTH.len()])
     }
     /// How many bytes [`Gadgets::plant`] needs.
     pub const PLANT_LEN: usize = BOTH.len();
@@ -247,7 +248,7 @@ impl<'a> Excursion<'a> {
             return Err(SysError::new("excursion", Errno::ENOSPC, format!("task {tgid}: {} bytes of dead stack, {NEED} needed", dead.len)));
         }
         let mut saved = vec![0u8; dead.len];
-        vm::read_exact(tgid, dead.start, &mut saved)?;
+        vm::read(HostPid(tgid), RemotePtr(dead.start), &mut saved)?;
         let ret_slot = dead.start + DATA_LEN as u64 + 56;
         let frame_at = ret_slot + 8;
         let mut b = away.gadgets.sigreturn.to_le_bytes().to_vec();
@@ -255,7 +256,7 @@ impl<'a> Excursion<'a> {
         if b.len() > FRAME_LEN - 64 {
             return Err(SysError::new("excursion", Errno::E2BIG, format!("task {tgid}: XSAVE area of {} bytes", away.xstate.len())));
         }
-        vm::write_all(tgid, ret_slot, &b)?;
+        vm::write(HostPid(tgid), RemotePtr(ret_slot), &b)?;
         let e = Self { t, tgid, away, dead, saved, ret_slot, chained: false };
         e.hold()?;
         t.set_sigmask(u64::MAX)?;
@@ -295,7 +296,7 @@ impl<'a> Excursion<'a> {
             return Err(SysError::new("excursion", Errno::E2BIG, format!("a tape with {} bytes of data", lay.data.len())));
         }
         if !lay.data.is_empty() {
-            vm::write_all(self.tgid, self.dead.start, &lay.data)?;
+            vm::write(HostPid(self.tgid), RemotePtr(self.dead.start), &lay.data)?;
         }
         let in_memory = |c: &Call| c.args.iter().any(|a| matches!(a, Arg::Out(_)));
         let restart_block = self.away.regs.orig_rax as i64 >= 0 && self.away.regs.rax as i64 == ERESTART_RESTARTBLOCK;
@@ -326,7 +327,7 @@ impl<'a> Excursion<'a> {
         }
         let mut data = lay.data;
         if !data.is_empty() {
-            vm::read_exact(self.tgid, self.dead.start, &mut data)?;
+            vm::read(HostPid(self.tgid), RemotePtr(self.dead.start), &mut data)?;
         }
         Ok(Answers { rets, outs, data })
     }
@@ -351,7 +352,7 @@ impl<'a> Excursion<'a> {
             link(*nr, *w, u64::MAX, false);
         }
         let end = link(SYS_GETPID, [0; 6], !(1u64 << (sig - 1)), true);
-        vm::write_all(self.tgid, base, &b)?;
+        vm::write(HostPid(self.tgid), RemotePtr(base), &b)?;
         let mut r = self.base_regs();
         r.rip = self.away.gadgets.sigreturn;
         r.rsp = base + 8;
@@ -426,6 +427,6 @@ impl<'a> Excursion<'a> {
         }
         self.t.set_sigmask(self.away.mask)?;
         self.t.set_regs(&regs)?;
-        vm::write_all(self.tgid, self.dead.start, &self.saved)
+        vm::write(HostPid(self.tgid), RemotePtr(self.dead.start), &self.saved)
     }
 }

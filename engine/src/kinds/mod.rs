@@ -1,0 +1,212 @@
+//! Kinds of open files: one file each, one line in [`FILE_KINDS`].
+//!
+//! A kind claims what it knows at dump ([`FileKind::claims`]), describes it ([`FileKind::dump`]), and plans how it comes
+//! back ([`FileKind::plan`]). Kinds look and plan; they never act: at dump nothing may be read from, written to or moved in
+//! a file (the duplicate the engine holds shares position, flags and queues with the target); at restore only rows of calls
+//! are written down.
+use crate::error::{Blame, Error, Result};
+use crate::options::Options;
+use stasis_proto::prost::{Message, Name};
+use stasis_kernel::call::{Call, FdRef};
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::procfs::FdInfo;
+use stasis_proto::{ImageDir, ImageWriter, pb};
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+
+/// One open file as the dump sees it from outside.
+pub struct Seen<'a> {
+    /// A task that has it open (the first one met).
+    pub pid: HostPid,
+    /// Its slot there.
+    pub slot: i32,
+    /// Our duplicate of the same open file (pidfd_getfd): shares position, status flags, queues and locks.
+    pub fd: BorrowedFd<'a>,
+    /// fstat of it.
+    pub stat: libc::stat,
+    /// Filesystem magic (fstatfs `f_type`), 0 if it has none.
+    pub fs_type: i64,
+    /// Target of /proc/PID/fd/SLOT.
+    pub link: &'a [u8],
+    /// /proc/PID/fdinfo/SLOT.
+    pub info: &'a FdInfo,
+    /// Open flags as fcntl(F_GETFL) has them (with O_LARGEFILE, without O_CLOEXEC).
+    pub flags: u32,
+    /// Owner and signal for SIGIO.
+    pub fown: pb::FownEntry,
+}
+
+impl Seen<'_> {
+    /// "fd 7 of task 42 (anon_inode:[eventfd])".
+    pub fn place(&self) -> String {
+        format!("fd {} of task {} ({})", self.slot, self.pid.0, String::from_utf8_lossy(self.link))
+    }
+    /// File type bits of the mode (`S_IFMT`).
+    pub fn file_type(&self) -> u32 {
+        self.stat.st_mode & libc::S_IFMT
+    }
+    /// An error that names this file as something that cannot be dumped.
+    pub fn unsupported(&self, why: impl std::fmt::Display, advice: impl Into<String>) -> Error {
+        Error::new("E4100", Blame::Container, format!("cannot dump {}", self.place())).why(why).advice(advice)
+    }
+}
+
+/// What kinds use while dumping: options, and images they write their own records to.
+pub struct DumpCx<'a> {
+    /// The caller's options.
+    pub options: &'a Options,
+    /// The image folder.
+    pub dir: &'a ImageDir,
+    /// pid (host view) of every task of the tree, with the pid it has in its own namespace.
+    pub pids: &'a BTreeMap<HostPid, u32>,
+    /// Writers of images that many kinds or files share (pipes-data.img, ...), opened at the first record.
+    pub writers: BTreeMap<String, ImageWriter>,
+    /// (task, slot) to open file id, of every slot met so far; complete when [`FileKind::late`] entries are dumped.
+    pub slots: BTreeMap<(HostPid, i32), u32>,
+    /// Objects already met, by (kind, key): a pipe's contents, a pty's settings, a deleted file's ghost; with an id of the kind's choice.
+    pub done: BTreeMap<(&'static str, u64), u32>,
+    /// The last open file id given out; see [`DumpCx::new_id`].
+    pub last_id: u32,
+    /// Entries for files.img that no slot has (mapped files, executables, ghosts' stand-ins).
+    pub entries: Vec<pb::FileEntry>,
+}
+
+impl DumpCx<'_> {
+    /// A fresh open file id.
+    pub fn new_id(&mut self) -> u32 {
+        self.last_id += 1;
+        self.last_id
+    }
+    /// Appends a record, and raw bytes behind it, to an image.
+    pub fn put<M: Message + Name>(&mut self, image: &str, record: &M, payload: &[u8]) -> Result<()> {
+        let w = self.writer(image)?;
+        w.write(record)?;
+        if !payload.is_empty() {
+            w.raw(payload)?;
+        }
+        Ok(())
+    }
+    /// The open writer of an image; created at the first use.
+    pub fn writer(&mut self, image: &str) -> Result<&mut ImageWriter> {
+        if !self.writers.contains_key(image) {
+            let w = self.dir.writer(image)?;
+            self.writers.insert(image.to_string(), w);
+        }
+        Ok(self.writers.get_mut(image).expect("just inserted"))
+    }
+    /// The first time an object is met: true once per (kind, key).
+    pub fn first(&mut self, kind: &'static str, key: u64) -> bool {
+        self.done.insert((kind, key), 0).is_none()
+    }
+}
+
+/// When a planned file is opened: files that others refer to come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Needs no other file.
+    First,
+    /// Refers to other open files (epoll targets, locks, watches).
+    Second,
+    /// Refers to tasks, so it is opened when stubs exist with their pids (pidfds, files of /proc/PID).
+    Tasks,
+}
+
+/// When rows that a task itself must play are played.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TaskStage {
+    /// After all descriptors are in their slots (record locks, controlling terminal).
+    Placed,
+    /// Last of all, just before credentials are dropped (arming what would fire).
+    Arm,
+}
+
+/// What kinds use while planning a restore.
+pub struct PlanCx<'a> {
+    /// The caller's options.
+    pub options: &'a Options,
+    /// The image folder, to read further records or payloads.
+    pub dir: &'a ImageDir,
+    /// All file entries by id.
+    pub files: &'a BTreeMap<u32, pb::FileEntry>,
+    /// For every file id the (pid, slot) pairs that hold it, pids as the restored tasks see themselves.
+    pub holders: &'a BTreeMap<u32, Vec<(u32, i32)>>,
+    /// Host rows planned so far, with their stage and a short reason each.
+    pub host: Vec<(Stage, Call, String)>,
+    /// Rows for tasks: (pid, stage, row).
+    pub task: Vec<(u32, TaskStage, Call)>,
+    /// Objects made already, by (kind, key): both ends of a pipe, a pty, a shared inode.
+    pub made: BTreeMap<(&'static str, u64), Vec<FdRef>>,
+    /// Whole images of records that kinds look up again and again, by (image name): read once, see [`PlanCx::image`].
+    pub cache: BTreeMap<&'static str, std::rc::Rc<dyn std::any::Any>>,
+    stage: Stage,
+    temps: u32,
+}
+
+impl<'a> PlanCx<'a> {
+    /// An empty plan over these images.
+    pub fn new(options: &'a Options, dir: &'a ImageDir, files: &'a BTreeMap<u32, pb::FileEntry>, holders: &'a BTreeMap<u32, Vec<(u32, i32)>>) -> Self {
+        Self { options, dir, files, holders, host: Vec::new(), task: Vec::new(), made: BTreeMap::new(), cache: BTreeMap::new(), stage: Stage::First, temps: 0 }
+    }
+    /// The driver says which stage the kinds called next belong to.
+    pub fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+    }
+    /// Adds a host row at the present stage.
+    pub fn host(&mut self, call: Call, why: impl Into<String>) {
+        self.host.push((self.stage, call, why.into()));
+    }
+    /// Adds a row for a task.
+    pub fn task(&mut self, pid: u32, stage: TaskStage, call: Call) {
+        self.task.push((pid, stage, call));
+    }
+    /// The name under which the open file with this id is known to host rows and to tasks.
+    pub fn file(&self, id: u32) -> FdRef {
+        FdRef(id)
+    }
+    /// A name for a file the engine needs only while opening others; closed before the tree runs.
+    pub fn temp(&mut self) -> FdRef {
+        self.temps += 1;
+        FdRef(0x8000_0000 | self.temps)
+    }
+    /// All records of a plain image (no payloads), read once; empty if the folder does not have it.
+    pub fn image<M: Message + Name + Default + 'static>(&mut self, name: &'static str) -> Result<std::rc::Rc<Vec<M>>> {
+        if !self.cache.contains_key(name) {
+            let all: Vec<M> = if self.dir.exists(name)? { self.dir.read_all(name)? } else { Vec::new() };
+            self.cache.insert(name, std::rc::Rc::new(all));
+        }
+        self.cache[name].clone().downcast().map_err(|_| Error::bug(format!("{name} was read as records of another type")))
+    }
+}
+
+/// A kind of open file. No method has a default that quietly succeeds.
+pub trait FileKind: Sync {
+    /// The name in errors, in `stasis kinds` and in the book.
+    fn name(&self) -> &'static str;
+    /// One sentence: what comes back and what does not.
+    fn about(&self) -> &'static str;
+    /// The type number in fdinfo and files images.
+    fn fd_type(&self) -> pb::FdTypes;
+    /// Is this file mine? Cheap: looks at stat, fs type and link only.
+    fn claims(&self, seen: &Seen) -> bool;
+    /// Is it described only after all files of all tasks have an id, because its entry refers to others?
+    fn late(&self) -> bool;
+    /// Describes the open file under this id.
+    fn dump(&self, seen: &Seen, id: u32, cx: &mut DumpCx) -> Result<pb::FileEntry>;
+    /// When it is opened at restore.
+    fn stage(&self) -> Stage;
+    /// Plans how the file with this entry comes back: host rows that bind `cx.file(entry.id)`.
+    fn plan(&self, entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<()>;
+}
+
+/// All kinds of open files; the first that claims a file has it.
+pub static FILE_KINDS: &[&dyn FileKind] = &[];
+
+/// The kind for an image's type number.
+pub fn by_type(t: i32) -> Option<&'static dyn FileKind> {
+    FILE_KINDS.iter().copied().find(|k| k.fd_type() as i32 == t)
+}
+
+/// An image error: an entry that lacks what its type must have.
+pub fn malformed(entry: &pb::FileEntry, why: &str) -> Error {
+    Error::new("E5100", Blame::Image, format!("file entry {} of files.img", entry.id)).why(why).advice("dump again: this image does not describe the file")
+}

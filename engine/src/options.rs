@@ -1,0 +1,70 @@
+//! What a caller may ask of a dump or a restore. Every field is honoured or refused; none is silently ignored.
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What becomes of the tree after a successful dump or restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum After {
+    /// Dump: kill it. Restore: run it.
+    #[default]
+    Default,
+    /// Dump: let it run on.
+    Running,
+    /// Leave it stopped by SIGSTOP.
+    Stopped,
+}
+
+/// Options of the engine, already checked for contradictions by the door that took them.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Image folder.
+    pub images: PathBuf,
+    /// Root of the tree to dump (host pid).
+    pub pid: i32,
+    /// What becomes of the tree.
+    pub after: After,
+    /// Session, group leader or terminal may lie outside the tree (`--shell-job`).
+    pub shell_job: bool,
+    /// Save and restore file locks (`--file-locks`); without it a lock is an error that names it.
+    pub file_locks: bool,
+    /// Bring back names of deleted files that still have other links (`--link-remap`).
+    pub link_remap: bool,
+    /// Largest deleted file carried, in bytes; `None`: no limit.
+    pub ghost_limit: Option<u64>,
+    /// Limit on stopping the tree.
+    pub timeout: Duration,
+    /// Any path to a device node will do (`--evasive-devices`).
+    pub evasive_devices: bool,
+    /// Do not compare permissions of files on restore (`--skip-file-rwx-check`).
+    pub skip_file_rwx_check: bool,
+    /// Restore: return once the tree runs; otherwise wait for its root to exit.
+    pub detach: bool,
+    /// Restore: the root becomes a sibling of the caller.
+    pub sibling: bool,
+    /// Restore: write the root's pid (host view) here.
+    pub pidfile: Option<PathBuf>,
+    /// Tests only: die by SIGKILL when this point is reached (`STASIS_KILL_AT`, "phase:n").
+    pub kill_at: Option<u32>,
+}
+
+impl Options {
+    /// Defaults for a folder.
+    pub fn new(images: impl Into<PathBuf>) -> Self {
+        Self {
+            images: images.into(),
+            pid: 0,
+            after: After::Default,
+            shell_job: false,
+            file_locks: false,
+            link_remap: false,
+            ghost_limit: None,
+            timeout: Duration::from_secs(10),
+            evasive_devices: false,
+            skip_file_rwx_check: false,
+            detach: false,
+            sibling: false,
+            pidfile: None,
+            kill_at: None,
+        }
+    }
+}
