@@ -69,7 +69,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// A new error without place or advice.
     pub fn new(code: &'static str, blame: Blame, what: impl Into<String>) -> Self {
-        Self { code, blame, what: what.into(), why: String::new(), advice: String::new(), phase: None, kind: None }
+        Self {
+            code,
+            blame,
+            what: what.into(),
+            why: String::new(),
+            advice: String::new(),
+            phase: None,
+            kind: None,
+        }
     }
     /// Adds the reason.
     pub fn why(mut self, why: impl fmt::Display) -> Self {
@@ -128,14 +136,40 @@ impl From<stasis_kernel::error::SysError> for Error {
     fn from(e: stasis_kernel::error::SysError) -> Self {
         use nix::errno::Errno;
         let (code, blame, advice) = match e.errno {
-            Errno::ENOSPC | Errno::EDQUOT => ("E6001", Blame::Host, "make room where the images go"),
+            Errno::ENOSPC | Errno::EDQUOT => {
+                ("E6001", Blame::Host, "make room where the images go")
+            }
             Errno::EROFS => ("E6002", Blame::Host, "choose a folder that can be written"),
-            Errno::EPERM | Errno::EACCES => ("E6003", Blame::Host, "run as root, or with the capabilities `stasis check` names"),
-            Errno::ENOMEM => ("E6004", Blame::Host, "free memory or raise the memory limit"),
-            Errno::EMFILE | Errno::ENFILE => ("E6005", Blame::Host, "raise the limit of open files (ulimit -n)"),
-            Errno::ESRCH => ("E4001", Blame::Container, "a task ended meanwhile: try again"),
-            Errno::ENOSYS => ("E3001", Blame::Kernel, "run `stasis check` to see what this kernel lacks"),
-            _ => ("E3002", Blame::Kernel, "run `stasis check`; the log has the calls before this one"),
+            Errno::EPERM | Errno::EACCES => (
+                "E6003",
+                Blame::Host,
+                "run as root, or with the capabilities `stasis check` names",
+            ),
+            Errno::ENOMEM => (
+                "E6004",
+                Blame::Host,
+                "free memory or raise the memory limit",
+            ),
+            Errno::EMFILE | Errno::ENFILE => (
+                "E6005",
+                Blame::Host,
+                "raise the limit of open files (ulimit -n)",
+            ),
+            Errno::ESRCH => (
+                "E4001",
+                Blame::Container,
+                "a task ended meanwhile: try again",
+            ),
+            Errno::ENOSYS => (
+                "E3001",
+                Blame::Kernel,
+                "run `stasis check` to see what this kernel lacks",
+            ),
+            _ => (
+                "E3002",
+                Blame::Kernel,
+                "run `stasis check`; the log has the calls before this one",
+            ),
         };
         Error::new(code, blame, e.to_string()).advice(advice)
     }
@@ -143,6 +177,18 @@ impl From<stasis_kernel::error::SysError> for Error {
 
 impl From<stasis_proto::ImageError> for Error {
     fn from(e: stasis_proto::ImageError) -> Self {
-        Error::new(e.code(), Blame::Image, e.to_string()).advice("dump again, or copy the folder again if it was copied")
+        Error::new(e.code(), Blame::Image, e.to_string())
+            .advice("dump again, or copy the folder again if it was copied")
+    }
+}
+
+impl From<stasis_kernel::error::Error> for Error {
+    fn from(e: stasis_kernel::error::Error) -> Self {
+        match e {
+            stasis_kernel::error::Error::Sys(e) => e.into(),
+            e => Error::new("E3003", Blame::Kernel, e.to_string()).advice(
+                "this kernel writes /proc in a form stasis does not know: please report it",
+            ),
+        }
     }
 }

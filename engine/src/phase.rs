@@ -37,28 +37,89 @@ pub enum Phase {
 
 impl Phase {
     /// Phases of a dump, in order.
-    pub const DUMP: &[Phase] = &[Phase::Prepare, Phase::Seize, Phase::Tree, Phase::Files, Phase::Memory, Phase::Seal, Phase::Release];
+    pub const DUMP: &[Phase] = &[
+        Phase::Prepare,
+        Phase::Seize,
+        Phase::Tree,
+        Phase::Files,
+        Phase::Memory,
+        Phase::Seal,
+        Phase::Release,
+    ];
     /// Phases of a restore, in order.
-    pub const RESTORE: &[Phase] =
-        &[Phase::Plan, Phase::Open, Phase::Birth, Phase::Fill, Phase::Place, Phase::Habits, Phase::Privileges, Phase::Run];
+    pub const RESTORE: &[Phase] = &[
+        Phase::Plan,
+        Phase::Open,
+        Phase::Birth,
+        Phase::Fill,
+        Phase::Place,
+        Phase::Habits,
+        Phase::Privileges,
+        Phase::Run,
+    ];
     /// What is true before the phase and what it makes true.
     pub fn contract(self) -> (&'static str, &'static str) {
         match self {
-            Phase::Prepare => ("nothing is known", "options make sense, the folder can be written, the root task exists"),
-            Phase::Seize => ("the tree runs", "every thread is in a ptrace stop; the set of tasks is closed"),
-            Phase::Tree => ("the tree is stopped", "each task is described; registers and signal masks are as at the stop"),
-            Phase::Files => ("tasks are described", "each open file has one entry, each slot names one; nothing was read from or moved in a file"),
-            Phase::Memory => ("files have entries", "each mapping has an entry, each page that matters is in a pages image"),
-            Phase::Seal => ("all images are written", "all images are durable, inventory.img exists"),
-            Phase::Release => ("the folder is complete, or the dump failed", "the tree runs, is stopped, or is dead, as asked"),
-            Phase::Plan => ("a folder", "all images parsed; every call of the restore is known"),
-            Phase::Open => ("nothing of the tree exists", "the engine holds every open file of the tree"),
-            Phase::Birth => ("files are open", "every task exists as a stub, dies with the engine, and runs none of its own code"),
-            Phase::Fill => ("stubs", "every address space is as in the image, plus the reel"),
-            Phase::Place => ("memory is there", "every thread exists; every descriptor table is as in the image"),
-            Phase::Habits => ("descriptors are there", "signals, timers, limits and scheduling are as in the image"),
-            Phase::Privileges => ("habits are there", "no task has more rights than in the image"),
-            Phase::Run => ("only registers are missing", "the tree runs (or is stopped, if asked)"),
+            Phase::Prepare => (
+                "nothing is known",
+                "options make sense, the folder can be written, the root task exists",
+            ),
+            Phase::Seize => (
+                "the tree runs",
+                "every thread is in a ptrace stop; the set of tasks is closed",
+            ),
+            Phase::Tree => (
+                "the tree is stopped",
+                "each task is described; registers and signal masks are as at the stop",
+            ),
+            Phase::Files => (
+                "tasks are described",
+                "each open file has one entry, each slot names one; nothing was read from or moved in a file",
+            ),
+            Phase::Memory => (
+                "files have entries",
+                "each mapping has an entry, each page that matters is in a pages image",
+            ),
+            Phase::Seal => (
+                "all images are written",
+                "all images are durable, inventory.img exists",
+            ),
+            Phase::Release => (
+                "the folder is complete, or the dump failed",
+                "the tree runs, is stopped, or is dead, as asked",
+            ),
+            Phase::Plan => (
+                "a folder",
+                "all images parsed; every call of the restore is known",
+            ),
+            Phase::Open => (
+                "nothing of the tree exists",
+                "the engine holds every open file of the tree",
+            ),
+            Phase::Birth => (
+                "files are open",
+                "every task exists as a stub, dies with the engine, and runs none of its own code",
+            ),
+            Phase::Fill => (
+                "stubs",
+                "every address space is as in the image, plus the reel",
+            ),
+            Phase::Place => (
+                "memory is there",
+                "every thread exists; every descriptor table is as in the image",
+            ),
+            Phase::Habits => (
+                "descriptors are there",
+                "signals, timers, limits and scheduling are as in the image",
+            ),
+            Phase::Privileges => (
+                "habits are there",
+                "no task has more rights than in the image",
+            ),
+            Phase::Run => (
+                "only registers are missing",
+                "the tree runs (or is stopped, if asked)",
+            ),
         }
     }
 }

@@ -92,7 +92,13 @@ impl Call {
     /// A call that must not fail.
     pub fn new(nr: i64, args: Vec<Arg>) -> Self {
         assert!(args.len() <= 6, "a system call has six arguments");
-        Self { nr, args, expect: Expect::Ok, binds: Vec::new(), child_slot: None }
+        Self {
+            nr,
+            args,
+            expect: Expect::Ok,
+            binds: Vec::new(),
+            child_slot: None,
+        }
     }
     /// The same, any answer is welcome.
     pub fn any(mut self) -> Self {
@@ -210,7 +216,9 @@ impl fmt::Display for Call {
         for (r, b) in &self.binds {
             match b {
                 Bind::Ret => write!(f, " -> file#{}", r.0)?,
-                Bind::Out { arg, offset } => write!(f, " -> file#{} (argument {arg} at {offset})", r.0)?,
+                Bind::Out { arg, offset } => {
+                    write!(f, " -> file#{} (argument {arg} at {offset})", r.0)?
+                }
             }
         }
         if let Some(s) = self.child_slot {
@@ -243,7 +251,10 @@ pub struct Answer {
 impl Layout {
     /// Data that will lie at `base` in the playing task.
     pub fn new(base: u64) -> Self {
-        Self { base, data: Vec::new() }
+        Self {
+            base,
+            data: Vec::new(),
+        }
     }
     /// Reserves `bytes` and gives their address.
     pub fn put(&mut self, bytes: &[u8]) -> u64 {

@@ -21,19 +21,24 @@
 //!
 //! Gave up: a player page as in restore (mmap + write + munmap are three more calls, each with its own narrow spot, and
 //! are refused by PR_SET_MDWE or SELinux execmem).
-use crate::call::{Arg, Call, Layout, Answer};
+use crate::call::{Answer, Arg, Call, Layout};
 use crate::error::SysError;
-use crate::ptrace::{Event, Regs, Tracee};
 use crate::ids::{HostPid, RemotePtr};
+use crate::ptrace::{Event, Regs, Tracee};
 use crate::vm;
 use nix::errno::Errno;
 
 /// `syscall; ret`
 const CALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
 /// `mov $15,%rax; syscall` as glibc, musl and Go write it
-const SIGRETURN: [&[u8]; 2] = [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
+const SIGRETURN: [&[u8]; 2] = [
+    &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05],
+    &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05],
+];
 /// Both, for a text that has neither.
-const BOTH: [u8; 12] = [0x0f, 0x05, 0xc3, 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+const BOTH: [u8; 12] = [
+    0x0f, 0x05, 0xc3, 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05,
+];
 
 /// Instruction sequences found in a task's own text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,16 +67,22 @@ impl Gadgets {
     /// Are the sequences (still) there in this task? The target may change its text at any time.
     pub fn verify(&self, pid: i32) -> bool {
         let mut b = [0u8; 12];
-        if vm::read(HostPid(pid), RemotePtr(self.call_ret), &mut b[..3]).is_err() || &b[..3] != CALL_RET {
+        if vm::read(HostPid(pid), RemotePtr(self.call_ret), &mut b[..3]).is_err()
+            || &b[..3] != CALL_RET
+        {
             return false;
         }
-        vm::read(HostPid(pid), RemotePtr(self.sigreturn), &mut b[..9]).is_ok() && SIGRETURN.iter().any(|s| b.starts_with(s))
+        vm::read(HostPid(pid), RemotePtr(self.sigreturn), &mut b[..9]).is_ok()
+            && SIGRETURN.iter().any(|s| b.starts_with(s))
     }
     /// Writes both sequences into 12 unused bytes of executable text (the zero padding behind the vDSO image).
     /// The caller puts the old bytes back with [`Gadgets::unplant`].
     pub fn plant(mem: &vm::Mem, at: u64) -> Result<Self, SysError> {
         mem.write(RemotePtr(at), &BOTH)?;
-        Ok(Self { call_ret: at, sigreturn: at + 3 })
+        Ok(Self {
+            call_ret: at,
+            sigreturn: at + 3,
+        })
     }
     /// Zeroes what [`Gadgets::plant`] wrote.
     pub fn unplant(mem: &vm::Mem, at: u64) -> Result<(), SysError> {
@@ -131,12 +142,19 @@ impl Answers {
     }
     /// Bytes of the out argument `arg` of row `i`.
     pub fn out(&self, i: usize, arg: usize) -> &[u8] {
-        let a = self.outs.iter().find(|a| a.row == i && a.arg == arg).expect("row and argument of the same tape");
+        let a = self
+            .outs
+            .iter()
+            .find(|a| a.row == i && a.arg == arg)
+            .expect("row and argument of the same tape");
         &self.data[a.offset..a.offset + a.len]
     }
     /// The little-endian words of an out argument.
     pub fn words(&self, i: usize, arg: usize) -> Vec<u64> {
-        self.out(i, arg).chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes"))).collect()
+        self.out(i, arg)
+            .chunks_exact(8)
+            .map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes")))
+            .collect()
     }
 }
 
@@ -176,7 +194,10 @@ pub fn restartable(mut r: Regs) -> Regs {
     const ERESTARTNOINTR: i64 = -513;
     const ERESTARTNOHAND: i64 = -514;
     if (r.orig_rax as i64) >= 0
-        && matches!(r.rax as i64, ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
+        && matches!(
+            r.rax as i64,
+            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK
+        )
     {
         r.rax = r.orig_rax;
         r.rip -= 2;
@@ -200,17 +221,26 @@ pub fn signal_frame(at: u64, r: &Regs, mask: u64, xstate: Option<&[u8]>) -> Vec<
     let fp = (at + 304).next_multiple_of(64);
     let mut b = Vec::with_capacity(304);
     let w = |b: &mut Vec<u8>, v: u64| b.extend_from_slice(&v.to_le_bytes());
-    w(&mut b, if xstate.is_some() { UC_FP_XSTATE } else { 0 } | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS);
+    w(
+        &mut b,
+        if xstate.is_some() { UC_FP_XSTATE } else { 0 } | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS,
+    );
     w(&mut b, 0);
     // uc_stack with flags the kernel refuses, so that it keeps the alternate stack as it is
     // KERNEL: restore_altstack() squashes EINVAL (kernel/signal.c)
     w(&mut b, 0);
     w(&mut b, 0x7fff_ffff);
     w(&mut b, 0);
-    for v in [r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx, r.rsp, r.rip, r.eflags] {
+    for v in [
+        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx,
+        r.rax, r.rcx, r.rsp, r.rip, r.eflags,
+    ] {
         w(&mut b, v);
     }
-    w(&mut b, (r.cs & 0xffff) | (r.gs & 0xffff) << 16 | (r.fs & 0xffff) << 32 | (r.ss & 0xffff) << 48);
+    w(
+        &mut b,
+        (r.cs & 0xffff) | (r.gs & 0xffff) << 16 | (r.fs & 0xffff) << 32 | (r.ss & 0xffff) << 48,
+    );
     w(&mut b, 0); // err
     w(&mut b, 0); // trapno
     w(&mut b, 0); // oldmask
@@ -245,19 +275,43 @@ impl<'a> Excursion<'a> {
     /// Order matters, see the module text: the frame is written first, then registers lead to it, then signals are blocked.
     pub fn begin(t: &'a Tracee, tgid: i32, away: Away, dead: DeadStack) -> Result<Self, SysError> {
         if dead.len < NEED {
-            return Err(SysError::new("excursion", Errno::ENOSPC, format!("task {tgid}: {} bytes of dead stack, {NEED} needed", dead.len)));
+            return Err(SysError::new(
+                "excursion",
+                Errno::ENOSPC,
+                format!(
+                    "task {tgid}: {} bytes of dead stack, {NEED} needed",
+                    dead.len
+                ),
+            ));
         }
         let mut saved = vec![0u8; dead.len];
         vm::read(HostPid(tgid), RemotePtr(dead.start), &mut saved)?;
         let ret_slot = dead.start + DATA_LEN as u64 + 56;
         let frame_at = ret_slot + 8;
         let mut b = away.gadgets.sigreturn.to_le_bytes().to_vec();
-        b.extend_from_slice(&signal_frame(frame_at, &restartable(away.regs), away.mask, Some(&away.xstate)));
+        b.extend_from_slice(&signal_frame(
+            frame_at,
+            &restartable(away.regs),
+            away.mask,
+            Some(&away.xstate),
+        ));
         if b.len() > FRAME_LEN - 64 {
-            return Err(SysError::new("excursion", Errno::E2BIG, format!("task {tgid}: XSAVE area of {} bytes", away.xstate.len())));
+            return Err(SysError::new(
+                "excursion",
+                Errno::E2BIG,
+                format!("task {tgid}: XSAVE area of {} bytes", away.xstate.len()),
+            ));
         }
         vm::write(HostPid(tgid), RemotePtr(ret_slot), &b)?;
-        let e = Self { t, tgid, away, dead, saved, ret_slot, chained: false };
+        let e = Self {
+            t,
+            tgid,
+            away,
+            dead,
+            saved,
+            ret_slot,
+            chained: false,
+        };
         e.hold()?;
         t.set_sigmask(u64::MAX)?;
         Ok(e)
@@ -287,24 +341,42 @@ impl<'a> Excursion<'a> {
             for (k, a) in c.args.iter().enumerate() {
                 words[k] = lay.arg(a, &|f| unreachable!("file#{} in a dump tape", f.0));
                 if let Arg::Out(n) = a {
-                    outs.push(Answer { row: i, arg: k, offset: lay.offset(words[k]), len: *n });
+                    outs.push(Answer {
+                        row: i,
+                        arg: k,
+                        offset: lay.offset(words[k]),
+                        len: *n,
+                    });
                 }
             }
             rows.push(words);
         }
         if lay.data.len() > DATA_LEN {
-            return Err(SysError::new("excursion", Errno::E2BIG, format!("a tape with {} bytes of data", lay.data.len())));
+            return Err(SysError::new(
+                "excursion",
+                Errno::E2BIG,
+                format!("a tape with {} bytes of data", lay.data.len()),
+            ));
         }
         if !lay.data.is_empty() {
             vm::write(HostPid(self.tgid), RemotePtr(self.dead.start), &lay.data)?;
         }
         let in_memory = |c: &Call| c.args.iter().any(|a| matches!(a, Arg::Out(_)));
-        let restart_block = self.away.regs.orig_rax as i64 >= 0 && self.away.regs.rax as i64 == ERESTART_RESTARTBLOCK;
+        let restart_block = self.away.regs.orig_rax as i64 >= 0
+            && self.away.regs.rax as i64 == ERESTART_RESTARTBLOCK;
         let links = (self.dead.len - NEED) / LINK_LEN;
-        let chain = !restart_block && self.away.end_signal.is_some() && links >= 2 && tape.iter().filter(|c| in_memory(c)).count() > 1;
+        let chain = !restart_block
+            && self.away.end_signal.is_some()
+            && links >= 2
+            && tape.iter().filter(|c| in_memory(c)).count() > 1;
         let mut rets = vec![0u64; tape.len()];
         if chain {
-            let memory: Vec<_> = tape.iter().zip(&rows).filter(|(c, _)| in_memory(c)).map(|(c, w)| (c.nr, *w)).collect();
+            let memory: Vec<_> = tape
+                .iter()
+                .zip(&rows)
+                .filter(|(c, _)| in_memory(c))
+                .map(|(c, w)| (c.nr, *w))
+                .collect();
             for part in memory.chunks(links - 1) {
                 self.chain(part)?;
             }
@@ -321,7 +393,11 @@ impl<'a> Excursion<'a> {
             }
             let ret = self.one(c.nr, w)?;
             if !c.accepts(ret) {
-                return Err(SysError::new("excursion", Errno::from_raw(-(ret as i64) as i32), format!("task {}: {}", self.t.tid, c.with_answer(ret))));
+                return Err(SysError::new(
+                    "excursion",
+                    Errno::from_raw(-(ret as i64) as i32),
+                    format!("task {}: {}", self.t.tid, c.with_answer(ret)),
+                ));
             }
             rets[i] = ret;
         }
@@ -341,7 +417,8 @@ impl<'a> Excursion<'a> {
             // each link: [address of the trampoline] for the `ret` before, then the frame that trampoline loads
             let at = base + b.len() as u64 + 8;
             let mut r = self.base_regs();
-            (r.rax, r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) = (nr as u64, w[0], w[1], w[2], w[3], w[4], w[5]);
+            (r.rax, r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) =
+                (nr as u64, w[0], w[1], w[2], w[3], w[4], w[5]);
             r.rip = self.away.gadgets.call_ret;
             r.rsp = if last { self.ret_slot } else { at + 304 };
             b.extend_from_slice(&self.away.gadgets.sigreturn.to_le_bytes());
@@ -363,13 +440,22 @@ impl<'a> Excursion<'a> {
         loop {
             match self.t.wait(true)? {
                 Event::Signal(s) if s == sig => break,
-                Event::Interrupted | Event::GroupStop(_) | Event::Other(_) | Event::Syscall => self.t.cont(0)?,
+                Event::Interrupted | Event::GroupStop(_) | Event::Other(_) | Event::Syscall => {
+                    self.t.cont(0)?
+                }
                 e => return Err(self.astray(e)),
             }
         }
         let r = self.t.regs()?;
         if r.rip != self.away.gadgets.call_ret || r.rsp != end {
-            return Err(SysError::new("excursion", Errno::EFAULT, format!("task {} left its track: instruction pointer {:#x}", self.t.tid, r.rip)));
+            return Err(SysError::new(
+                "excursion",
+                Errno::EFAULT,
+                format!(
+                    "task {} left its track: instruction pointer {:#x}",
+                    self.t.tid, r.rip
+                ),
+            ));
         }
         // KERNEL: a signal stop whose tracer dies delivers the signal, requeued if blocked; so this stop is left at once:
         // the call of the last link runs with syscall stops
@@ -378,9 +464,25 @@ impl<'a> Excursion<'a> {
     }
     fn astray(&self, e: Event) -> SysError {
         match e {
-            Event::Gone(_) => SysError::new("excursion", Errno::ESRCH, format!("task {} was killed", self.t.tid)),
-            Event::Signal(s) => SysError::new("excursion", Errno::EINTR, format!("task {}: {} while all signals are blocked", self.t.tid, crate::names::signal(s))),
-            e => SysError::new("excursion", Errno::EPROTO, format!("task {}: unexpected {e:?}", self.t.tid)),
+            Event::Gone(_) => SysError::new(
+                "excursion",
+                Errno::ESRCH,
+                format!("task {} was killed", self.t.tid),
+            ),
+            Event::Signal(s) => SysError::new(
+                "excursion",
+                Errno::EINTR,
+                format!(
+                    "task {}: {} while all signals are blocked",
+                    self.t.tid,
+                    crate::names::signal(s)
+                ),
+            ),
+            e => SysError::new(
+                "excursion",
+                Errno::EPROTO,
+                format!("task {}: unexpected {e:?}", self.t.tid),
+            ),
         }
     }
     /// From a stop before a `syscall` instruction to the stop after it.
@@ -394,7 +496,9 @@ impl<'a> Excursion<'a> {
                 match self.t.wait(true)? {
                     Event::Syscall => break,
                     // a group stop or interrupt that was under way
-                    Event::Interrupted | Event::GroupStop(_) | Event::Other(_) => self.t.syscall()?,
+                    Event::Interrupted | Event::GroupStop(_) | Event::Other(_) => {
+                        self.t.syscall()?
+                    }
                     e => return Err(self.astray(e)),
                 }
             }
@@ -403,13 +507,21 @@ impl<'a> Excursion<'a> {
     }
     fn one(&self, nr: i64, w: [u64; 6]) -> Result<u64, SysError> {
         let mut r = self.base_regs();
-        (r.rax, r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) = (nr as u64, w[0], w[1], w[2], w[3], w[4], w[5]);
+        (r.rax, r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) =
+            (nr as u64, w[0], w[1], w[2], w[3], w[4], w[5]);
         r.rip = self.away.gadgets.call_ret;
         r.rsp = self.ret_slot;
         self.stops(Some(&r))?;
         let r = self.t.regs()?;
         if r.rip != self.away.gadgets.call_ret + 2 {
-            return Err(SysError::new("excursion", Errno::EFAULT, format!("task {} left its track: instruction pointer {:#x}", self.t.tid, r.rip)));
+            return Err(SysError::new(
+                "excursion",
+                Errno::EFAULT,
+                format!(
+                    "task {} left its track: instruction pointer {:#x}",
+                    self.t.tid, r.rip
+                ),
+            ));
         }
         Ok(r.rax)
     }

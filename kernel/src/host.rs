@@ -65,7 +65,11 @@ impl Host {
             w[k] = lay.arg(a, &fd);
         }
         if let Some(f) = missing.get() {
-            return Err(SysError::new("host tape", Errno::EBADF, format!("{c}: file#{} is not open", f.0)));
+            return Err(SysError::new(
+                "host tape",
+                Errno::EBADF,
+                format!("{c}: file#{} is not open", f.0),
+            ));
         }
         let bytes = mem.as_mut_ptr().cast::<u8>();
         // SAFETY: `mem` is at least as long as the data; the layout's addresses point into it; it is not moved until after the
@@ -73,10 +77,18 @@ impl Host {
         let ret = unsafe {
             std::ptr::copy_nonoverlapping(lay.data.as_ptr(), bytes, lay.data.len());
             let r = libc::syscall(c.nr, w[0], w[1], w[2], w[3], w[4], w[5]);
-            if r == -1 { -(*libc::__errno_location() as i64) as u64 } else { r as u64 }
+            if r == -1 {
+                -(*libc::__errno_location() as i64) as u64
+            } else {
+                r as u64
+            }
         };
         if !c.accepts(ret) {
-            let e = if call::is_errno(ret) { Errno::from_raw(-(ret as i64) as i32) } else { Errno::EPROTO };
+            let e = if call::is_errno(ret) {
+                Errno::from_raw(-(ret as i64) as i32)
+            } else {
+                Errno::EPROTO
+            };
             return Err(SysError::new("host tape", e, c.with_answer(ret)));
         }
         let mut outs = Vec::new();
@@ -88,14 +100,20 @@ impl Host {
             };
             let at = lay.offset(w[k]);
             // SAFETY: inside `mem`, see above.
-            outs.push((k, unsafe { std::slice::from_raw_parts(bytes.add(at), n).to_vec() }));
+            outs.push((k, unsafe {
+                std::slice::from_raw_parts(bytes.add(at), n).to_vec()
+            }));
         }
         let a = HostAnswer { ret, outs };
         if !call::is_errno(ret) {
             for (f, b) in &c.binds {
                 let n = match b {
                     Bind::Ret => ret as i32,
-                    Bind::Out { arg, offset } => i32::from_le_bytes(a.out(*arg)[*offset..*offset + 4].try_into().expect("four bytes")),
+                    Bind::Out { arg, offset } => i32::from_le_bytes(
+                        a.out(*arg)[*offset..*offset + 4]
+                            .try_into()
+                            .expect("four bytes"),
+                    ),
                 };
                 // SAFETY: the kernel has just given us this descriptor.
                 self.fds.insert(*f, unsafe { OwnedFd::from_raw_fd(n) });

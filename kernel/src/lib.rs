@@ -3,15 +3,25 @@
 //! This is the only crate of the workspace that may say `unsafe`. It knows nothing of images or plans.
 #![allow(unsafe_code)]
 
+/// A system call as data: the row of every tape.
+pub mod call;
 /// What went wrong: a failed system call, or kernel text that could not be understood.
 pub mod error;
+/// Dump tapes: asking a stopped task what only it can be asked.
+pub mod excursion;
 /// System calls on descriptors and pidfds: getfd, kcmp, SCM_RIGHTS, memfd, statx, file handles.
 pub mod fds;
+/// Host tapes: rows the engine plays itself.
+pub mod host;
 /// Numbers that must not be mixed up: pids, addresses and descriptors of other processes.
 pub mod ids;
 /// Names for numbers, for every message a person reads.
 pub mod names;
 /// Reading /proc/PID: one open directory per process, parsers that are pure functions of bytes.
 pub mod procfs;
+/// Seizing tasks: ptrace(2).
+pub mod ptrace;
+/// Restore tapes: the shared memory that all tasks play from.
+pub mod reel;
 /// Reading and writing another process's memory.
 pub mod vm;

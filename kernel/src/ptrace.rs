@@ -27,10 +27,20 @@ pub const EXITKILL: usize = 1 << 20;
 /// Suspend seccomp while traced (`PTRACE_O_SUSPEND_SECCOMP`, needs CAP_SYS_ADMIN).
 pub const SUSPEND_SECCOMP: usize = 1 << 21;
 
-fn ptrace(op: u32, name: &'static str, tid: i32, addr: usize, data: usize) -> Result<i64, SysError> {
+fn ptrace(
+    op: u32,
+    name: &'static str,
+    tid: i32,
+    addr: usize,
+    data: usize,
+) -> Result<i64, SysError> {
     // SAFETY: callers pass pointers to live buffers of the size the operation uses; the kernel checks the rest.
     let r = unsafe { libc::ptrace(op as _, tid, addr as *mut c_void, data as *mut c_void) };
-    if r == -1 { Err(SysError::last(name, format!("task {tid}"))) } else { Ok(r) }
+    if r == -1 {
+        Err(SysError::last(name, format!("task {tid}")))
+    } else {
+        Ok(r)
+    }
 }
 
 /// How a wait ended.
@@ -139,61 +149,138 @@ impl Tracee {
     }
     /// Lets go of the thread, delivering `sig` if not 0. A task that is gone is no error.
     pub fn detach(self, sig: i32) -> Result<(), SysError> {
-        match ptrace(libc::PTRACE_DETACH, "PTRACE_DETACH", self.tid, 0, sig as usize) {
+        match ptrace(
+            libc::PTRACE_DETACH,
+            "PTRACE_DETACH",
+            self.tid,
+            0,
+            sig as usize,
+        ) {
             Err(e) if e.errno == Errno::ESRCH => Ok(()),
             r => r.map(|_| ()),
         }
     }
     /// Changes `PTRACE_O_*` options; the thread must be stopped.
     pub fn set_options(&self, options: usize) -> Result<(), SysError> {
-        ptrace(libc::PTRACE_SETOPTIONS, "PTRACE_SETOPTIONS", self.tid, 0, options).map(|_| ())
+        ptrace(
+            libc::PTRACE_SETOPTIONS,
+            "PTRACE_SETOPTIONS",
+            self.tid,
+            0,
+            options,
+        )
+        .map(|_| ())
     }
     /// General registers.
     pub fn regs(&self) -> Result<Regs, SysError> {
         // SAFETY: user_regs_struct is plain integers.
         let mut r: Regs = unsafe { std::mem::zeroed() };
-        let mut iov = libc::iovec { iov_base: (&raw mut r).cast(), iov_len: size_of::<Regs>() };
-        ptrace(libc::PTRACE_GETREGSET, "PTRACE_GETREGSET(NT_PRSTATUS)", self.tid, NT_PRSTATUS, &raw mut iov as usize)?;
+        let mut iov = libc::iovec {
+            iov_base: (&raw mut r).cast(),
+            iov_len: size_of::<Regs>(),
+        };
+        ptrace(
+            libc::PTRACE_GETREGSET,
+            "PTRACE_GETREGSET(NT_PRSTATUS)",
+            self.tid,
+            NT_PRSTATUS,
+            &raw mut iov as usize,
+        )?;
         if iov.iov_len != size_of::<Regs>() {
-            return Err(SysError::new("PTRACE_GETREGSET(NT_PRSTATUS)", Errno::EPROTO, format!("task {} is a 32-bit task", self.tid)));
+            return Err(SysError::new(
+                "PTRACE_GETREGSET(NT_PRSTATUS)",
+                Errno::EPROTO,
+                format!("task {} is a 32-bit task", self.tid),
+            ));
         }
         Ok(r)
     }
     /// Size in bytes of the general register set: 216 for a 64-bit task, 68 for a 32-bit one.
     pub fn regs_size(&self) -> Result<usize, SysError> {
         let mut b = [0u8; 512];
-        let mut iov = libc::iovec { iov_base: b.as_mut_ptr().cast(), iov_len: b.len() };
-        ptrace(libc::PTRACE_GETREGSET, "PTRACE_GETREGSET(NT_PRSTATUS)", self.tid, NT_PRSTATUS, &raw mut iov as usize)?;
+        let mut iov = libc::iovec {
+            iov_base: b.as_mut_ptr().cast(),
+            iov_len: b.len(),
+        };
+        ptrace(
+            libc::PTRACE_GETREGSET,
+            "PTRACE_GETREGSET(NT_PRSTATUS)",
+            self.tid,
+            NT_PRSTATUS,
+            &raw mut iov as usize,
+        )?;
         Ok(iov.iov_len)
     }
     /// Sets the general registers.
     pub fn set_regs(&self, r: &Regs) -> Result<(), SysError> {
-        let mut iov = libc::iovec { iov_base: std::ptr::from_ref(r).cast_mut().cast(), iov_len: size_of::<Regs>() };
-        ptrace(libc::PTRACE_SETREGSET, "PTRACE_SETREGSET(NT_PRSTATUS)", self.tid, NT_PRSTATUS, &raw mut iov as usize).map(|_| ())
+        let mut iov = libc::iovec {
+            iov_base: std::ptr::from_ref(r).cast_mut().cast(),
+            iov_len: size_of::<Regs>(),
+        };
+        ptrace(
+            libc::PTRACE_SETREGSET,
+            "PTRACE_SETREGSET(NT_PRSTATUS)",
+            self.tid,
+            NT_PRSTATUS,
+            &raw mut iov as usize,
+        )
+        .map(|_| ())
     }
     /// The whole XSAVE area in the standard (uncompacted) form, as long as this kernel and CPU have it.
     pub fn xstate(&self) -> Result<Vec<u8>, SysError> {
         let mut b = vec![0u8; 16384];
-        let mut iov = libc::iovec { iov_base: b.as_mut_ptr().cast(), iov_len: b.len() };
-        ptrace(libc::PTRACE_GETREGSET, "PTRACE_GETREGSET(NT_X86_XSTATE)", self.tid, NT_X86_XSTATE, &raw mut iov as usize)?;
+        let mut iov = libc::iovec {
+            iov_base: b.as_mut_ptr().cast(),
+            iov_len: b.len(),
+        };
+        ptrace(
+            libc::PTRACE_GETREGSET,
+            "PTRACE_GETREGSET(NT_X86_XSTATE)",
+            self.tid,
+            NT_X86_XSTATE,
+            &raw mut iov as usize,
+        )?;
         b.truncate(iov.iov_len);
         Ok(b)
     }
     /// Sets the XSAVE area.
     pub fn set_xstate(&self, x: &[u8]) -> Result<(), SysError> {
-        let mut iov = libc::iovec { iov_base: x.as_ptr().cast_mut().cast(), iov_len: x.len() };
-        ptrace(libc::PTRACE_SETREGSET, "PTRACE_SETREGSET(NT_X86_XSTATE)", self.tid, NT_X86_XSTATE, &raw mut iov as usize).map(|_| ())
+        let mut iov = libc::iovec {
+            iov_base: x.as_ptr().cast_mut().cast(),
+            iov_len: x.len(),
+        };
+        ptrace(
+            libc::PTRACE_SETREGSET,
+            "PTRACE_SETREGSET(NT_X86_XSTATE)",
+            self.tid,
+            NT_X86_XSTATE,
+            &raw mut iov as usize,
+        )
+        .map(|_| ())
     }
     /// Blocked signals: bit n-1 is signal n.
     pub fn sigmask(&self) -> Result<u64, SysError> {
         let mut m = 0u64;
-        ptrace(PTRACE_GETSIGMASK, "PTRACE_GETSIGMASK", self.tid, 8, &raw mut m as usize)?;
+        ptrace(
+            PTRACE_GETSIGMASK,
+            "PTRACE_GETSIGMASK",
+            self.tid,
+            8,
+            &raw mut m as usize,
+        )?;
         Ok(m)
     }
     /// Sets the blocked signals.
     pub fn set_sigmask(&self, m: u64) -> Result<(), SysError> {
         let m = m;
-        ptrace(PTRACE_SETSIGMASK, "PTRACE_SETSIGMASK", self.tid, 8, &raw const m as usize).map(|_| ())
+        ptrace(
+            PTRACE_SETSIGMASK,
+            "PTRACE_SETSIGMASK",
+            self.tid,
+            8,
+            &raw const m as usize,
+        )
+        .map(|_| ())
     }
     /// Queued signals, oldest first: of the whole process (`shared`) or of this thread; each a 128-byte siginfo_t.
     pub fn pending(&self, shared: bool) -> Result<Vec<[u8; 128]>, SysError> {
@@ -206,8 +293,18 @@ impl Tracee {
         let mut all = Vec::new();
         loop {
             let mut buf = [[0u8; 128]; 32];
-            let a = Args { off: all.len() as u64, flags: shared as u32, nr: 32 };
-            let n = ptrace(PTRACE_PEEKSIGINFO, "PTRACE_PEEKSIGINFO", self.tid, &raw const a as usize, buf.as_mut_ptr() as usize)?;
+            let a = Args {
+                off: all.len() as u64,
+                flags: shared as u32,
+                nr: 32,
+            };
+            let n = ptrace(
+                PTRACE_PEEKSIGINFO,
+                "PTRACE_PEEKSIGINFO",
+                self.tid,
+                &raw const a as usize,
+                buf.as_mut_ptr() as usize,
+            )?;
             all.extend_from_slice(&buf[..n as usize]);
             if n < 32 {
                 return Ok(all);
@@ -217,13 +314,25 @@ impl Tracee {
     /// Restartable sequence registration.
     pub fn rseq(&self) -> Result<RseqConfig, SysError> {
         let mut c = RseqConfig::default();
-        ptrace(PTRACE_GET_RSEQ_CONFIGURATION, "PTRACE_GET_RSEQ_CONFIGURATION", self.tid, size_of::<RseqConfig>(), &raw mut c as usize)?;
+        ptrace(
+            PTRACE_GET_RSEQ_CONFIGURATION,
+            "PTRACE_GET_RSEQ_CONFIGURATION",
+            self.tid,
+            size_of::<RseqConfig>(),
+            &raw mut c as usize,
+        )?;
         Ok(c)
     }
     /// Syscall user dispatch settings; `None` where the kernel has no such request.
     pub fn sud(&self) -> Result<Option<SudConfig>, SysError> {
         let mut c = SudConfig::default();
-        match ptrace(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", self.tid, size_of::<SudConfig>(), &raw mut c as usize) {
+        match ptrace(
+            PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+            "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG",
+            self.tid,
+            size_of::<SudConfig>(),
+            &raw mut c as usize,
+        ) {
             Ok(_) => Ok(Some(c)),
             // KERNEL(<6.4): no such request
             Err(e) if e.errno == Errno::EIO => Ok(None),
@@ -232,26 +341,57 @@ impl Tracee {
     }
     /// Sets syscall user dispatch.
     pub fn set_sud(&self, c: &SudConfig) -> Result<(), SysError> {
-        ptrace(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, "PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG", self.tid, size_of::<SudConfig>(), std::ptr::from_ref(c) as usize).map(|_| ())
+        ptrace(
+            PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG,
+            "PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG",
+            self.tid,
+            size_of::<SudConfig>(),
+            std::ptr::from_ref(c) as usize,
+        )
+        .map(|_| ())
     }
     /// The siginfo of a signal stop.
     pub fn siginfo(&self) -> Result<[u8; 128], SysError> {
         let mut b = [0u8; 128];
-        ptrace(libc::PTRACE_GETSIGINFO, "PTRACE_GETSIGINFO", self.tid, 0, b.as_mut_ptr() as usize)?;
+        ptrace(
+            libc::PTRACE_GETSIGINFO,
+            "PTRACE_GETSIGINFO",
+            self.tid,
+            0,
+            b.as_mut_ptr() as usize,
+        )?;
         Ok(b)
     }
     /// The `index`-th seccomp filter (0 is the newest) as raw `struct sock_filter` (8 bytes each) and its flags
     /// (`SECCOMP_FILTER_FLAG_LOG`); `None` past the last. Needs CAP_SYS_ADMIN.
     pub fn seccomp_filter(&self, index: usize) -> Result<Option<(Vec<u8>, u64)>, SysError> {
-        let n = match ptrace(PTRACE_SECCOMP_GET_FILTER, "PTRACE_SECCOMP_GET_FILTER", self.tid, index, 0) {
+        let n = match ptrace(
+            PTRACE_SECCOMP_GET_FILTER,
+            "PTRACE_SECCOMP_GET_FILTER",
+            self.tid,
+            index,
+            0,
+        ) {
             Ok(n) => n as usize,
             Err(e) if e.errno == Errno::ENOENT => return Ok(None),
             Err(e) => return Err(e),
         };
         let mut b = vec![0u8; n * 8];
-        ptrace(PTRACE_SECCOMP_GET_FILTER, "PTRACE_SECCOMP_GET_FILTER", self.tid, index, b.as_mut_ptr() as usize)?;
+        ptrace(
+            PTRACE_SECCOMP_GET_FILTER,
+            "PTRACE_SECCOMP_GET_FILTER",
+            self.tid,
+            index,
+            b.as_mut_ptr() as usize,
+        )?;
         let mut meta = [index as u64, 0];
-        ptrace(PTRACE_SECCOMP_GET_METADATA, "PTRACE_SECCOMP_GET_METADATA", self.tid, 16, meta.as_mut_ptr() as usize)?;
+        ptrace(
+            PTRACE_SECCOMP_GET_METADATA,
+            "PTRACE_SECCOMP_GET_METADATA",
+            self.tid,
+            16,
+            meta.as_mut_ptr() as usize,
+        )?;
         Ok(Some((b, meta[1])))
     }
 }
@@ -260,7 +400,11 @@ impl Tracee {
 pub fn tgkill(tgid: i32, tid: i32, sig: i32) -> Result<(), SysError> {
     // SAFETY: no memory is involved.
     let r = unsafe { libc::syscall(libc::SYS_tgkill, tgid, tid, sig) };
-    if r == 0 { Ok(()) } else { Err(SysError::last("tgkill", format!("task {tid}"))) }
+    if r == 0 {
+        Ok(())
+    } else {
+        Err(SysError::last("tgkill", format!("task {tid}")))
+    }
 }
 
 fn decode(st: i32) -> Event {

@@ -159,7 +159,10 @@ pub struct Played {
 impl Played {
     /// Bytes of an out argument.
     pub fn out(&self, row: usize, arg: usize) -> &[u8] {
-        self.outs.iter().find(|(a, _)| a.row == row && a.arg == arg).map_or(&[], |(_, b)| b)
+        self.outs
+            .iter()
+            .find(|(a, _)| a.row == row && a.arg == arg)
+            .map_or(&[], |(_, b)| b)
     }
 }
 
@@ -217,11 +220,26 @@ impl Reel {
             return Err(SysError::last("ftruncate", "stasis-reel"));
         }
         // SAFETY: a fresh shared mapping at an address of the kernel's choice; freed in Drop.
-        let map = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+        let map = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
         if map == libc::MAP_FAILED {
             return Err(SysError::last("mmap", "stasis-reel"));
         }
-        let mut reel = Self { fd, map: map.cast(), len, addr, slots };
+        let mut reel = Self {
+            fd,
+            map: map.cast(),
+            len,
+            addr,
+            slots,
+        };
         reel.bytes(0, player().len()).copy_from_slice(player());
         for s in 0..slots {
             let counter = addr + PAGE as u64;
@@ -279,7 +297,11 @@ impl Reel {
     /// Plays one tape in each of the named slots, all at once, and waits for all of them.
     ///
     /// `alive` is asked every 100 ms; its error ends the wait.
-    pub fn play(&mut self, tapes: &[(usize, &[Call])], alive: &mut dyn FnMut() -> Option<String>) -> Result<Vec<Played>, PlayError> {
+    pub fn play(
+        &mut self,
+        tapes: &[(usize, &[Call])],
+        alive: &mut dyn FnMut() -> Option<String>,
+    ) -> Result<Vec<Played>, PlayError> {
         let mut at = 2 * PAGE + self.slots * SLOT_LEN;
         let mut placed = Vec::with_capacity(tapes.len());
         for (slot, tape) in tapes {
@@ -306,12 +328,22 @@ impl Reel {
                 std::hint::spin_loop();
                 continue;
             }
-            futex(self.word(PAGE), libc::FUTEX_WAIT, left, Some(Duration::from_millis(100)));
+            futex(
+                self.word(PAGE),
+                libc::FUTEX_WAIT,
+                left,
+                Some(Duration::from_millis(100)),
+            );
             if begun.elapsed() > Duration::from_millis(100)
                 && let Some(why) = alive()
             {
-                let slot = tapes.iter().find(|(s, _)| self.word(self.slot_at(*s)).load(Ordering::SeqCst) == GO);
-                return Err(PlayError::Lost { slot: slot.map_or(0, |s| s.0), why });
+                let slot = tapes
+                    .iter()
+                    .find(|(s, _)| self.word(self.slot_at(*s)).load(Ordering::SeqCst) == GO);
+                return Err(PlayError::Lost {
+                    slot: slot.map_or(0, |s| s.0),
+                    why,
+                });
             }
         }
         let mut all = Vec::with_capacity(tapes.len());
@@ -319,25 +351,52 @@ impl Reel {
             let slot_at = self.slot_at(*slot);
             let state = self.word(slot_at).swap(IDLE, Ordering::SeqCst);
             debug_assert!(state == DONE || state == FAILED);
-            let rets: Vec<u64> = (0..tape.len()).map(|i| self.get(rows_at + i * ROW_LEN + 56)).collect();
+            let rets: Vec<u64> = (0..tape.len())
+                .map(|i| self.get(rows_at + i * ROW_LEN + 56))
+                .collect();
             if state == FAILED {
                 let row = tape.len() - self.rows_not_accepted(tape, &rets);
                 let ret = rets[row];
-                let errno = if crate::call::is_errno(ret) { -(ret as i64) as i32 } else { 0 };
-                return Err(PlayError::Row { slot: *slot, row, rows: tape.len(), shown: tape[row].with_answer(ret), errno });
+                let errno = if crate::call::is_errno(ret) {
+                    -(ret as i64) as i32
+                } else {
+                    0
+                };
+                return Err(PlayError::Row {
+                    slot: *slot,
+                    row,
+                    rows: tape.len(),
+                    shown: tape[row].with_answer(ret),
+                    errno,
+                });
             }
-            let outs = outs.into_iter().map(|a: Answer| (a, self.bytes(data_at + a.offset, a.len).to_vec())).collect();
+            let outs = outs
+                .into_iter()
+                .map(|a: Answer| (a, self.bytes(data_at + a.offset, a.len).to_vec()))
+                .collect();
             all.push(Played { rets, outs });
         }
         Ok(all)
     }
     /// How many rows from the first unaccepted answer to the end.
     fn rows_not_accepted(&self, tape: &[Call], rets: &[u64]) -> usize {
-        let first = tape.iter().zip(rets).position(|(c, r)| !c.accepts(*r)).unwrap_or(0);
+        let first = tape
+            .iter()
+            .zip(rets)
+            .position(|(c, r)| !c.accepts(*r))
+            .unwrap_or(0);
         tape.len() - first
     }
-    #[expect(clippy::type_complexity, reason = "where a tape's rows, answers and data lie, used once")]
-    fn load(&mut self, slot: usize, tape: &[Call], at: &mut usize) -> Result<(usize, Vec<Answer>, usize), PlayError> {
+    #[expect(
+        clippy::type_complexity,
+        reason = "where a tape's rows, answers and data lie, used once"
+    )]
+    fn load(
+        &mut self,
+        slot: usize,
+        tape: &[Call],
+        at: &mut usize,
+    ) -> Result<(usize, Vec<Answer>, usize), PlayError> {
         let rows_at = at.next_multiple_of(64);
         let data_at = (rows_at + tape.len() * ROW_LEN).next_multiple_of(64);
         if data_at > self.len {
@@ -356,8 +415,18 @@ impl Reel {
             for (k, a) in c.args.iter().enumerate() {
                 words[k] = lay.arg(a, &|f| unreachable!("file#{} in a task's tape", f.0));
                 match a {
-                    Arg::Out(n) => outs.push(Answer { row: i, arg: k, offset: lay.offset(words[k]), len: *n }),
-                    Arg::InOut(b) => outs.push(Answer { row: i, arg: k, offset: lay.offset(words[k]), len: b.len() }),
+                    Arg::Out(n) => outs.push(Answer {
+                        row: i,
+                        arg: k,
+                        offset: lay.offset(words[k]),
+                        len: *n,
+                    }),
+                    Arg::InOut(b) => outs.push(Answer {
+                        row: i,
+                        arg: k,
+                        offset: lay.offset(words[k]),
+                        len: b.len(),
+                    }),
                     Arg::Ret(j) => {
                         flags |= 1 << k;
                         words[k] = self.addr + (rows_at + j * ROW_LEN + 56) as u64;
@@ -386,7 +455,8 @@ impl Reel {
             return Err(PlayError::Full(self.len));
         }
         self.bytes(rows_at, rows.len()).copy_from_slice(&rows);
-        self.bytes(data_at, lay.data.len()).copy_from_slice(&lay.data);
+        self.bytes(data_at, lay.data.len())
+            .copy_from_slice(&lay.data);
         *at = data_at + lay.data.len();
         let s = self.slot_at(slot);
         self.put(s + 8, tape.len() as u64);
@@ -404,7 +474,10 @@ impl Drop for Reel {
 }
 
 fn futex(w: &AtomicU32, op: i32, val: u32, timeout: Option<Duration>) {
-    let ts = timeout.map(|d| libc::timespec { tv_sec: d.as_secs() as i64, tv_nsec: d.subsec_nanos() as i64 });
+    let ts = timeout.map(|d| libc::timespec {
+        tv_sec: d.as_secs() as i64,
+        tv_nsec: d.subsec_nanos() as i64,
+    });
     let p = ts.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the word and the timeout outlive the call. The answer does not matter: callers loop on the word.
     unsafe { libc::syscall(libc::SYS_futex, w.as_ptr(), op, val, p) };
@@ -420,11 +493,34 @@ fn stub_elf(base: u64, reel: &Reel) -> Vec<u8> {
     e.extend_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     let code_at = 64 + 56;
     let put = |e: &mut Vec<u8>, v: u64, n: usize| e.extend_from_slice(&v.to_le_bytes()[..n]);
-    for (v, n) in [(2, 2), (62, 2), (1, 4), (base + code_at, 8), (64, 8), (0, 8), (0, 4), (64, 2), (56, 2), (1, 2), (0, 2), (0, 2), (0, 2)] {
+    for (v, n) in [
+        (2, 2),
+        (62, 2),
+        (1, 4),
+        (base + code_at, 8),
+        (64, 8),
+        (0, 8),
+        (0, 4),
+        (64, 2),
+        (56, 2),
+        (1, 2),
+        (0, 2),
+        (0, 2),
+        (0, 2),
+    ] {
         put(&mut e, v, n);
     }
     // PT_LOAD r-x
-    for (v, n) in [(1, 4), (5, 4), (0, 8), (base, 8), (base, 8), (4096, 8), (4096, 8), (4096, 8)] {
+    for (v, n) in [
+        (1, 4),
+        (5, 4),
+        (0, 8),
+        (base, 8),
+        (base, 8),
+        (4096, 8),
+        (4096, 8),
+        (4096, 8),
+    ] {
         put(&mut e, v, n);
     }
     debug_assert_eq!(e.len() as u64, code_at);
@@ -442,8 +538,18 @@ fn stub_elf(base: u64, reel: &Reel) -> Vec<u8> {
         mov(&mut e, [0x49, 0xb9], 0); // r9
         e.extend_from_slice(&[0x0f, 0x05]);
     };
-    mmap(reel.addr, reel.len as u64, 3, (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE) as u64);
-    mmap(reel.addr, PAGE as u64, 5, (libc::MAP_SHARED | libc::MAP_FIXED) as u64);
+    mmap(
+        reel.addr,
+        reel.len as u64,
+        3,
+        (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE) as u64,
+    );
+    mmap(
+        reel.addr,
+        PAGE as u64,
+        5,
+        (libc::MAP_SHARED | libc::MAP_FIXED) as u64,
+    );
     mov(&mut e, [0x48, 0xbb], reel.slot_addr(0)); // rbx
     mov(&mut e, [0x48, 0xb8], reel.addr); // rax
     e.extend_from_slice(&[0xff, 0xe0]); // jmp rax
@@ -493,22 +599,41 @@ pub fn spawn_stub(reel: &Reel, base: u64, socket: &OwnedFd) -> Result<i32, SysEr
                 libc::close_range(5, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32);
                 let argv: [*const libc::c_char; 2] = [c"stasis-stub".as_ptr(), std::ptr::null()];
                 let env: [*const libc::c_char; 1] = [std::ptr::null()];
-                libc::syscall(libc::SYS_execveat, exe, c"".as_ptr(), argv.as_ptr(), env.as_ptr(), libc::AT_EMPTY_PATH);
+                libc::syscall(
+                    libc::SYS_execveat,
+                    exe,
+                    c"".as_ptr(),
+                    argv.as_ptr(),
+                    env.as_ptr(),
+                    libc::AT_EMPTY_PATH,
+                );
             }
             b.errno = *libc::__errno_location();
             libc::_exit(1);
         }
     }
-    let mut birth = Birth { exe: exe.as_raw_fd(), reel: reel.fd.as_raw_fd(), socket: socket.as_raw_fd(), parent: std::process::id() as i32, errno: 0 };
+    let mut birth = Birth {
+        exe: exe.as_raw_fd(),
+        reel: reel.fd.as_raw_fd(),
+        socket: socket.as_raw_fd(),
+        parent: std::process::id() as i32,
+        errno: 0,
+    };
     let mut stack = vec![0u8; 64 * 1024];
     // SAFETY: sigset_t is plain data.
-    let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    let (mut all, mut old): (libc::sigset_t, libc::sigset_t) =
+        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     // SAFETY: the stack outlives the child's use of it (CLONE_VFORK); signals are blocked so that no handler runs on it.
     let pid = unsafe {
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
         let top = stack.as_mut_ptr().add(stack.len() & !15);
-        let pid = libc::clone(child, top.cast(), libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, (&raw mut birth).cast());
+        let pid = libc::clone(
+            child,
+            top.cast(),
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+            (&raw mut birth).cast(),
+        );
         libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
         pid
     };
@@ -519,7 +644,11 @@ pub fn spawn_stub(reel: &Reel, base: u64, socket: &OwnedFd) -> Result<i32, SysEr
         let mut st = 0;
         // SAFETY: our own child.
         unsafe { libc::waitpid(pid, &mut st, libc::__WALL) };
-        return Err(SysError::new("execveat", Errno::from_raw(birth.errno), "the first stub"));
+        return Err(SysError::new(
+            "execveat",
+            Errno::from_raw(birth.errno),
+            "the first stub",
+        ));
     }
     Ok(pid)
 }
@@ -532,7 +661,13 @@ mod tests {
     fn a_stub_plays_and_forks() {
         let reel_addr = 0x10_0000_0000;
         let mut reel = Reel::create(reel_addr, 4, 1 << 20).unwrap();
-        let (a, _b) = nix::sys::socket::socketpair(nix::sys::socket::AddressFamily::Unix, nix::sys::socket::SockType::SeqPacket, None, nix::sys::socket::SockFlag::SOCK_CLOEXEC).unwrap();
+        let (a, _b) = nix::sys::socket::socketpair(
+            nix::sys::socket::AddressFamily::Unix,
+            nix::sys::socket::SockType::SeqPacket,
+            None,
+            nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        )
+        .unwrap();
         let pid = spawn_stub(&reel, reel_addr - 0x10000, &a).unwrap();
         let mut alive = || Some("test".to_string());
         let tape = [
@@ -545,9 +680,17 @@ mod tests {
         assert_eq!(r[0].rets[0], pid as u64);
         assert!(r[0].out(1, 0).starts_with(b"Linux"));
         assert_eq!(r[0].rets[3], 0);
-        let bad = [Call::new(libc::SYS_getpid, vec![]), Call::new(libc::SYS_close, vec![Arg::Int(99)]), Call::new(libc::SYS_getpid, vec![])];
+        let bad = [
+            Call::new(libc::SYS_getpid, vec![]),
+            Call::new(libc::SYS_close, vec![Arg::Int(99)]),
+            Call::new(libc::SYS_getpid, vec![]),
+        ];
         match reel.play(&[(0, &bad)], &mut alive) {
-            Err(PlayError::Row { row: 1, errno: libc::EBADF, .. }) => {}
+            Err(PlayError::Row {
+                row: 1,
+                errno: libc::EBADF,
+                ..
+            }) => {}
             r => panic!("{r:?}"),
         }
         reel.expect_parent(1, pid);

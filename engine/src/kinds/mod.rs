@@ -6,10 +6,10 @@
 //! are written down.
 use crate::error::{Blame, Error, Result};
 use crate::options::Options;
-use stasis_proto::prost::{Message, Name};
 use stasis_kernel::call::{Call, FdRef};
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::FdInfo;
+use stasis_proto::prost::{Message, Name};
 use stasis_proto::{ImageDir, ImageWriter, pb};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -39,7 +39,12 @@ pub struct Seen<'a> {
 impl Seen<'_> {
     /// "fd 7 of task 42 (anon_inode:[eventfd])".
     pub fn place(&self) -> String {
-        format!("fd {} of task {} ({})", self.slot, self.pid.0, String::from_utf8_lossy(self.link))
+        format!(
+            "fd {} of task {} ({})",
+            self.slot,
+            self.pid.0,
+            String::from_utf8_lossy(self.link)
+        )
     }
     /// File type bits of the mode (`S_IFMT`).
     pub fn file_type(&self) -> u32 {
@@ -47,7 +52,13 @@ impl Seen<'_> {
     }
     /// An error that names this file as something that cannot be dumped.
     pub fn unsupported(&self, why: impl std::fmt::Display, advice: impl Into<String>) -> Error {
-        Error::new("E4100", Blame::Container, format!("cannot dump {}", self.place())).why(why).advice(advice)
+        Error::new(
+            "E4100",
+            Blame::Container,
+            format!("cannot dump {}", self.place()),
+        )
+        .why(why)
+        .advice(advice)
     }
 }
 
@@ -78,7 +89,12 @@ impl DumpCx<'_> {
         self.last_id
     }
     /// Appends a record, and raw bytes behind it, to an image.
-    pub fn put<M: Message + Name>(&mut self, image: &str, record: &M, payload: &[u8]) -> Result<()> {
+    pub fn put<M: Message + Name>(
+        &mut self,
+        image: &str,
+        record: &M,
+        payload: &[u8],
+    ) -> Result<()> {
         let w = self.writer(image)?;
         w.write(record)?;
         if !payload.is_empty() {
@@ -144,8 +160,24 @@ pub struct PlanCx<'a> {
 
 impl<'a> PlanCx<'a> {
     /// An empty plan over these images.
-    pub fn new(options: &'a Options, dir: &'a ImageDir, files: &'a BTreeMap<u32, pb::FileEntry>, holders: &'a BTreeMap<u32, Vec<(u32, i32)>>) -> Self {
-        Self { options, dir, files, holders, host: Vec::new(), task: Vec::new(), made: BTreeMap::new(), cache: BTreeMap::new(), stage: Stage::First, temps: 0 }
+    pub fn new(
+        options: &'a Options,
+        dir: &'a ImageDir,
+        files: &'a BTreeMap<u32, pb::FileEntry>,
+        holders: &'a BTreeMap<u32, Vec<(u32, i32)>>,
+    ) -> Self {
+        Self {
+            options,
+            dir,
+            files,
+            holders,
+            host: Vec::new(),
+            task: Vec::new(),
+            made: BTreeMap::new(),
+            cache: BTreeMap::new(),
+            stage: Stage::First,
+            temps: 0,
+        }
     }
     /// The driver says which stage the kinds called next belong to.
     pub fn enter(&mut self, stage: Stage) {
@@ -169,12 +201,22 @@ impl<'a> PlanCx<'a> {
         FdRef(0x8000_0000 | self.temps)
     }
     /// All records of a plain image (no payloads), read once; empty if the folder does not have it.
-    pub fn image<M: Message + Name + Default + 'static>(&mut self, name: &'static str) -> Result<std::rc::Rc<Vec<M>>> {
+    pub fn image<M: Message + Name + Default + 'static>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<std::rc::Rc<Vec<M>>> {
         if !self.cache.contains_key(name) {
-            let all: Vec<M> = if self.dir.exists(name)? { self.dir.read_all(name)? } else { Vec::new() };
+            let all: Vec<M> = if self.dir.exists(name)? {
+                self.dir.read_all(name)?
+            } else {
+                Vec::new()
+            };
             self.cache.insert(name, std::rc::Rc::new(all));
         }
-        self.cache[name].clone().downcast().map_err(|_| Error::bug(format!("{name} was read as records of another type")))
+        self.cache[name]
+            .clone()
+            .downcast()
+            .map_err(|_| Error::bug(format!("{name} was read as records of another type")))
     }
 }
 
@@ -208,5 +250,11 @@ pub fn by_type(t: i32) -> Option<&'static dyn FileKind> {
 
 /// An image error: an entry that lacks what its type must have.
 pub fn malformed(entry: &pb::FileEntry, why: &str) -> Error {
-    Error::new("E5100", Blame::Image, format!("file entry {} of files.img", entry.id)).why(why).advice("dump again: this image does not describe the file")
+    Error::new(
+        "E5100",
+        Blame::Image,
+        format!("file entry {} of files.img", entry.id),
+    )
+    .why(why)
+    .advice("dump again: this image does not describe the file")
 }
