@@ -17,11 +17,15 @@ pub mod host;
 pub mod ids;
 /// Names for numbers, for every message a person reads.
 pub mod names;
+/// Which pages of an address space exist, and which were written.
+pub mod pagemap;
 /// Reading /proc/PID: one open directory per process, parsers that are pure functions of bytes.
 pub mod procfs;
 /// Seizing tasks: ptrace(2).
 pub mod ptrace;
 /// Restore tapes: the shared memory that all tasks play from.
 pub mod reel;
+/// userfaultfd: what change tracking and the probes need.
+pub mod uffd;
 /// Reading and writing another process's memory.
 pub mod vm;

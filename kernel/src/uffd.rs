@@ -1,0 +1,108 @@
+//! userfaultfd(2): just what change tracking and the probes need.
+//!
+//! A descriptor made with [`open`] belongs to the address space of its maker. The engine takes one that a target made
+//! (one injected system call, then pidfd_getfd) and does all else, [`api`] included, from outside.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::error::{SysResult, check};
+use crate::ids::RemotePtr;
+
+/// Handles only faults from user mode: what a user without CAP_SYS_PTRACE may have. System calls that touch a missing
+/// page then fail with EFAULT; asynchronous write protection is not affected.
+pub const USER_MODE_ONLY: i32 = 1;
+
+/// Feature: write protection of anonymous memory.
+pub const FEATURE_WP: u64 = 1 << 0;
+/// Feature: write protection of hugetlb and shmem. KERNEL(>=5.19)
+pub const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+/// Feature: write protection also where no page is yet. KERNEL(>=6.4)
+pub const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+/// Feature: UFFDIO_POISON. KERNEL(>=6.6)
+pub const FEATURE_POISON: u64 = 1 << 14;
+/// Feature: the kernel resolves write faults itself and only remembers them. KERNEL(>=6.7)
+pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// Feature: UFFDIO_MOVE. KERNEL(>=6.8)
+pub const FEATURE_MOVE: u64 = 1 << 16;
+
+/// Register for missing pages.
+pub const MODE_MISSING: u64 = 1;
+/// Register for write protection.
+pub const MODE_WP: u64 = 2;
+/// Register for minor faults.
+pub const MODE_MINOR: u64 = 4;
+
+const UFFDIO_API: u64 = 0xc018_aa3f;
+const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
+/// Of `/dev/userfaultfd`. KERNEL(>=6.1)
+const USERFAULTFD_IOC_NEW: u64 = 0xaa00;
+
+/// userfaultfd(2) on our own address space; `flags` 0 or [`USER_MODE_ONLY`]. CLOEXEC and O_NONBLOCK are added.
+pub fn open(flags: i32) -> SysResult<OwnedFd> {
+    // SAFETY: an integer goes in, a descriptor comes out.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_userfaultfd,
+            flags | libc::O_CLOEXEC | libc::O_NONBLOCK,
+        )
+    };
+    check(fd, "userfaultfd", || "")?;
+    // SAFETY: a fresh descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// The same through an open `/dev/userfaultfd`, whose file mode decides who may.
+pub fn open_by_device(device: BorrowedFd<'_>) -> SysResult<OwnedFd> {
+    // SAFETY: this ioctl takes flags by value.
+    let fd = unsafe {
+        libc::ioctl(
+            device.as_raw_fd(),
+            USERFAULTFD_IOC_NEW,
+            libc::O_CLOEXEC | libc::O_NONBLOCK,
+        )
+    };
+    check(
+        fd.into(),
+        "ioctl(USERFAULTFD_IOC_NEW)",
+        || "/dev/userfaultfd",
+    )?;
+    // SAFETY: a fresh descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Shakes hands and asks for `features`; the answer is all that the kernel has. Works once per descriptor; EINVAL when
+/// a feature is unknown.
+pub fn api(uffd: BorrowedFd<'_>, features: u64) -> SysResult<u64> {
+    // struct uffdio_api: version, features, ioctls.
+    let mut arg = [0xaa, features, 0];
+    // SAFETY: `arg` has the layout and size of struct uffdio_api.
+    let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, arg.as_mut_ptr()) };
+    check(ret.into(), "ioctl(UFFDIO_API)", || {
+        format!("features {features:#x}")
+    })?;
+    Ok(arg[1])
+}
+
+/// Registers whole mappings of the descriptor's address space; the answer is the mask of ioctls possible there.
+pub fn register(uffd: BorrowedFd<'_>, start: RemotePtr, len: u64, mode: u64) -> SysResult<u64> {
+    // struct uffdio_register: range (start, len), mode, ioctls.
+    let mut arg = [start.0, len, mode, 0];
+    // SAFETY: `arg` has the layout and size of struct uffdio_register.
+    let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_REGISTER, arg.as_mut_ptr()) };
+    check(ret.into(), "ioctl(UFFDIO_REGISTER)", || {
+        format!("{len} bytes at {start}")
+    })?;
+    Ok(arg[3])
+}
+
+/// Takes a range out again; write protection in it is lifted (18-22 ms for each GiB of small pages).
+pub fn unregister(uffd: BorrowedFd<'_>, start: RemotePtr, len: u64) -> SysResult<()> {
+    let mut arg = [start.0, len];
+    // SAFETY: `arg` has the layout and size of struct uffdio_range.
+    let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_UNREGISTER, arg.as_mut_ptr()) };
+    check(ret.into(), "ioctl(UFFDIO_UNREGISTER)", || {
+        format!("{len} bytes at {start}")
+    })
+    .map(drop)
+}
