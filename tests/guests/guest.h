@@ -147,7 +147,7 @@ _Noreturn static inline void guest_pass(void)
 	_exit(0);
 }
 
-/* First call of every main(): own session, SIGTERM blocked in this and all later tasks and threads. */
+/* First call of every main(): own session (unless GUEST_KEEPS_SESSION is defined), SIGTERM blocked in this and all later tasks and threads. */
 static inline void guest_init(int argc, char **argv)
 {
 	sigset_t set;
@@ -162,7 +162,9 @@ static inline void guest_init(int argc, char **argv)
 	guest_argc = argc;
 	guest_argv = argv;
 	guest_root = getpid();
+#ifndef GUEST_KEEPS_SESSION
 	setsid();
+#endif
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigprocmask(SIG_BLOCK, &set, NULL);

@@ -1,10 +1,9 @@
-/* Scheduling of each thread: policy, priority, nice, reset-on-fork, affinity, timer slack; oom_score_adj. */
+/* Scheduling of each thread: policy, priority, nice, reset-on-fork, affinity; oom_score_adj. */
 #include "guest.h"
 #include <sys/resource.h>
 
 struct state {
 	int policy, prio, nice;
-	long slack;
 	unsigned long cpus;
 };
 
@@ -12,11 +11,11 @@ static pthread_barrier_t built;
 static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
 
 static const struct state wants[] = {
-	{ SCHED_OTHER, 0, 5, 70000, 1 },
-	{ SCHED_FIFO, 12, 0, 50000, 0 },
-	{ SCHED_RR | SCHED_RESET_ON_FORK, 7, 0, 50000, 0 },
-	{ SCHED_BATCH, 0, 11, 123456, 0 },
-	{ SCHED_IDLE, 0, 19, 1, 1 },
+	{ SCHED_OTHER, 0, 5, 1 },
+	{ SCHED_FIFO, 12, 0, 0 },
+	{ SCHED_RR | SCHED_RESET_ON_FORK, 7, 0, 0 },
+	{ SCHED_BATCH, 0, 11, 0 },
+	{ SCHED_IDLE, 0, 19, 1 },
 };
 enum { N = sizeof(wants) / sizeof(*wants) };
 
@@ -30,7 +29,6 @@ static void set(const struct state *w)
 	MUST(syscall(SYS_sched_setscheduler, tid, w->policy, &p));
 	if (w->nice)
 		MUST(setpriority(PRIO_PROCESS, tid, w->nice));
-	MUST(prctl(PR_SET_TIMERSLACK, w->slack));
 }
 
 static void check(int n, unsigned long cpus)
@@ -46,8 +44,6 @@ static void check(int n, unsigned long cpus)
 		syscall(SYS_sched_setscheduler, tid, SCHED_RR, &(struct sched_param){ 7 });
 	if (SPOIL("nice") && n == 3)
 		setpriority(PRIO_PROCESS, tid, 12);
-	if (SPOIL("slack") && n == 3)
-		prctl(PR_SET_TIMERSLACK, 50000);
 	if (SPOIL("affinity") && n == 4)
 		cpus = 0;
 	SAME("policy", syscall(SYS_sched_getscheduler, tid), w->policy);
@@ -55,9 +51,6 @@ static void check(int n, unsigned long cpus)
 	SAME("priority", p.sched_priority, w->prio);
 	errno = 0;
 	SAME("nice", getpriority(PRIO_PROCESS, tid), w->nice);
-	/* Real-time threads have no slack of their own. */
-	if (w->policy != SCHED_FIFO && (w->policy & ~SCHED_RESET_ON_FORK) != SCHED_RR)
-		SAME("timer slack", prctl(PR_GET_TIMERSLACK), w->slack);
 	MUST(syscall(SYS_sched_getaffinity, tid, sizeof(now), &now));
 	SAME("affinity", now, cpus);
 }

@@ -43,7 +43,7 @@ pub struct Spec {
     pub scenario: Scenario,
     /// Options the guest needs from the engine, given to dump and restore alike.
     pub options: Vec<String>,
-    /// Whether stdin, stdout and stderr are the slave of a terminal that the box owns (for `--shell-job`).
+    /// Whether the guest is a job on a terminal of the box (for `--shell-job`); else stdin is `/dev/null`.
     pub terminal: bool,
     /// How long one wait may last, in seconds.
     pub patience: u64,

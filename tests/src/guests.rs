@@ -36,6 +36,7 @@ macro_rules! with_guests {
             rlimits: [] [];
             sched: [] [];
             ioprio: [] [];
+            timerslack: [] [];
             rseq: [] [];
             robust: [] [];
             no_new_privs: [] [];
@@ -74,11 +75,41 @@ macro_rules! with_guests {
             // files
             file_reg: [] [];
             file_shared: [] [];
+            files_many: [] [];
+            fd_high: [] [];
+            fd_flags: [] [];
+            fs_state: [] [];
+            dir: [] [];
+            opath: [] [];
+            devices: [] [];
+            proc_files: [] [];
+            ghost: [] [];
+            ghost_sparse: [] [];
+            link_remap: ["--link-remap"] [];
+            cwd_removed: [] [];
+            chroot: [] [];
+            fown: [] [];
+            flock: ["--file-locks"] [];
+            lock_posix: ["--file-locks"] [];
+            lock_ofd: ["--file-locks"] [];
+            lease: ["--file-locks"] [];
             pipe: [] [];
             pipe_packets: [] [];
+            fifo: [] [];
             eventfd: [] [];
             eventfd_sem: [] [];
             eventfd_full: [] [];
+            epoll: [] [];
+            epoll_closed: [] [];
+            signalfd: [] [];
+            timerfd: [] [];
+            inotify: [] [];
+            fanotify: [] [];
+            pidfd: [] [];
+            pty: [] [];
+            pty_data: [] [];
+            ctty: [] [];
+            shell_job: ["--shell-job"] [];
         }
     };
 }

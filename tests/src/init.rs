@@ -8,16 +8,17 @@ use crate::case::{Report, Scenario, Spec};
 use crate::engine;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
-use nix::pty::{OpenptyResult, openpty};
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, setsid};
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -107,8 +108,8 @@ struct Stage {
     spec: Spec,
     /// Ends of all processes reaped so far (our children and orphans).
     dead: HashMap<Pid, WaitStatus>,
-    /// The master of the guest's terminal.
-    terminal: Option<OwnedFd>,
+    /// The terminal on which the guest is a job: its master, kept open, and its slave, also the engine's stdin.
+    terminal: Option<(PtyMaster, File)>,
 }
 
 impl Stage {
@@ -200,12 +201,20 @@ impl Stage {
             .env("PATH", "/usr/bin:/bin")
             .env("GUEST", "stasis");
         if self.spec.terminal {
-            let OpenptyResult { master, slave } = openpty(None, None)?;
+            // Init plays the shell: a session with a terminal, in which the guest is a job of its own.
+            setsid()?;
+            let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+            grantpt(&master)?;
+            unlockpt(&master)?;
+            let name = ptsname_r(&master)?;
+            // A session leader without a terminal that opens one gets it as its controlling terminal.
+            let slave = File::options().read(true).write(true).open(name)?;
             command
+                .process_group(0)
                 .stdin(slave.try_clone()?)
                 .stdout(slave.try_clone()?)
-                .stderr(slave);
-            self.terminal = Some(master);
+                .stderr(slave.try_clone()?);
+            self.terminal = Some((master, slave));
         } else {
             let log = File::options()
                 .append(true)
@@ -275,10 +284,14 @@ impl Stage {
         ]);
         args.extend(self.spec.options.iter().cloned());
         let out = File::create(self.spec.dir.join(format!("{verb}-{n}.out")))?;
+        let stdin = match &self.terminal {
+            Some((_, slave)) => slave.try_clone()?.into(),
+            None => Stdio::null(),
+        };
         let child = Command::new(self.spec.dir.join(bin).join("criu"))
             .args(&args)
             .current_dir(&self.spec.dir)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()
