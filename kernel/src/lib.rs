@@ -19,6 +19,8 @@ pub mod ids;
 pub mod names;
 /// Which pages of an address space exist, and which were written.
 pub mod pagemap;
+/// What this kernel can do for this user, found out by doing it.
+pub mod probe;
 /// Reading /proc/PID: one open directory per process, parsers that are pure functions of bytes.
 pub mod procfs;
 /// Seizing tasks: ptrace(2).

@@ -3,8 +3,9 @@
 //! [`ProcDir`] holds an open directory of /proc. As long as it is open, every answer is about the same process: when
 //! that one is gone its files give ESRCH or ENOENT, also if the number was given to another process meanwhile.
 //!
-//! A zombie still has stat, status and comm. What needs its memory (maps, smaps, auxv) is an empty file
-//! on older kernels and ESRCH on 6.18, so look at the state before concluding from ESRCH that the process is gone.
+//! A zombie still has stat, status and comm. What needs its memory (maps, smaps, auxv) is an empty file on older
+//! kernels and ESRCH on 6.18 (EACCES without CAP_SYS_PTRACE), so look at the state before concluding from ESRCH that
+//! the process is gone.
 //!
 //! All parsers are pure functions of bytes and can be called without a process.
 
