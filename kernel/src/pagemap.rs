@@ -7,9 +7,9 @@
 //! 1. `walk_end` can be too small when the walk ended without filling the result; going on from there would report
 //!    ranges twice. So: fewer results than asked for means done, and a full result continues behind its last range.
 //! 2. Write-protecting skips mappings that are not registered for it, and reports them clean. So
-//!    [`Scanner::scan_and_protect`] always adds PM_SCAN_CHECK_WPASYNC, which makes that an EPERM.
+//!    [`Scanner::scan_and_protect`](crate::pagemap::Scanner::scan_and_protect) always adds PM_SCAN_CHECK_WPASYNC, which makes that an EPERM.
 //! 3. A category the kernel does not know is EINVAL for the whole call. So the known ones are found out at open, and
-//!    [`Scanner::supported`] tells them.
+//!    [`Scanner::supported`](crate::pagemap::Scanner::supported) tells them.
 
 use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -219,7 +219,7 @@ struct ScanArg {
     report: u64,
 }
 
-const PAGEMAP_SCAN: u64 = 0xc060_6610;
+const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610u32 as libc::Ioctl;
 const PM_SCAN_WP_MATCHING: u64 = 1;
 const PM_SCAN_CHECK_WPASYNC: u64 = 2;
 

@@ -1,7 +1,7 @@
 //! userfaultfd(2): just what change tracking and the probes need.
 //!
-//! A descriptor made with [`open`] belongs to the address space of its maker. The engine takes one that a target made
-//! (one injected system call, then pidfd_getfd) and does all else, [`api`] included, from outside.
+//! A descriptor made with [`open`](crate::uffd::open) belongs to the address space of its maker. The engine takes one that a target made
+//! (one injected system call, then pidfd_getfd) and does all else, [`api`](crate::uffd::api) included, from outside.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -32,11 +32,11 @@ pub const MODE_WP: u64 = 2;
 /// Register for minor faults.
 pub const MODE_MINOR: u64 = 4;
 
-const UFFDIO_API: u64 = 0xc018_aa3f;
-const UFFDIO_REGISTER: u64 = 0xc020_aa00;
-const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
+const UFFDIO_API: libc::Ioctl = 0xc018_aa3fu32 as libc::Ioctl;
+const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00u32 as libc::Ioctl;
+const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01u32 as libc::Ioctl;
 /// Of `/dev/userfaultfd`. KERNEL(>=6.1)
-const USERFAULTFD_IOC_NEW: u64 = 0xaa00;
+const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00u32 as libc::Ioctl;
 
 /// userfaultfd(2) on our own address space; `flags` 0 or [`USER_MODE_ONLY`]. CLOEXEC and O_NONBLOCK are added.
 pub fn open(flags: i32) -> SysResult<OwnedFd> {

@@ -101,7 +101,7 @@ pub(super) fn open_by_handle() -> Tried {
 
 pub(super) fn pidfd_info() -> Tried {
     // struct pidfd_info, first version: 64 bytes, mask first. _IOWR(0xff, 11, 64).
-    const PIDFD_GET_INFO: u64 = 0xc040_ff0b;
+    const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0bu32 as libc::Ioctl;
     let pidfd = fds::pidfd_open(HostPid::own(), 0)?;
     let mut info = [0u64; 8];
     info[0] = 1; // PIDFD_INFO_PID

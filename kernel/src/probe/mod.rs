@@ -1,7 +1,7 @@
 //! What this kernel can do for this user, found out by doing it.
 //!
 //! A version number says little (distributions port back, sandboxes forbid, capabilities are missing), so each row of
-//! [`all`] really tries its feature, on the engine itself or on a child made for it, in a way that leaves nothing behind.
+//! [`all`](crate::probe::all) really tries its feature, on the engine itself or on a child made for it, in a way that leaves nothing behind.
 //! A probe tells "not there" from "not allowed", because the advice differs.
 
 mod child;

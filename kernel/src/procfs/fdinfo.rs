@@ -4,7 +4,7 @@
 //! typed parser for each kind. Whether a line belongs to the kind is the caller's knowledge: `pos` of a regular file
 //! and `Pid` of a pidfd are told by the same mechanism.
 
-use super::misc::{LockLine, lock_line};
+use super::locks::{LockLine, lock_line};
 use super::text::{Cur, Why, lines, number, words};
 use crate::error::{ParseError, Result};
 

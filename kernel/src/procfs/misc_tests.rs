@@ -67,34 +67,6 @@ fn cgroups() {
 }
 
 #[test]
-fn locks() {
-    let t = b"1: POSIX  ADVISORY  READ  5433 08:01:7864448 128 128\n2: FLOCK  ADVISORY  WRITE 2001 08:01:7864554 0 EOF\n\
-2: -> FLOCK  ADVISORY  WRITE 2002 08:01:7864554 0 EOF\n3: OFDLCK ADVISORY  WRITE -1 fe:00:8713209 0 9223372036854775806\n4: LEASE  BREAKING  UNLCK 77 fe:00:12 0 EOF\n5: LEASE  ACTIVE    READ 77 <none>:0 0 EOF\n";
-    let l = parse_locks("locks", t).unwrap();
-    assert_eq!(
-        (l[0].kind, l[0].mode, l[0].pid, l[0].start, l[0].end),
-        (LockKind::Posix, LockMode::Read, 5433, 128, Some(128))
-    );
-    assert_eq!((l[1].ino, l[1].end), (Some(((8, 1), 7864554)), None));
-    assert!(l[2].blocked && !l[1].blocked);
-    assert_eq!(
-        (l[3].kind, l[3].pid, l[3].end),
-        (LockKind::Ofd, -1, Some(i64::MAX - 1))
-    );
-    assert_eq!(
-        (l[4].lease, l[4].mode),
-        (Some(LeaseState::Breaking), LockMode::Unlock)
-    );
-    assert_eq!((l[5].lease, l[5].ino), (Some(LeaseState::Active), None));
-    assert_eq!(
-        parse_locks("locks", b"1: FOO  ADVISORY  READ 1 0:0:1 0 EOF\n")
-            .unwrap_err()
-            .to_string(),
-        "locks line 1: unknown kind of lock"
-    );
-}
-
-#[test]
 fn limits() {
     let t = b"Limit                     Soft Limit           Hard Limit           Units     \nMax cpu time              unlimited            unlimited            seconds   \nMax file size             unlimited            unlimited            bytes     \nMax data size             unlimited            unlimited            bytes     \nMax stack size            8388608              unlimited            bytes     \nMax core file size        0                    unlimited            bytes     \nMax resident set          unlimited            unlimited            bytes     \nMax processes             96365                96365                processes \nMax open files            1024                 1048576              files     \nMax locked memory         8388608              8388608              bytes     \nMax address space         unlimited            unlimited            bytes     \nMax file locks            unlimited            unlimited            locks     \nMax pending signals       96365                96365                signals   \nMax msgqueue size         819200               819200               bytes     \nMax nice priority         0                    0                    \nMax realtime priority     0                    0                    \nMax realtime timeout      unlimited            unlimited            us        \n";
     let l = parse_limits("limits", t).unwrap();
@@ -190,7 +162,7 @@ proptest::proptest! {
         let at = cut % near.len();
         near[at] = byte;
         for t in [&text[..], &near[..], &near[at..]] {
-            let _ = (parse_auxv(t), parse_auxv32(t), parse_timers("t", t), parse_cgroup("t", t), parse_locks("t", t));
+            let _ = (parse_auxv(t), parse_auxv32(t), parse_timers("t", t), parse_cgroup("t", t));
             let _ = (parse_limits("t", t), parse_mountinfo("t", t), parse_syscall("t", t), parse_ns_link(t));
         }
     }

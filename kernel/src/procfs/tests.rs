@@ -1,9 +1,12 @@
 //! The parsers on the real /proc of this test process and of children made for it.
 
+use std::ffi::CString;
+use std::fs::File;
 use std::io::{Seek, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::*;
+use crate::ids::RemoteFd;
 
 fn me() -> ProcDir {
     ProcDir::open(HostPid::own()).unwrap()
@@ -50,6 +53,9 @@ fn hostile_thread_names() {
         assert_eq!(stat.comm, name.to_bytes());
         assert_eq!(stat.pid, t.tid);
         assert_eq!(dir.comm().unwrap(), name.to_bytes());
+        assert_eq!(me().task_comm(t.tid).unwrap(), name.to_bytes());
+        assert_eq!(me().task_stat(t.tid).unwrap().pid, t.tid);
+        assert_eq!(me().task_status(t.tid).unwrap().pid, t.tid);
         let status = dir.status().unwrap();
         assert_eq!(status.name, name.to_bytes());
         assert_eq!((status.pid, status.tgid), (t.tid, HostPid::own()));
