@@ -10,20 +10,31 @@ static void add(int ep, int fd, unsigned events, uint64_t data)
 	MUST(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev));
 }
 
-/* The lines of fdinfo that name targets. */
+static int by_text(const void *a, const void *b)
+{
+	return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The lines of fdinfo that name targets, sorted: the kernel's order is that of its pointers. */
 static void targets(int ep, char *out, size_t size)
 {
-	char path[64], *save = NULL, *text;
+	char path[64], *save = NULL, *text, *line[16];
+	int n = 0;
 
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", ep);
 	text = strdup(guest_slurp(path));
 	*out = 0;
 	for (char *l = strtok_r(text, "\n", &save); l; l = strtok_r(NULL, "\n", &save))
-		if (!strncmp(l, "tfd:", 4)) {
-			/* Up to the data: behind it stand inode and device, which may change. */
-			strncat(out, l, strcspn(l, "p") < 60 ? strcspn(l, "p") : 60);
-			strncat(out, "\n", size - strlen(out) - 1);
+		if (!strncmp(l, "tfd:", 4) && n < 16) {
+			/* Up to the data: behind it stand position, inode and device, which may change. */
+			l[strcspn(l, "p")] = 0;
+			line[n++] = l;
 		}
+	qsort(line, n, sizeof(*line), by_text);
+	for (int i = 0; i < n; i++) {
+		strncat(out, line[i], size - strlen(out) - 1);
+		strncat(out, "\n", size - strlen(out) - 1);
+	}
 	free(text);
 }
 

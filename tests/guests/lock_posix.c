@@ -40,7 +40,7 @@ int main(int argc, char **argv)
 	lock(F_RDLCK, 20, 20);
 	guest_ready_wait();
 	if (SPOIL("write"))
-		lock(F_UNLCK, 0, 5);
+		lock(F_UNLCK, 0, 10);
 	if (SPOIL("read"))
 		lock(F_UNLCK, 20, 20);
 	if (SPOIL("kind"))

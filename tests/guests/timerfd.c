@@ -48,6 +48,9 @@ int main(int argc, char **argv)
 	SAME("read of the expired one", read(expired, &ticks, 8), 8);
 	SAME("ticks of the expired one", ticks, 1);
 	for (int i = 0; i < 3; i++) {
+		struct pollfd p = { periodic, POLLIN, 0 };
+
+		SAME("poll of the periodic one", poll(&p, 1, 2000), 1);
 		SAME("read of the periodic one", read(periodic, &ticks, 8), 8);
 		CHECK(ticks >= 1, "no ticks");
 	}
