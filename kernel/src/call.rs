@@ -33,6 +33,8 @@ pub enum Arg {
     Ret(usize),
     /// The number of a file the engine holds (host tapes only).
     Fd(FdRef),
+    /// The string `/proc/self/fd/N` of a file the engine holds: opens the same inode once more (host tapes only).
+    FdPath(FdRef),
     /// A null pointer.
     Null,
 }
@@ -68,6 +70,8 @@ pub struct Call {
     pub args: Vec<Arg>,
     /// Which answers count as success.
     pub expect: Expect,
+    /// Bytes that an out argument (by index) must begin with afterwards (host tapes only).
+    pub expect_out: Vec<(usize, Vec<u8>)>,
     /// Files that the call's answer gives (host tapes): from the return value or from an out argument.
     pub binds: Vec<(FdRef, Bind)>,
     /// For clone3 rows of a reel: the slot the child plays on.
@@ -96,6 +100,7 @@ impl Call {
             nr,
             args,
             expect: Expect::Ok,
+            expect_out: Vec::new(),
             binds: Vec::new(),
             child_slot: None,
         }
@@ -108,6 +113,11 @@ impl Call {
     /// The same, exactly this answer is expected.
     pub fn must_be(mut self, v: u64) -> Self {
         self.expect = Expect::Value(v);
+        self
+    }
+    /// The same, and this out argument must begin with these bytes afterwards (host tapes only).
+    pub fn must_give(mut self, arg: usize, bytes: Vec<u8>) -> Self {
+        self.expect_out.push((arg, bytes));
         self
     }
     /// The return value is a new file.
@@ -180,6 +190,7 @@ impl fmt::Display for Arg {
             }
             Arg::Ret(i) => write!(f, "<answer of row {i}>"),
             Arg::Fd(r) => write!(f, "file#{}", r.0),
+            Arg::FdPath(r) => write!(f, "\"/proc/self/fd/<file#{}>\"", r.0),
             Arg::Null => f.write_str("NULL"),
         }
     }
@@ -296,6 +307,7 @@ impl Layout {
             }
             Arg::Ret(i) => *i as u64,
             Arg::Fd(r) => fd(*r) as u64,
+            Arg::FdPath(r) => self.put(format!("/proc/self/fd/{}\0", fd(*r)).as_bytes()),
             Arg::Null => 0,
         }
     }

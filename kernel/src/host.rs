@@ -105,6 +105,19 @@ impl Host {
             }));
         }
         let a = HostAnswer { ret, outs };
+        for (arg, want) in &c.expect_out {
+            let got = a.out(*arg);
+            if !got.starts_with(want) {
+                return Err(SysError::new(
+                    "host tape",
+                    Errno::EPROTO,
+                    format!(
+                        "{}: argument {arg} came back as {got:02x?}, not {want:02x?}",
+                        c.with_answer(ret)
+                    ),
+                ));
+            }
+        }
         if !call::is_errno(ret) {
             for (f, b) in &c.binds {
                 let n = match b {

@@ -4,6 +4,10 @@
 //! back ([`FileKind::plan`]). Kinds look and plan; they never act: at dump nothing may be read from, written to or moved in
 //! a file (the duplicate the engine holds shares position, flags and queues with the target); at restore only rows of calls
 //! are written down.
+pub mod common;
+#[cfg(test)]
+pub mod testing;
+
 use crate::error::{Blame, Error, Result};
 use crate::options::Options;
 use stasis_kernel::call::{Call, FdRef};
@@ -80,6 +84,8 @@ pub struct DumpCx<'a> {
     pub last_id: u32,
     /// Entries for files.img that no slot has (mapped files, executables, ghosts' stand-ins).
     pub entries: Vec<pb::FileEntry>,
+    /// What will not come back as it was, one sentence each.
+    pub warnings: Vec<String>,
 }
 
 impl DumpCx<'_> {
@@ -113,6 +119,10 @@ impl DumpCx<'_> {
     /// The first time an object is met: true once per (kind, key).
     pub fn first(&mut self, kind: &'static str, key: u64) -> bool {
         self.done.insert((kind, key), 0).is_none()
+    }
+    /// Notes something that will not come back as it was.
+    pub fn warn(&mut self, what: impl Into<String>) {
+        self.warnings.push(what.into());
     }
 }
 
@@ -154,6 +164,11 @@ pub struct PlanCx<'a> {
     pub made: BTreeMap<(&'static str, u64), Vec<FdRef>>,
     /// Whole images of records that kinds look up again and again, by (image name): read once, see [`PlanCx::image`].
     pub cache: BTreeMap<&'static str, std::rc::Rc<dyn std::any::Any>>,
+    /// Files that a task gets only for a while, beside those of its holders: (pid, slot, file). The driver ships them like
+    /// the others, into these slots, which are free in that task; rows of [`TaskStage::Placed`] close them again.
+    pub lent: Vec<(u32, i32, FdRef)>,
+    /// What will not come back as it was, one sentence each.
+    pub warnings: Vec<String>,
     stage: Stage,
     temps: u32,
 }
@@ -175,6 +190,8 @@ impl<'a> PlanCx<'a> {
             task: Vec::new(),
             made: BTreeMap::new(),
             cache: BTreeMap::new(),
+            lent: Vec::new(),
+            warnings: Vec::new(),
             stage: Stage::First,
             temps: 0,
         }
@@ -199,6 +216,21 @@ impl<'a> PlanCx<'a> {
     pub fn temp(&mut self) -> FdRef {
         self.temps += 1;
         FdRef(0x8000_0000 | self.temps)
+    }
+    /// Lends a file to a task, in slot `want` or else in the lowest free one from 3 on; gives the slot. `None` when the task
+    /// holds something else in slot `want`. The caller plans the task's close.
+    pub fn lend(&mut self, pid: u32, file: FdRef, want: Option<i32>) -> Option<i32> {
+        let held = |slot: i32, lent: &[(u32, i32, FdRef)]| {
+            self.holders.values().flatten().any(|h| *h == (pid, slot))
+                || lent.iter().any(|l| (l.0, l.1) == (pid, slot))
+        };
+        let slot = match want {
+            Some(s) if held(s, &self.lent) => return None,
+            Some(s) => s,
+            None => (3..).find(|s| !held(*s, &self.lent))?,
+        };
+        self.lent.push((pid, slot, file));
+        Some(slot)
     }
     /// All records of a plain image (no payloads), read once; empty if the folder does not have it.
     pub fn image<M: Message + Name + Default + 'static>(
@@ -242,6 +274,11 @@ pub trait FileKind: Sync {
 
 /// All kinds of open files; the first that claims a file has it.
 pub static FILE_KINDS: &[&dyn FileKind] = &[];
+
+/// What kinds can judge only when all open files of all tasks were described; the driver calls it once, at the end.
+pub fn finish(_cx: &mut DumpCx) -> Result<()> {
+    Ok(())
+}
 
 /// The kind for an image's type number.
 pub fn by_type(t: i32) -> Option<&'static dyn FileKind> {

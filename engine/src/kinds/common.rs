@@ -1,0 +1,162 @@
+//! What several kinds do alike: status flags, paths beside an entry, questions to a duplicate.
+use super::{DumpCx, PlanCx, Seen, malformed};
+use crate::error::Result;
+use stasis_kernel::call::{Arg, Call, FdRef};
+use stasis_kernel::error::SysError;
+use stasis_kernel::host::{Host, HostAnswer};
+use stasis_proto::pb;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Status flags that fcntl(F_SETFL) can change and an image may ask for. Not O_ASYNC: it comes with the owner (fown).
+pub const SETTABLE: u32 =
+    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME) as u32;
+
+/// Flags that open(2) of an existing file may be given from an image: nothing that creates, truncates or grabs.
+pub const OPENABLE: u32 = SETTABLE | (libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC) as u32;
+
+/// Row: gives a file exactly the status flags of the image.
+pub fn set_flags(cx: &mut PlanCx, file: FdRef, flags: u32) {
+    let f = flags & SETTABLE;
+    cx.host(
+        Call::new(
+            libc::SYS_fcntl,
+            vec![
+                Arg::Fd(file),
+                Arg::Named(libc::F_SETFL as u64, "F_SETFL".into()),
+                Arg::Hex(f.into()),
+            ],
+        ),
+        "status flags",
+    );
+}
+
+/// Row: one more slot for the same open file, under another name.
+pub fn dup_row(from: FdRef, to: FdRef) -> Call {
+    dup_of(Arg::Fd(from)).binds(to)
+}
+
+/// Row: duplicates a descriptor given in any form.
+pub fn dup_of(from: Arg) -> Call {
+    Call::new(
+        libc::SYS_fcntl,
+        vec![
+            from,
+            Arg::Named(libc::F_DUPFD_CLOEXEC as u64, "F_DUPFD_CLOEXEC".into()),
+            Arg::Int(0),
+        ],
+    )
+}
+
+/// Row: another open file of the same inode, with these access mode and flags.
+pub fn reopen_row(from: FdRef, flags: u32, to: FdRef) -> Call {
+    let f = flags & OPENABLE | (libc::O_CLOEXEC | libc::O_NOCTTY) as u32;
+    Call::new(
+        libc::SYS_openat,
+        vec![at_cwd(), Arg::FdPath(from), Arg::Hex(f.into())],
+    )
+    .binds(to)
+}
+
+/// AT_FDCWD as an argument.
+pub fn at_cwd() -> Arg {
+    Arg::Named(libc::AT_FDCWD as u64, "AT_FDCWD".into())
+}
+
+/// Describes the path of a file that is opened by path but is no regular file (fifo, terminal) as the image format
+/// wants it: an entry of type REG that no slot has. Gives its id.
+pub fn path_entry(seen: &Seen, cx: &mut DumpCx) -> u32 {
+    let id = cx.new_id();
+    let name = seen
+        .link
+        .strip_suffix(b" (deleted)")
+        .filter(|_| seen.stat.st_nlink == 0)
+        .unwrap_or(seen.link);
+    let reg = pb::RegFileEntry {
+        id,
+        flags: seen.flags,
+        pos: 0,
+        fown: seen.fown,
+        name: String::from_utf8_lossy(name).into_owned(),
+        mode: Some(seen.stat.st_mode),
+        ..Default::default()
+    };
+    cx.entries.push(pb::FileEntry {
+        r#type: pb::FdTypes::Reg as i32,
+        id,
+        reg: Some(Box::new(reg)),
+        ..Default::default()
+    });
+    id
+}
+
+/// The path that [`path_entry`] wrote, absolute.
+pub fn path_of(entry: &pb::FileEntry, regf_id: Option<u32>, cx: &PlanCx) -> Result<Vec<u8>> {
+    let id = regf_id.unwrap_or(entry.id);
+    let reg = cx.files.get(&id).and_then(|e| e.reg.as_ref());
+    let reg = reg.ok_or_else(|| {
+        malformed(
+            entry,
+            &format!("its path should be in entry {id} of type REG"),
+        )
+    })?;
+    let name = reg.name.as_bytes();
+    // Older images lack the slash.
+    Ok(if name.first() == Some(&b'/') {
+        name.to_vec()
+    } else {
+        [b"/", name].concat()
+    })
+}
+
+/// Asks the kernel about one of our own descriptors: a row played at once. For calls that only look.
+pub fn ask(fd: impl AsFd, nr: i64, rest: Vec<Arg>) -> Result<HostAnswer, SysError> {
+    let mut args = vec![Arg::Int(fd.as_fd().as_raw_fd() as u64)];
+    args.extend(rest);
+    Host::default().play(&Call::new(nr, args))
+}
+
+/// ioctl(2) that gives `len` bytes.
+pub fn ask_ioctl(fd: impl AsFd, request: u64, len: usize) -> Result<Vec<u8>, SysError> {
+    let name = stasis_kernel::names::ioctl(request).into_owned();
+    let a = ask(
+        fd,
+        libc::SYS_ioctl,
+        vec![Arg::Named(request, name), Arg::Out(len)],
+    )?;
+    Ok(a.out(2).to_vec())
+}
+
+/// ioctl(2) that gives an `int`.
+pub fn ask_int(fd: impl AsFd, request: u64) -> Result<i32, SysError> {
+    let b = ask_ioctl(fd, request, 4)?;
+    Ok(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+/// Row: ioctl(2).
+pub fn ioctl_row(fd: Arg, request: u64, arg: Arg) -> Call {
+    let name = stasis_kernel::names::ioctl(request).into_owned();
+    Call::new(libc::SYS_ioctl, vec![fd, Arg::Named(request, name), arg])
+}
+
+/// Is this the link of an anonymous inode of this name? Kernels write `anon_inode:[x]` or `anon_inode:x`.
+pub fn is_anon(link: &[u8], name: &str) -> bool {
+    let Some(rest) = link.strip_prefix(b"anon_inode:") else {
+        return false;
+    };
+    rest == name.as_bytes()
+        || rest
+            .strip_prefix(b"[")
+            .and_then(|r| r.strip_suffix(b"]"))
+            .is_some_and(|r| r == name.as_bytes())
+}
+
+/// The box of a kind in a file entry, or an error that says what is missing.
+pub fn body<'a, T>(
+    entry: &'a pb::FileEntry,
+    field: &'a Option<Box<T>>,
+    name: &str,
+) -> Result<&'a T> {
+    field
+        .as_deref()
+        .ok_or_else(|| malformed(entry, &format!("it has no field {name}")))
+}
