@@ -19,21 +19,25 @@ static int by_text(const void *a, const void *b)
 static void targets(int ep, char *out, size_t size)
 {
 	char path[64], *save = NULL, *text, *line[16];
+	unsigned fd, events;
+	unsigned long data;
 	int n = 0;
 
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", ep);
 	text = strdup(guest_slurp(path));
 	*out = 0;
 	for (char *l = strtok_r(text, "\n", &save); l; l = strtok_r(NULL, "\n", &save))
-		if (!strncmp(l, "tfd:", 4) && n < 16) {
-			/* Up to the data: behind it stand position, inode and device, which may change. */
-			l[strcspn(l, "p")] = 0;
-			line[n++] = l;
-		}
+		/*
+		 * Behind the data stand position, inode and device, which may change. epoll_ctl() always adds EPOLLERR and
+		 * EPOLLHUP, which a spent one-shot has lost: no caller can set that state again.
+		 */
+		if (n < 16 && sscanf(l, "tfd: %u events: %x data: %lx", &fd, &events, &data) == 3)
+			MUST(asprintf(&line[n++], "%u: events 0x%x data 0x%lx", fd, events & ~(EPOLLERR | EPOLLHUP), data));
 	qsort(line, n, sizeof(*line), by_text);
 	for (int i = 0; i < n; i++) {
 		strncat(out, line[i], size - strlen(out) - 1);
 		strncat(out, "\n", size - strlen(out) - 1);
+		free(line[i]);
 	}
 	free(text);
 }
