@@ -1,4 +1,4 @@
-/* A controlling terminal inside of the tree: its session, its foreground group, /dev/tty, and job-control signals. */
+/* A controlling terminal inside of the tree: its session, its foreground group, and job-control signals. */
 #include "guest.h"
 #include <termios.h>
 
@@ -23,14 +23,12 @@ static void member(UNUSED void *arg)
 
 static void leader(UNUSED void *arg)
 {
-	int tty, dev;
+	int tty;
 	pid_t kid;
 
 	close(0);
 	MUST(setsid());
 	tty = MUST(open(name, O_RDWR));
-	dev = MUST(open("/dev/tty", O_RDWR));
-	MUST(dup2(dev, 40));
 	signal(SIGTTOU, SIG_IGN);
 	kid = guest_child(member, NULL);
 	MUST(tcsetpgrp(tty, kid));
@@ -39,7 +37,6 @@ static void leader(UNUSED void *arg)
 		ioctl(tty, TIOCNOTTY);
 	CHECK(tcgetsid(tty) == getpid(), "the terminal's session is %d", tcgetsid(tty));
 	SAME("foreground group", tcgetpgrp(tty), kid);
-	SAME("foreground group through /dev/tty", tcgetpgrp(40), kid);
 	/* Ctrl-C is typed: only the foreground group gets it. */
 	SAME("written", write(master, "\003", 1), 1);
 	usleep(5000);

@@ -49,6 +49,7 @@ macro_rules! with_guests {
             stopped: [] [];
             vfork: [] [];
             forker: [] [];
+            restart: [] [];
             // memory
             map_anon: [] [];
             map_anon_shared: [] [];
@@ -109,6 +110,7 @@ macro_rules! with_guests {
             pty: [] [];
             pty_data: [] [];
             ctty: [] [];
+            dev_tty: [] [];
             shell_job: ["--shell-job"] [];
         }
     };
