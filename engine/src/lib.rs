@@ -1,10 +1,12 @@
 //! The story of stasis: [`dump`] and [`restore`] of process trees, and the plan between image and act.
+pub mod check;
 pub mod error;
 pub mod kinds;
 pub mod options;
 pub mod phase;
 pub mod report;
 
+pub use check::check;
 pub use error::{Blame, Error, Result};
 pub use options::{After, Options};
 pub use phase::Phase;

@@ -1,0 +1,275 @@
+//! The options of the `criu` command line: one row each, and what this version makes of it.
+//!
+//! Every row is honoured, accepted because it cannot matter here (and the log says why), or refused by name. A row that
+//! is none of these does not compile.
+
+/// Does an option take an argument?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// A switch; `--no-NAME` turns it off again.
+    Nothing,
+    /// `--name VALUE`, `--name=VALUE`, `-nVALUE`, `-n VALUE`.
+    Value,
+    /// Only attached: `--name=VALUE`, `-nVALUE`.
+    Maybe,
+}
+
+/// What this version does with an option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It does what its row in the manual says.
+    Honoured,
+    /// It cannot make a difference; the reason goes to the log.
+    Harmless(&'static str),
+    /// The command fails and says this: why, and what to do.
+    Refused(&'static str),
+}
+
+/// One option.
+#[derive(Debug)]
+pub struct Opt {
+    /// Name behind `--`.
+    pub long: &'static str,
+    /// Letter behind `-`.
+    pub short: Option<char>,
+    /// Its argument.
+    pub takes: Takes,
+    /// What becomes of it.
+    pub fate: Fate,
+}
+
+const fn opt(long: &'static str, short: Option<char>, takes: Takes, fate: Fate) -> Opt {
+    Opt {
+        long,
+        short,
+        takes,
+        fate,
+    }
+}
+
+use Fate::{Harmless, Honoured, Refused};
+use Takes::{Maybe, Nothing, Value};
+
+const NO_SOCKETS: Fate = Harmless(
+    "sockets are not carried in this version: a tree that has one is refused by name, so nothing depends on it",
+);
+const NO_MOUNTS: Fate = Harmless(
+    "mount namespaces are not dumped or restored in this version: the tree lives in the caller's",
+);
+const EXTERNAL: Fate = Refused(
+    "external resources are not in this version; leave the option out: what cannot be carried is then named",
+);
+const INCREMENTAL: Fate =
+    Refused("incremental dumps are not in this version; leave the option out to dump all memory");
+const REMOTE: Fate =
+    Refused("pages over the network are not in this version; dump to a folder and copy that");
+const NAMESPACES: Fate = Refused(
+    "namespaces of a tree are not restored in this version; enter the namespace first, for instance with nsenter(1)",
+);
+const CGROUPS: Fate = Refused(
+    "cgroups are not restored in this version; start the restore in the cgroup the tree shall live in",
+);
+const LSM: Fate = Refused(
+    "security labels are not restored in this version; start the restore under the label the tree shall have",
+);
+
+/// All options, in the order of the manual.
+pub static OPTIONS: &[Opt] = &[
+    opt("tree", Some('t'), Value, Honoured),
+    opt("leave-stopped", Some('s'), Nothing, Honoured),
+    opt("leave-running", Some('R'), Nothing, Honoured),
+    opt("restore-detached", Some('d'), Nothing, Honoured),
+    opt("daemon", None, Nothing, Honoured),
+    opt("restore-sibling", Some('S'), Nothing, Honoured),
+    opt("images-dir", Some('D'), Value, Honoured),
+    opt("work-dir", Some('W'), Value, Honoured),
+    opt("prev-images-dir", None, Value, INCREMENTAL),
+    opt("log-file", Some('o'), Value, Honoured),
+    opt(
+        "log-pid",
+        None,
+        Nothing,
+        Harmless(
+            "tasks run no code of the engine, so they write no log: all lines are in this one",
+        ),
+    ),
+    opt("verbosity", Some('v'), Maybe, Honoured),
+    opt("display-stats", None, Nothing, Honoured),
+    opt("version", Some('V'), Nothing, Honoured),
+    opt("help", Some('h'), Nothing, Honoured),
+    opt("pidfile", None, Value, Honoured),
+    opt(
+        "status-fd",
+        None,
+        Value,
+        Refused("it belongs to services, which are not in this version; leave it out"),
+    ),
+    opt(
+        "action-script",
+        None,
+        Value,
+        Refused(
+            "scripts inside a dump or restore are not in this version; run the script before or after the command",
+        ),
+    ),
+    opt("exec-cmd", None, Nothing, Honoured),
+    opt("shell-job", Some('j'), Nothing, Honoured),
+    opt("tcp-established", None, Nothing, NO_SOCKETS),
+    opt("tcp-close", None, Nothing, NO_SOCKETS),
+    opt("skip-in-flight", None, Nothing, NO_SOCKETS),
+    opt("ext-unix-sk", Some('x'), Maybe, NO_SOCKETS),
+    opt("external", None, Value, EXTERNAL),
+    opt("ext-mount-map", Some('M'), Value, EXTERNAL),
+    opt("veth-pair", None, Value, EXTERNAL),
+    opt("inherit-fd", None, Value, EXTERNAL),
+    opt("join-ns", Some('J'), Value, NAMESPACES),
+    opt(
+        "empty-ns",
+        None,
+        Value,
+        Harmless("network namespaces are not dumped or restored in this version"),
+    ),
+    opt(
+        "root",
+        Some('r'),
+        Value,
+        Refused("another root directory is not in this version; restore inside a chroot instead"),
+    ),
+    opt("skip-mnt", None, Value, NO_MOUNTS),
+    opt("enable-fs", None, Value, NO_MOUNTS),
+    opt("enable-external-sharing", None, Nothing, NO_MOUNTS),
+    opt("enable-external-masters", None, Nothing, NO_MOUNTS),
+    opt("mntns-compat-mode", None, Nothing, NO_MOUNTS),
+    opt("manage-cgroups", None, Maybe, Honoured),
+    opt("cgroup-root", None, Value, CGROUPS),
+    opt("cgroup-props", None, Value, CGROUPS),
+    opt("cgroup-props-file", None, Value, CGROUPS),
+    opt("cgroup-dump-controller", None, Value, CGROUPS),
+    opt("cgroup-yard", None, Value, CGROUPS),
+    opt(
+        "freeze-cgroup",
+        None,
+        Value,
+        Refused(
+            "freezing by cgroup is not in this version; leave it out: every task is seized instead",
+        ),
+    ),
+    opt("cpu-cap", None, Maybe, Honoured),
+    opt("lsm-profile", None, Value, LSM),
+    opt("lsm-mount-context", None, Value, LSM),
+    opt("network-lock", None, Value, NO_SOCKETS),
+    opt("evasive-devices", None, Nothing, Honoured),
+    opt("file-locks", Some('l'), Nothing, Honoured),
+    opt("file-validation", None, Value, Honoured),
+    opt("skip-file-rwx-check", None, Nothing, Honoured),
+    opt("ghost-limit", None, Value, Honoured),
+    opt(
+        "ghost-fiemap",
+        None,
+        Nothing,
+        Harmless("holes of deleted files are found another way"),
+    ),
+    opt("link-remap", None, Nothing, Honoured),
+    opt(
+        "force-irmap",
+        None,
+        Nothing,
+        Refused("scanning for the names of watched files is not in this version; leave it out"),
+    ),
+    opt(
+        "irmap-scan-path",
+        None,
+        Value,
+        Refused("scanning for the names of watched files is not in this version; leave it out"),
+    ),
+    opt("timeout", None, Value, Honoured),
+    opt(
+        "weak-sysctls",
+        None,
+        Nothing,
+        Harmless("sysctls are not restored in this version"),
+    ),
+    opt(
+        "allow-uprobes",
+        None,
+        Nothing,
+        Refused(
+            "the mapping of uprobes is not carried in this version; remove the probes before the dump",
+        ),
+    ),
+    opt("track-mem", None, Nothing, INCREMENTAL),
+    opt("auto-dedup", None, Nothing, INCREMENTAL),
+    opt("pre-dump-mode", None, Value, INCREMENTAL),
+    opt("lazy-pages", None, Nothing, REMOTE),
+    opt("page-server", None, Nothing, REMOTE),
+    opt("address", None, Value, REMOTE),
+    opt("port", None, Value, REMOTE),
+    opt("ps-socket", None, Value, REMOTE),
+    opt(
+        "stream",
+        None,
+        Nothing,
+        Refused("image streaming is not in this version; dump to a folder on tmpfs and read that"),
+    ),
+    opt("tls", None, Nothing, REMOTE),
+    opt("tls-cacert", None, Value, REMOTE),
+    opt("tls-cacrl", None, Value, REMOTE),
+    opt("tls-cert", None, Value, REMOTE),
+    opt("tls-key", None, Value, REMOTE),
+    opt("tls-no-cn-verify", None, Nothing, REMOTE),
+    opt(
+        "libdir",
+        Some('L'),
+        Value,
+        Harmless("plugins are not loaded; what would need one is refused by name"),
+    ),
+    opt("config", None, Value, Honoured),
+    opt("no-default-config", None, Nothing, Honoured),
+    opt("feature", None, Value, Honoured),
+    opt("all", None, Nothing, Honoured),
+    opt("extra", None, Nothing, Honoured),
+    opt("experimental", None, Nothing, Honoured),
+    opt(
+        "unprivileged",
+        None,
+        Nothing,
+        Harmless("rights are tried, not asked for: what they do not allow is named when it is met"),
+    ),
+    opt("close", None, Value, Honoured),
+    opt(
+        "deprecated",
+        None,
+        Nothing,
+        Harmless("no option is treated as deprecated"),
+    ),
+];
+
+/// The option with this letter.
+pub fn by_short(c: char) -> Option<&'static Opt> {
+    OPTIONS.iter().find(|o| o.short == Some(c))
+}
+
+/// The option with this name, or the only one that begins so (as getopt_long(3) allows).
+///
+/// # Errors
+/// A sentence: unknown, or ambiguous.
+pub fn by_long(name: &str) -> Result<&'static Opt, String> {
+    if let Some(o) = OPTIONS.iter().find(|o| o.long == name) {
+        return Ok(o);
+    }
+    let like: Vec<_> = OPTIONS
+        .iter()
+        .filter(|o| !name.is_empty() && o.long.starts_with(name))
+        .collect();
+    match like[..] {
+        [one] => Ok(one),
+        [] => Err(format!("unrecognized option '--{name}'")),
+        _ => Err(format!(
+            "option '--{name}' is ambiguous: {}",
+            like.iter()
+                .map(|o| format!("--{}", o.long))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )),
+    }
+}

@@ -1,0 +1,116 @@
+//! `stasis dump`
+use super::{bytes, time};
+use crate::criu::size;
+use clap::Args;
+use serde_json::json;
+use stasis_engine::{After, Options, Result};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Freeze a process and all its children into a folder
+///
+/// Without --leave-running or --leave-stopped the processes are gone afterwards. A dump that fails leaves them as they
+/// were.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stasis dump 4242 -D /var/tmp/frozen
+  stasis dump 4242 -D /var/tmp/frozen --leave-running
+  stasis check --pid 4242          what could not be dumped, without touching anything")]
+pub struct Dump {
+    /// Root of the tree
+    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    pid: i32,
+    /// Folder for the images; made if it does not exist
+    #[arg(short = 'D', long = "images-dir", value_name = "DIR")]
+    dir: PathBuf,
+    /// Let the processes run on
+    #[arg(short = 'R', long, conflicts_with = "leave_stopped")]
+    leave_running: bool,
+    /// Leave the processes stopped (SIGSTOP)
+    #[arg(short = 's', long)]
+    leave_stopped: bool,
+    #[command(flatten)]
+    carry: Carry,
+    /// Give up if the tree does not stop in time
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    timeout: u64,
+}
+
+/// What is carried besides the usual.
+#[derive(Debug, Args)]
+pub struct Carry {
+    /// Session, group leader or terminal may lie outside of the tree
+    #[arg(short = 'j', long)]
+    shell_job: bool,
+    /// Carry file locks
+    #[arg(short = 'l', long)]
+    file_locks: bool,
+    /// Carry deleted files that still have other names
+    #[arg(long)]
+    link_remap: bool,
+    /// Largest deleted file carried: bytes, or with K, M, G [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    ghost_limit: Option<u64>,
+    /// Any path to a device node will do
+    #[arg(long)]
+    evasive_devices: bool,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    size(text).ok_or_else(|| "a number of bytes, with K, M or G behind it".into())
+}
+
+impl Carry {
+    /// Puts the answers into the engine's options.
+    pub fn apply(&self, o: &mut Options) {
+        o.shell_job = self.shell_job;
+        o.file_locks = self.file_locks;
+        o.link_remap = self.link_remap;
+        o.ghost_limit = self.ghost_limit;
+        o.evasive_devices = self.evasive_devices;
+    }
+}
+
+impl Dump {
+    /// Runs the verb.
+    pub fn run(&self, json: bool) -> Result<ExitCode> {
+        // made for the caller's eyes only: the images hold all the memory of the processes
+        stasis_proto::ImageDir::create(&self.dir)?;
+        let mut o = Options::new(&self.dir);
+        o.pid = self.pid;
+        o.after = match (self.leave_running, self.leave_stopped) {
+            (true, _) => After::Running,
+            (_, true) => After::Stopped,
+            _ => After::Default,
+        };
+        o.timeout = Duration::from_secs(self.timeout);
+        o.kill_at = crate::kill_at()?;
+        self.carry.apply(&mut o);
+        let r = stasis_engine::dump(&o)?;
+        for w in &r.warnings {
+            tracing::warn!("{w}");
+        }
+        crate::figures::write_dump(&self.dir, &r);
+        let written = (r.pages_written + r.shpages_written).saturating_mul(4096);
+        if json {
+            sayln!(
+                "{}",
+                json!({"pid": self.pid, "tasks": r.tasks, "threads": r.threads, "bytes_written": written,
+                    "freezing_us": r.freezing_us, "frozen_us": r.frozen_us, "memdump_us": r.memdump_us,
+                    "warnings": r.warnings})
+            );
+        } else {
+            sayln!(
+                "dumped {} processes ({} threads), {} of memory, frozen for {}: {}",
+                r.tasks,
+                r.threads,
+                bytes(written),
+                time(r.frozen_us),
+                self.dir.display()
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,90 @@
+//! The verbs of `stasis`: one file each.
+pub mod check;
+pub mod dump;
+pub mod kinds;
+pub mod plan;
+pub mod restore;
+pub mod show;
+
+use serde_json::{Value, json};
+use stasis_engine::Error;
+
+/// An error as JSON: `{"error": {"code", "blame", "what", "why", "advice", "phase", "kind"}}`.
+pub fn error_json(e: &Error) -> Value {
+    json!({"error": error_fields(e)})
+}
+
+/// The fields of an error; absent ones are null.
+pub fn error_fields(e: &Error) -> Value {
+    let some = |s: &str| (!s.is_empty()).then(|| s.to_string());
+    json!({
+        "code": e.code,
+        "blame": e.blame.word(),
+        "what": e.what,
+        "why": some(&e.why),
+        "advice": some(&e.advice),
+        "phase": e.phase.map(|p| format!("{p:?}")),
+        "kind": e.kind,
+    })
+}
+
+/// A byte count for people: `12.3 MiB`.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut shown = n as f64;
+    let mut unit = 0;
+    while shown >= 1024.0 && unit + 1 < UNITS.len() {
+        shown /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{n} B"),
+        _ => format!("{shown:.1} {}", UNITS[unit]),
+    }
+}
+
+/// Microseconds for people.
+pub fn time(us: u64) -> String {
+    match us {
+        0..10_000 => format!("{:.2} ms", us as f64 / 1e3),
+        10_000..1_000_000 => format!("{:.0} ms", us as f64 / 1e3),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
+/// Text from an image or a process on one line, without control characters: it may be hostile to terminals.
+pub fn plain(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c.is_control() {
+            true => c.escape_default().collect::<Vec<_>>(),
+            false => vec![c],
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stasis_engine::Blame;
+
+    #[test]
+    fn numbers_and_hostile_text_are_made_readable() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+        assert_eq!(time(1234), "1.23 ms");
+        assert_eq!(time(12_345), "12 ms");
+        assert_eq!(time(1_230_000), "1.23 s");
+        assert_eq!(plain("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\n");
+    }
+
+    #[test]
+    fn an_error_has_all_its_fields_in_json() {
+        let e = Error::new("E4100", Blame::Container, "cannot dump fd 7").why("a socket");
+        let v = error_json(&e);
+        assert_eq!(v["error"]["code"], "E4100");
+        assert_eq!(v["error"]["blame"], "container");
+        assert_eq!(v["error"]["why"], "a socket");
+        assert!(v["error"]["advice"].is_null());
+    }
+}
