@@ -5,8 +5,13 @@
 //! a file (the duplicate the engine holds shares position, flags and queues with the target); at restore only rows of calls
 //! are written down.
 pub mod common;
+pub mod eventfd;
+pub mod fifo;
+pub mod pipe;
+pub mod signalfd;
 #[cfg(test)]
 pub mod testing;
+pub mod timerfd;
 
 use crate::error::{Blame, Error, Result};
 use crate::options::Options;
@@ -273,11 +278,18 @@ pub trait FileKind: Sync {
 }
 
 /// All kinds of open files; the first that claims a file has it.
-pub static FILE_KINDS: &[&dyn FileKind] = &[];
+#[rustfmt::skip] // one line per kind
+pub static FILE_KINDS: &[&dyn FileKind] = &[
+    &pipe::Pipe,
+    &fifo::Fifo,
+    &eventfd::EventFd,
+    &signalfd::SignalFd,
+    &timerfd::TimerFd,
+];
 
 /// What kinds can judge only when all open files of all tasks were described; the driver calls it once, at the end.
-pub fn finish(_cx: &mut DumpCx) -> Result<()> {
-    Ok(())
+pub fn finish(cx: &mut DumpCx) -> Result<()> {
+    pipe::finish(cx)
 }
 
 /// The kind for an image's type number.

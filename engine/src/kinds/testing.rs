@@ -1,4 +1,5 @@
 //! For the kinds' unit tests: real files of this process dumped to a folder, and planned and played from it.
+#![allow(missing_docs)]
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, TaskStage};
 use crate::options::Options;
 use stasis_kernel::host::Host;
