@@ -85,6 +85,7 @@ fn records_and_payload_take_turns() {
             pipe_id,
             bytes: data.len() as u32,
             size: None,
+            ..Default::default()
         };
         writer.write(&entry).unwrap();
         writer.raw(data).unwrap();

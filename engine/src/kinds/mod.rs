@@ -5,6 +5,7 @@
 //! a file (the duplicate the engine holds shares position, flags and queues with the target); at restore only rows of calls
 //! are written down.
 pub mod common;
+pub mod epoll;
 pub mod eventfd;
 pub mod fifo;
 pub mod pipe;
@@ -285,6 +286,7 @@ pub static FILE_KINDS: &[&dyn FileKind] = &[
     &eventfd::EventFd,
     &signalfd::SignalFd,
     &timerfd::TimerFd,
+    &epoll::Epoll,
 ];
 
 /// What kinds can judge only when all open files of all tasks were described; the driver calls it once, at the end.

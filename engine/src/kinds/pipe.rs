@@ -271,12 +271,14 @@ impl FileKind for Pipe {
             let all = contents(cx, "pipes-data.img")?;
             let c = all.get(&e.pipe_id);
             // A single packet looks like a stream. If it came back as one, the next packet would be merged into it.
-            let packets = c.is_some_and(|c| !c.packets.is_empty())
-                || cx
-                    .files
-                    .values()
-                    .filter_map(|f| f.pipe.as_ref())
-                    .any(|p| p.pipe_id == e.pipe_id && p.flags & libc::O_DIRECT as u32 != 0);
+            let packets =
+                c.is_some_and(|c| {
+                    !c.packets.is_empty()
+                        || !c.bytes.is_empty()
+                            && cx.files.values().filter_map(|f| f.pipe.as_ref()).any(|p| {
+                                p.pipe_id == e.pipe_id && p.flags & libc::O_DIRECT as u32 != 0
+                            })
+                });
             let flags =
                 libc::O_CLOEXEC | libc::O_NONBLOCK | if packets { libc::O_DIRECT } else { 0 };
             cx.host(
