@@ -405,6 +405,44 @@ pub fn dup(fd: impl AsFd) -> SysResult<OwnedFd> {
     })
 }
 
+/// Writes `data` at `offset` of a file that has no write(2) but can be mapped (hugetlbfs). The data must lie inside one
+/// block of `block` bytes (the size of its huge pages), and inside the file. EINVAL otherwise; ENOMEM when no huge page is
+/// free (they are reserved at mmap, so this is no SIGBUS later).
+pub fn write_mapped(file: BorrowedFd<'_>, offset: u64, data: &[u8], block: u64) -> SysResult<()> {
+    let what = || format!("{} bytes at offset {offset}", data.len());
+    let bad = |why: Errno| SysError::new("mmap", why, what());
+    let start = offset
+        .checked_div(block)
+        .ok_or_else(|| bad(Errno::EINVAL))?
+        * block;
+    let inside = (offset - start) as usize;
+    let size = fstat(file)?.st_size as u64;
+    if data.len() as u64 > block - inside as u64 || offset + data.len() as u64 > size {
+        return Err(bad(Errno::EINVAL));
+    }
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+    let at = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            block as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            start as libc::off_t,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(SysError::last("mmap", what()));
+    }
+    // SAFETY: the mapping is `block` bytes long, the data was checked to fit behind `inside`; the file is as long as was
+    // checked and only we have it. The mapping is unmapped once, here.
+    unsafe {
+        std::ptr::copy_nonoverlapping(data.as_ptr(), at.cast::<u8>().add(inside), data.len());
+        libc::munmap(at, block as usize);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 #[path = "fds_tests.rs"]
 mod tests;

@@ -4,15 +4,23 @@
 //! back ([`FileKind::plan`]). Kinds look and plan; they never act: at dump nothing may be read from, written to or moved in
 //! a file (the duplicate the engine holds shares position, flags and queues with the target); at restore only rows of calls
 //! are written down.
+pub mod act;
 pub mod common;
 pub mod epoll;
 pub mod eventfd;
 pub mod fifo;
+pub mod fown;
+pub mod ghost;
+pub mod memfd;
 pub mod pipe;
+pub mod regular;
+pub mod shmem;
 pub mod signalfd;
 #[cfg(test)]
 pub mod testing;
 pub mod timerfd;
+
+pub use act::{Act, Stagehand, Undo};
 
 use crate::error::{Blame, Error, Result};
 use crate::options::Options;
@@ -92,9 +100,48 @@ pub struct DumpCx<'a> {
     pub entries: Vec<pb::FileEntry>,
     /// What will not come back as it was, one sentence each.
     pub warnings: Vec<String>,
+    /// Inodes already met, by (kind, device, inode number), with an id of the kind's choice.
+    pub inodes: BTreeMap<(&'static str, u64, u64), u32>,
+    /// Entries of files that no slot has, by (device, inode number, open flags, path).
+    pub described: BTreeMap<(u64, u64, u32, Vec<u8>), u32>,
+    /// What the dump made in the target's file systems (names of link remaps). The driver plays it backwards when the dump
+    /// fails, and also when it succeeds but the tree runs on: only a restore of a dead tree needs these names.
+    pub undo: Vec<Undo>,
+    /// The last pages image id given out; see [`DumpCx::new_pages_id`].
+    pub last_pages_id: u32,
 }
 
-impl DumpCx<'_> {
+impl<'a> DumpCx<'a> {
+    /// A dump of these tasks into this folder that has met nothing yet.
+    pub fn new(options: &'a Options, dir: &'a ImageDir, pids: &'a BTreeMap<HostPid, u32>) -> Self {
+        Self {
+            options,
+            dir,
+            pids,
+            writers: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            done: BTreeMap::new(),
+            last_id: 0,
+            entries: Vec::new(),
+            inodes: BTreeMap::new(),
+            described: BTreeMap::new(),
+            undo: Vec::new(),
+            last_pages_id: 0,
+            warnings: Vec::new(),
+        }
+    }
+    /// A fresh number for a `pages-N.img`, from 1 on.
+    pub fn new_pages_id(&mut self) -> u32 {
+        self.last_pages_id += 1;
+        self.last_pages_id
+    }
+    /// Ends every image in [`DumpCx::writers`]; without it their last bytes may be lost.
+    pub fn finish_writers(&mut self) -> Result<()> {
+        for (_, w) in std::mem::take(&mut self.writers) {
+            w.finish()?;
+        }
+        Ok(())
+    }
     /// A fresh open file id.
     pub fn new_id(&mut self) -> u32 {
         self.last_id += 1;
@@ -141,6 +188,11 @@ pub enum Stage {
     Second,
     /// Refers to tasks, so it is opened when stubs exist with their pids (pidfds, files of /proc/PID).
     Tasks,
+    /// Would hinder the making of mappings, so it is done when all of them exist and no task runs yet (seals of memfds).
+    Mapped,
+    /// After the commit point, when nothing can fail any more: names that only the restore needed are removed. A failure
+    /// here is a warning.
+    Last,
 }
 
 /// When rows that a task itself must play are played.
@@ -162,8 +214,9 @@ pub struct PlanCx<'a> {
     pub files: &'a BTreeMap<u32, pb::FileEntry>,
     /// For every file id the (pid, slot) pairs that hold it, pids as the restored tasks see themselves.
     pub holders: &'a BTreeMap<u32, Vec<(u32, i32)>>,
-    /// Host rows planned so far, with their stage and a short reason each.
-    pub host: Vec<(Stage, Call, String)>,
+    /// Host acts planned so far, with their stage and a short reason each. Played in order of the stages, inside a stage in
+    /// the order of this list.
+    pub host: Vec<(Stage, Act, String)>,
     /// Rows for tasks: (pid, stage, row).
     pub task: Vec<(u32, TaskStage, Call)>,
     /// Objects made already, by (kind, key): both ends of a pipe, a pty, a shared inode.
@@ -208,7 +261,19 @@ impl<'a> PlanCx<'a> {
     }
     /// Adds a host row at the present stage.
     pub fn host(&mut self, call: Call, why: impl Into<String>) {
-        self.host.push((self.stage, call, why.into()));
+        self.act_at(self.stage, Act::Call(call), why);
+    }
+    /// Adds a host row at another stage.
+    pub fn host_at(&mut self, stage: Stage, call: Call, why: impl Into<String>) {
+        self.act_at(stage, Act::Call(call), why);
+    }
+    /// Adds a host act at the given stage.
+    pub fn act_at(&mut self, stage: Stage, act: Act, why: impl Into<String>) {
+        self.host.push((stage, act, why.into()));
+    }
+    /// The present stage.
+    pub fn stage(&self) -> Stage {
+        self.stage
     }
     /// Adds a row for a task.
     pub fn task(&mut self, pid: u32, stage: TaskStage, call: Call) {
@@ -287,6 +352,8 @@ pub static FILE_KINDS: &[&dyn FileKind] = &[
     &signalfd::SignalFd,
     &timerfd::TimerFd,
     &epoll::Epoll,
+    &memfd::Memfd,
+    &regular::Regular,
 ];
 
 /// What kinds can judge only when all open files of all tasks were described; the driver calls it once, at the end.

@@ -1,6 +1,6 @@
 //! For the kinds' unit tests: real files of this process dumped to a folder, and planned and played from it.
 #![allow(missing_docs)]
-use super::{DumpCx, FileKind, PlanCx, Seen, Stage, TaskStage};
+use super::{Act, DumpCx, FileKind, PlanCx, Seen, Stage, Stagehand, TaskStage, Undo};
 use crate::options::Options;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::HostPid;
@@ -36,7 +36,7 @@ pub fn see<R>(fd: impl AsFd, f: impl FnOnce(&Seen) -> R) -> R {
         link: &link,
         info: &info(fd),
         flags: flags(fd),
-        fown: pb::FownEntry::default(),
+        fown: super::fown::read(fd, flags(fd), &BTreeMap::new()).unwrap(),
     })
 }
 
@@ -47,6 +47,7 @@ pub struct Dumped {
     pub holders: BTreeMap<u32, Vec<(u32, i32)>>,
     pub warnings: Vec<String>,
     pub options: Options,
+    pub undo: Vec<Undo>,
 }
 
 /// Dumps these descriptors, each an open file of its own, all of this kind.
@@ -60,24 +61,27 @@ pub fn dump_beside(
     fds: &[BorrowedFd],
     others: &[BorrowedFd],
 ) -> crate::Result<Dumped> {
+    dump_with(kind, fds, others, |_| {})
+}
+
+/// The same with other options.
+pub fn dump_with(
+    kind: &dyn FileKind,
+    fds: &[BorrowedFd],
+    others: &[BorrowedFd],
+    set: impl FnOnce(&mut Options),
+) -> crate::Result<Dumped> {
     let tmp = tempfile::tempdir().unwrap();
-    let options = Options::new(tmp.path());
+    let mut options = Options::new(tmp.path());
+    set(&mut options);
     let dir = ImageDir::create(tmp.path()).unwrap();
     let me = HostPid(std::process::id() as i32);
     let pids = BTreeMap::from([(me, me.0 as u32)]);
     let all: Vec<_> = fds.iter().chain(others).map(|f| f.as_raw_fd()).collect();
     let ids = || (1u32..).zip(&all);
-    let mut cx = DumpCx {
-        options: &options,
-        dir: &dir,
-        pids: &pids,
-        writers: BTreeMap::new(),
-        slots: ids().map(|(id, s)| ((me, *s), id)).collect(),
-        done: BTreeMap::new(),
-        last_id: all.len() as u32,
-        entries: Vec::new(),
-        warnings: Vec::new(),
-    };
+    let mut cx = DumpCx::new(&options, &dir, &pids);
+    cx.slots = ids().map(|(id, s)| ((me, *s), id)).collect();
+    cx.last_id = all.len() as u32;
     let mut files = BTreeMap::new();
     for (id, fd) in (1..).zip(fds) {
         let e = see(fd, |s| {
@@ -96,9 +100,8 @@ pub fn dump_beside(
     for e in std::mem::take(&mut cx.entries) {
         files.insert(e.id, e);
     }
-    for (_, w) in std::mem::take(&mut cx.writers) {
-        w.finish().unwrap();
-    }
+    cx.finish_writers()?;
+    let undo = std::mem::take(&mut cx.undo);
     let warnings = std::mem::take(&mut cx.warnings);
     let holders = ids().map(|(id, s)| (id, vec![(me.0 as u32, *s)])).collect();
     Ok(Dumped {
@@ -107,6 +110,7 @@ pub fn dump_beside(
         holders,
         warnings,
         options,
+        undo,
     })
 }
 
@@ -116,6 +120,7 @@ pub struct Planned {
     pub task: Vec<(u32, TaskStage, stasis_kernel::call::Call)>,
     pub lent: Vec<(u32, i32, stasis_kernel::call::FdRef)>,
     pub warnings: Vec<String>,
+    pub last: Vec<Act>,
 }
 
 impl Dumped {
@@ -130,16 +135,23 @@ impl Dumped {
             }
         }
         let mut host = Host::default();
-        for stage in [Stage::First, Stage::Second, Stage::Tasks] {
-            for (s, c, _) in &cx.host {
-                if *s == stage {
-                    host.play(c)?;
-                }
+        let mut on = Stagehand {
+            host: &mut host,
+            dir: &dir,
+            pid: &|p| Some(HostPid(p as i32)),
+        };
+        for stage in [Stage::First, Stage::Second, Stage::Tasks, Stage::Mapped] {
+            for (_, act, why) in cx.host.iter().filter(|h| h.0 == stage) {
+                act.perform(&mut on)
+                    .map_err(|e| e.on(format!("{act} ({why})")))?;
             }
         }
+        let last = cx.host.iter().filter(|h| h.0 == Stage::Last);
         cx.task.sort_by_key(|t| t.1);
+        let last = last.map(|h| h.1.clone()).collect();
         Ok(Planned {
             host,
+            last,
             task: cx.task,
             lent: cx.lent,
             warnings: cx.warnings,

@@ -1,0 +1,603 @@
+//! Files opened by a path: regular files, folders, devices without state, files of /proc, and whatever O_PATH holds.
+//!
+//! **What it is.** An open file whose contents live in a file system that is there at restore. Only the way back to it is in
+//! the image: path, open flags, position, owner; size and type with permissions to see whether it is still the same file.
+//!
+//! **Dump.** The path is what /proc/PID/fd shows. It must lead back to the same inode: where it does not, the file was deleted
+//! ([`super::ghost`]) or another mount hides it, which is an error. A path is looked up from the engine's root if the task
+//! shares our mount namespace (the kernel shows paths relative to the reader's root), else from the task's root. The size is
+//! not noted for O_WRONLY|O_APPEND (a log may grow meanwhile).
+//!
+//! **Restore.** openat(2) with the flags of old (never O_CREAT, O_TRUNC, O_EXCL), lseek(2) to the position, then the check of
+//! size and permissions. Files of /proc/PID are opened when the tasks have their pids.
+//!
+//! **What does not come back.** A file on a mount that is hidden by another one; a character device other than memory devices
+//! (its driver has state; O_PATH is fine); /proc/PID of a task that is gone, /proc/PID/task/TID of a thread that is not the
+//! leader; a name that is not UTF-8 (the image format has strings). O_TMPFILE is lost from the flags (it does nothing after
+//! open). What readahead hints and locks a file carries: locks are a kind of their own.
+//!
+//! Kernel facts: O_NOCTTY, O_CREAT, O_EXCL and O_TRUNC never stay in the flags (fs/open.c do_dentry_open), O_CLOEXEC
+//! belongs to the slot; O_LARGEFILE is forced for 64-bit openers. An O_PATH file has no position (lseek: EBADF).
+use super::act::{Act, Check, Undo, sys};
+use super::{DumpCx, FileKind, PlanCx, Seen, Stage, fown, ghost, malformed, memfd};
+use crate::error::{Blame, Error, Result};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+use stasis_kernel::call::{Arg, Call, FdRef};
+use stasis_kernel::error::SysError;
+use stasis_kernel::fds;
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::names;
+use stasis_kernel::procfs::{FdInfo, LeaseState, LockKind, LockMode, ProcDir};
+use stasis_proto::pb;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+const PROC_SUPER: i64 = 0x9fa0;
+const NFS_SUPER: i64 = 0x6969;
+const SECRETMEM: i64 = 0x5345_434d;
+const ANON_INODE_FS: i64 = 0x0904_1934;
+const DELETED: &[u8] = b" (deleted)";
+/// The bit that tells O_TMPFILE from O_DIRECTORY.
+const TMPFILE_BIT: u32 = 0o20_000_000;
+/// Major number of /dev/null, zero, full, random, urandom, kmsg.
+const MEM_MAJOR: u32 = 1;
+
+/// Files, folders, stateless devices and /proc, by path.
+pub struct Regular;
+
+/// A file as the dump of paths needs it, be it in a slot, mapped, executed or a working directory.
+pub(super) struct FileView<'a> {
+    pub fd: BorrowedFd<'a>,
+    pub stat: libc::stat,
+    pub fs_type: i64,
+    pub link: &'a [u8],
+    /// A task that has it.
+    pub pid: HostPid,
+    /// For messages.
+    pub place: String,
+    /// The open file behind `fd` holds a write lease: opening the file once more would break it.
+    pub write_lease: bool,
+}
+
+impl FileView<'_> {
+    /// The file for reading, with pread only if `write_lease`.
+    pub fn contents(&self) -> Result<File> {
+        if self.write_lease {
+            return Ok(File::from(fds::dup(self.fd)?));
+        }
+        let this = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        // our reading is not an access of the application's; only its owner and root may ask for that
+        openat(
+            AT_FDCWD,
+            this.as_str(),
+            flags | OFlag::O_NOATIME,
+            Mode::empty(),
+        )
+        .or_else(|_| openat(AT_FDCWD, this.as_str(), flags, Mode::empty()))
+        .map(File::from)
+        .map_err(|e| SysError::new("openat", e, self.place.clone()).into())
+    }
+    fn refuse(&self, code: &'static str, why: impl std::fmt::Display, advice: &str) -> Error {
+        Error::new(
+            code,
+            Blame::Container,
+            format!("cannot dump {}", self.place),
+        )
+        .why(why)
+        .advice(advice)
+    }
+}
+
+/// Makes an entry in [`DumpCx::entries`] for a file that no slot has: mapped, executable, working directory, root.
+///
+/// `fd` is any open file of it (O_PATH will do unless it was deleted), `link` its path as /proc shows it, `flags` those a
+/// restore should open it with, `what` names it in errors ("the executable of task 42"). Gives the id of the entry: the same
+/// one for the same inode, path and flags. Anonymous shared memory that has a descriptor (memfd) gets its own kind of entry.
+///
+/// # Errors
+/// As for files in slots.
+pub fn describe(
+    cx: &mut DumpCx,
+    pid: HostPid,
+    fd: BorrowedFd<'_>,
+    link: &[u8],
+    flags: u32,
+    what: &str,
+) -> Result<u32> {
+    let stat = fds::fstat(fd)?;
+    let flags = flags & !(libc::O_CLOEXEC as u32);
+    // two names of one inode, or two ways to open it, are two entries
+    let key = (stat.st_dev, stat.st_ino, flags, link.to_vec());
+    if let Some(id) = cx.described.get(&key) {
+        return Ok(*id);
+    }
+    let fs_type = fs_type(fd)?;
+    let id = cx.new_id();
+    let entry = if memfd::is(&stat, fs_type, link)? {
+        memfd::entry(cx, fd, &stat, link, id, flags, 0, pb::FownEntry::default())?
+    } else {
+        let v = FileView {
+            fd,
+            stat,
+            fs_type,
+            link,
+            pid,
+            place: format!("{what} ({})", String::from_utf8_lossy(link)),
+            write_lease: false,
+        };
+        entry(cx, &v, id, flags, 0, pb::FownEntry::default())?
+    };
+    cx.entries.push(entry);
+    cx.described.insert(key, id);
+    Ok(id)
+}
+
+/// Plans one more open of the file with this entry under another name, with other flags, without position, owner and check:
+/// for mappings, executables, working directories.
+///
+/// # Errors
+/// An id without entry, or one that is neither of this kind nor a memfd.
+pub fn plan_open(cx: &mut PlanCx, id: u32, flags: u32, bind: FdRef) -> Result<()> {
+    let files = cx.files;
+    let Some(e) = files.get(&id) else {
+        return Err(Error::new(
+            "E5105",
+            Blame::Image,
+            format!("files.img has no entry {id}, which a mapping or a task's folder needs"),
+        )
+        .advice("dump again: the image is not complete"));
+    };
+    if e.memfd.is_some() {
+        return memfd::plan_open(cx, e, flags, bind);
+    }
+    let Some(reg) = e.reg.as_deref() else {
+        return Err(malformed(e, "it cannot be mapped, executed or entered"));
+    };
+    let before = cx.stage();
+    cx.enter(stage_of(reg).max(before));
+    let call = open_call(cx, reg, flags);
+    if let Ok(c) = &call {
+        cx.host(c.clone().binds(bind), reg.name.clone());
+    }
+    cx.enter(before);
+    call.map(drop)
+}
+
+impl FileKind for Regular {
+    fn name(&self) -> &'static str {
+        "regular"
+    }
+    fn about(&self) -> &'static str {
+        "files, folders, memory devices, /proc and O_PATH come back by their path; deleted files with their contents; \
+         files hidden by a mount do not"
+    }
+    fn fd_type(&self) -> pb::FdTypes {
+        pb::FdTypes::Reg
+    }
+    fn claims(&self, s: &Seen) -> bool {
+        if !s.link.starts_with(b"/") || matches!(s.fs_type, SECRETMEM | ANON_INODE_FS) {
+            return false;
+        }
+        let path_only = s.flags & libc::O_PATH as u32 != 0;
+        match s.file_type() {
+            libc::S_IFREG => !memfd::is(&s.stat, s.fs_type, s.link).unwrap_or(false),
+            libc::S_IFDIR | libc::S_IFLNK | libc::S_IFBLK => true,
+            libc::S_IFCHR => path_only || libc::major(s.stat.st_rdev) == MEM_MAJOR,
+            _ => path_only,
+        }
+    }
+    fn late(&self) -> bool {
+        false
+    }
+    fn dump(&self, s: &Seen, id: u32, cx: &mut DumpCx) -> Result<pb::FileEntry> {
+        let v = FileView {
+            fd: s.fd,
+            stat: s.stat,
+            fs_type: s.fs_type,
+            link: s.link,
+            pid: s.pid,
+            place: s.place(),
+            write_lease: write_lease(s.info)?,
+        };
+        entry(cx, &v, id, s.flags, s.info.pos as u64, s.fown.clone())
+    }
+    fn stage(&self) -> Stage {
+        Stage::First
+    }
+    fn plan(&self, entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<()> {
+        let reg = entry
+            .reg
+            .as_deref()
+            .ok_or_else(|| malformed(entry, "it has no reg_file_entry"))?;
+        let before = cx.stage();
+        cx.enter(stage_of(reg).max(before));
+        let done = plan_entry(reg, cx);
+        cx.enter(before);
+        done
+    }
+}
+
+fn plan_entry(reg: &pb::RegFileEntry, cx: &mut PlanCx) -> Result<()> {
+    let file = cx.file(reg.id);
+    match remap(cx, reg)? {
+        // its own open is part of the deleted file's act, where it has its old name
+        Some(r) => drop(ghost::plan(cx, reg, &r)?),
+        None => {
+            let c = open_call(cx, reg, reg.flags)?;
+            cx.host(c.binds(file), "open it by its path");
+        }
+    }
+    cx.act_at(
+        cx.stage(),
+        Act::Check(Check {
+            file,
+            name: reg.name.clone(),
+            size: reg.size,
+            mode: reg.mode,
+            skip_rwx: cx.options.skip_file_rwx_check,
+        }),
+        "is it the same file",
+    );
+    // a fresh file stands at 0; some devices cannot seek at all
+    if reg.flags & libc::O_PATH as u32 == 0 && reg.pos != 0 && reg.pos != u64::MAX {
+        let args = vec![
+            Arg::Fd(file),
+            Arg::Int(reg.pos),
+            Arg::Named(libc::SEEK_SET as u64, "SEEK_SET".into()),
+        ];
+        let c = Call::new(libc::SYS_lseek, args).must_be(reg.pos);
+        cx.host(c, "its position");
+    }
+    fown::plan(cx, file, &reg.fown, reg.flags);
+    Ok(())
+}
+
+/// The call that opens the file of this entry with these flags.
+fn open_call(cx: &mut PlanCx, reg: &pb::RegFileEntry, flags: u32) -> Result<Call> {
+    if reg.ext() {
+        return Err(Error::new(
+            "E5103",
+            Blame::Image,
+            format!("cannot open the external file {}", reg.name),
+        )
+        .why("the dump left it to the caller to provide it, which is not supported yet"));
+    }
+    let path = match remap(cx, reg)? {
+        Some(r) => Arg::FdPath(ghost::plan(cx, reg, &r)?),
+        None => Arg::Str(path_of(reg)?.into_os_string().into_encoded_bytes()),
+    };
+    let mut flags = open_flags(flags);
+    if matches!(path, Arg::FdPath(_)) {
+        // it would stop at the magic link
+        flags.remove(OFlag::O_NOFOLLOW);
+    }
+    let bits = flags.bits() as u64;
+    let args = vec![
+        Arg::Named(libc::AT_FDCWD as u64, "AT_FDCWD".into()),
+        path,
+        Arg::Named(bits, names::open_flags(bits)),
+        Arg::Int(0),
+    ];
+    Ok(Call::new(libc::SYS_openat, args))
+}
+
+fn remap(cx: &mut PlanCx, reg: &pb::RegFileEntry) -> Result<Option<pb::RemapFilePathEntry>> {
+    let all = cx.image::<pb::RemapFilePathEntry>("remap-fpath.img")?;
+    let found = all.iter().find(|r| r.orig_id == reg.id).cloned();
+    match &found {
+        Some(r) if remap_of(r).0 == pb::RemapType::Procfs => {
+            Err(
+                Error::new("E5102", Blame::Image, format!("cannot open {}", reg.name))
+                    .why(format!(
+                        "task {} was dead when the tree was dumped",
+                        r.remap_id
+                    ))
+                    .advice("a file of a dead task's /proc cannot be restored"),
+            )
+        }
+        _ => Ok(found),
+    }
+}
+
+/// Type and number of a remap. Old images have no type and mark ghosts by the top bit of the number.
+pub(super) fn remap_of(r: &pb::RemapFilePathEntry) -> (pb::RemapType, u32) {
+    const GHOST: u32 = 1 << 31;
+    match r.remap_type {
+        Some(_) => (r.remap_type(), r.remap_id),
+        None if r.remap_id & GHOST != 0 => (pb::RemapType::Ghost, r.remap_id & !GHOST),
+        None => (pb::RemapType::Linked, r.remap_id),
+    }
+}
+
+/// The absolute path of an entry.
+pub(super) fn path_of(reg: &pb::RegFileEntry) -> Result<PathBuf> {
+    if !reg.name.starts_with('/') || reg.name.contains('\0') {
+        return Err(malformed(
+            &stand_in(reg),
+            "its name is not an absolute path",
+        ));
+    }
+    Ok(PathBuf::from(&reg.name))
+}
+
+/// A file entry around a path entry, for error messages.
+pub(super) fn stand_in(reg: &pb::RegFileEntry) -> pb::FileEntry {
+    pb::FileEntry {
+        r#type: pb::FdTypes::Reg as i32,
+        id: reg.id,
+        ..Default::default()
+    }
+}
+
+/// What open(2) is given for the flags in an entry. O_ASYNC does nothing in open(2) and is set later.
+pub(super) fn open_flags(flags: u32) -> OFlag {
+    let mut f = OFlag::from_bits_retain(flags as i32);
+    if flags & TMPFILE_BIT != 0 {
+        f.remove(OFlag::O_TMPFILE);
+    }
+    f.remove(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC | OFlag::O_ASYNC);
+    f | OFlag::O_CLOEXEC | OFlag::O_NOCTTY
+}
+
+/// Files of a task's /proc need the task.
+fn stage_of(reg: &pb::RegFileEntry) -> Stage {
+    match proc_pid(&reg.name) {
+        Some(_) => Stage::Tasks,
+        None => Stage::First,
+    }
+}
+
+/// 42 and the rest for "/proc/42/..." and "/proc/42".
+fn proc_pid(name: &str) -> Option<(i32, &str)> {
+    let rest = name.strip_prefix("/proc/")?;
+    let (pid, rest) = rest.split_once('/').unwrap_or((rest, ""));
+    Some((pid.parse().ok().filter(|p| *p > 0)?, rest))
+}
+
+// ---- dump
+
+fn entry(
+    cx: &mut DumpCx,
+    v: &FileView,
+    id: u32,
+    flags: u32,
+    pos: u64,
+    fown: pb::FownEntry,
+) -> Result<pb::FileEntry> {
+    let name = place(cx, v, id)?;
+    let log = flags & (libc::O_ACCMODE | libc::O_APPEND) as u32
+        == (libc::O_WRONLY | libc::O_APPEND) as u32;
+    let regular = v.stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    Ok(pb::FileEntry {
+        r#type: pb::FdTypes::Reg as i32,
+        id,
+        reg: Some(Box::new(pb::RegFileEntry {
+            id,
+            flags,
+            pos,
+            fown,
+            name,
+            size: (regular && !log).then_some(v.stat.st_size as u64),
+            mode: Some(v.stat.st_mode),
+            ..Default::default()
+        })),
+        ..Default::default()
+    })
+}
+
+/// The name by which a restore finds the file; a deleted one is carried, or linked.
+fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<String> {
+    let full = std::str::from_utf8(v.link).map_err(|_| {
+        v.refuse(
+            "E4101",
+            "its name is not UTF-8, which the image format needs",
+            "rename it",
+        )
+    })?;
+    let bare = full.strip_suffix(" (deleted)").unwrap_or(full);
+    if v.fs_type == PROC_SUPER {
+        return proc_name(v, full).map(str::to_owned);
+    }
+    if v.stat.st_nlink == 0 {
+        ghost::dump(cx, v, id)?;
+        return Ok(bare.to_owned());
+    }
+    let root = root_of(v.pid)?;
+    if v.fs_type == NFS_SUPER && silly(full) {
+        // the server keeps this name only until the last close
+        link(cx, v, &root, full, id)?;
+        return Ok(full.to_owned());
+    }
+    let found = match look(&root, full) {
+        Ok(st) => Some(st),
+        Err(Errno::ENOENT) => None,
+        Err(e) => return Err(SysError::new("newfstatat", e, v.place.clone()).into()),
+    };
+    let same = |st: &FileStat| (st.st_dev, st.st_ino) == (v.stat.st_dev, v.stat.st_ino);
+    let device = matches!(v.stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
+    match found {
+        Some(st) if same(&st) => Ok(full.to_owned()),
+        Some(st)
+            if cx.options.evasive_devices
+                && device
+                && (st.st_rdev, st.st_mode & libc::S_IFMT)
+                    == (v.stat.st_rdev, v.stat.st_mode & libc::S_IFMT) =>
+        {
+            Ok(full.to_owned())
+        }
+        None | Some(_) if v.link.ends_with(DELETED) => {
+            if v.stat.st_mode & libc::S_IFMT == libc::S_IFDIR || !link(cx, v, &root, bare, id)? {
+                ghost::dump(cx, v, id)?;
+            }
+            Ok(bare.to_owned())
+        }
+        Some(st) => Err(v.refuse(
+            "E4113",
+            format!(
+                "its path leads to another file now (device {}:{} inode {} instead of {}:{} inode {}): \
+                 a mount hides it, or it was replaced",
+                libc::major(st.st_dev),
+                libc::minor(st.st_dev),
+                st.st_ino,
+                libc::major(v.stat.st_dev),
+                libc::minor(v.stat.st_dev),
+                v.stat.st_ino
+            ),
+            "close it, or unmount what hides it, before the dump",
+        )),
+        None => Err(v.refuse(
+            "E4114",
+            "its path leads nowhere, though it was not deleted: its mount is detached or hidden",
+            "close it before the dump",
+        )),
+    }
+}
+
+fn proc_name<'a>(v: &FileView, full: &'a str) -> Result<&'a str> {
+    let Some((pid, rest)) = proc_pid(full.strip_suffix(" (deleted)").unwrap_or(full)) else {
+        return Ok(full);
+    };
+    let gone = || {
+        v.refuse(
+            "E4102",
+            format!("it belongs to /proc of task {pid}, which is gone"),
+            "close it before the dump",
+        )
+    };
+    if full.ends_with(" (deleted)") {
+        return Err(gone());
+    }
+    let root = root_of(v.pid)?;
+    if look(&root, &format!("/proc/{pid}")).is_err() {
+        return Err(gone());
+    }
+    let thread = rest
+        .strip_prefix("task/")
+        .and_then(|r| r.split('/').next())
+        .and_then(|t| t.parse::<i32>().ok());
+    match thread {
+        Some(t) if t != pid => Err(v.refuse(
+            "E4103",
+            format!(
+                "it belongs to /proc of thread {t}, and threads are born after files are opened"
+            ),
+            "close it before the dump",
+        )),
+        _ => Ok(full),
+    }
+}
+
+/// The root from which the paths that /proc shows us of this task's files are to be looked up.
+fn root_of(pid: HostPid) -> Result<OwnedFd> {
+    let theirs = ProcDir::open(pid)?;
+    let ours = ProcDir::open(HostPid::own())?;
+    let of = if theirs.ns("mnt")? == ours.ns("mnt")? {
+        ours
+    } else {
+        theirs
+    };
+    Ok(of.open_root()?)
+}
+
+fn look(root: &OwnedFd, path: &str) -> nix::Result<FileStat> {
+    let rel = path.trim_start_matches('/');
+    let rel = if rel.is_empty() { "." } else { rel };
+    fstatat(root, rel, AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+/// Names that NFS clients give to files deleted while open: `.nfs` and 24 hexadecimal digits.
+fn silly(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.strip_prefix(".nfs")
+        .is_some_and(|n| n.len() >= 24 && n.bytes().take(24).all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Makes a further hard link to a file whose name is gone, beside that name or in the nearest folder above that is still
+/// there. False: the file has no names at all in truth (overlayfs).
+fn link(cx: &mut DumpCx, v: &FileView, root: &OwnedFd, bare: &str, id: u32) -> Result<bool> {
+    if !cx.options.link_remap {
+        return Err(v.refuse(
+            "E4111",
+            format!(
+                "it was deleted, but has {} other name{} that cannot be found",
+                v.stat.st_nlink,
+                if v.stat.st_nlink == 1 { "" } else { "s" }
+            ),
+            "pass --link-remap, which makes a hard link beside it until the restore",
+        ));
+    }
+    let this = format!("/proc/self/fd/{}", v.fd.as_raw_fd());
+    let to = cx.new_id();
+    let name = format!("link_remap.{to}");
+    for up in Path::new(bare).ancestors().skip(1) {
+        let rel = up.strip_prefix("/").unwrap_or(up);
+        let rel = if rel.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            rel
+        };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = match openat(root, rel, flags, Mode::empty()) {
+            Ok(d) => d,
+            Err(Errno::ENOENT) => continue,
+            Err(e) => return Err(SysError::new("openat", e, up.display().to_string()).into()),
+        };
+        let path = up.join(&name);
+        match nix::unistd::linkat(
+            AT_FDCWD,
+            this.as_str(),
+            dir.as_fd(),
+            name.as_str(),
+            AtFlags::AT_SYMLINK_FOLLOW,
+        ) {
+            Ok(()) => {}
+            Err(Errno::ENOENT) => return Ok(false),
+            Err(e) => {
+                return Err(v.refuse(
+                    "E4111",
+                    format!("linkat to {}: {}", path.display(), names::errno(e as i32)),
+                    "close it before the dump",
+                ));
+            }
+        }
+        let shown = path.to_string_lossy().into_owned();
+        cx.undo.push(Undo::Unlink { dir, name, path });
+        cx.entries.push(pb::FileEntry {
+            r#type: pb::FdTypes::Reg as i32,
+            id: to,
+            reg: Some(Box::new(pb::RegFileEntry {
+                id: to,
+                name: shown,
+                ..Default::default()
+            })),
+            ..Default::default()
+        });
+        let remap = pb::RemapFilePathEntry {
+            orig_id: id,
+            remap_id: to,
+            remap_type: Some(pb::RemapType::Linked as i32),
+        };
+        cx.put("remap-fpath.img", &remap, &[])?;
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Does the open file hold a write lease?
+fn write_lease(info: &FdInfo) -> Result<bool> {
+    Ok(info.locks()?.iter().any(|l| {
+        l.kind == LockKind::Lease
+            && (l.mode == LockMode::Write || l.lease != Some(LeaseState::Active))
+    }))
+}
+
+/// Filesystem magic of an open file.
+pub(super) fn fs_type(fd: BorrowedFd<'_>) -> Result<i64> {
+    let s = nix::sys::statfs::fstatfs(fd)
+        .map_err(|e| sys("fstatfs", &std::io::Error::from(e), "a mapped file"))?;
+    Ok(s.filesystem_type().0)
+}

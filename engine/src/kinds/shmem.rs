@@ -1,0 +1,189 @@
+//! Contents of shared memory files: memfds, anonymous shared memory, SysV segments.
+//!
+//! All of them are files of tmpfs or hugetlbfs and are carried alike: pagemap-shmem-ID.img lists the runs of pages that hold
+//! data, by offset in the file, and names the pages image where they lie one behind another. The last page is carried whole,
+//! zeroes behind the end. No pagemap at all stands for a file of size 0.
+//!
+//! Pages that were never touched are holes (SEEK_DATA). hugetlbfs knows no holes: there, huge pages full of zeroes are left
+//! out, else a file that is mostly untouched would need all its huge pages at restore. It has no write(2) either, so it is
+//! filled through a mapping.
+use super::act::{Act, Fill, FillRun, STEP, sys};
+use super::ghost::data_runs;
+use super::{DumpCx, PlanCx};
+use crate::error::{Blame, Error, Result};
+use stasis_kernel::call::FdRef;
+use stasis_proto::{Kind, pb};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+const PAGE: u64 = 4096;
+/// Bit of a pagemap entry's flags: the pages are in the pages image.
+const PRESENT: u32 = 4;
+
+/// Writes the pages of a shared memory file: `size` bytes under the number `shmid`. `fd` may be any open file of it; it is
+/// opened once more for reading. `huge` is the size of its pages if it lies on hugetlbfs.
+///
+/// # Errors
+/// Failures to open, read or write.
+pub fn dump_contents(
+    cx: &mut DumpCx,
+    fd: BorrowedFd<'_>,
+    shmid: u64,
+    size: u64,
+    huge: Option<u64>,
+) -> Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    let this = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let file = File::open(&this).map_err(|e| sys("openat", &e, "shared memory"))?;
+    let pages_id = cx.new_pages_id();
+    let mut map = cx.dir.writer(&Kind::ShmemPagemap.file_of(shmid))?;
+    map.write(&pb::PagemapHead { pages_id })?;
+    let name = Kind::Pages.file_of(pages_id);
+    let mut out = cx.dir.create_raw(&name)?;
+    let mut put = |start: u64, len: u64| -> Result<()> {
+        let entry = pb::PagemapEntry {
+            vaddr: start,
+            compat_nr_pages: 0,
+            in_parent: None,
+            flags: Some(PRESENT),
+            nr_pages: Some(len / PAGE),
+        };
+        Ok(map.write(&entry)?)
+    };
+    let mut buf = vec![0u8; huge.unwrap_or(0).max(STEP as u64) as usize];
+    match huge {
+        None => {
+            for (start, end) in page_runs(&data_runs(&file, size)?) {
+                put(start, end - start)?;
+                let mut at = start;
+                while at < end {
+                    let n = (end - at).min(STEP as u64) as usize;
+                    read_padded(&file, &mut buf[..n], at)?;
+                    write(&mut out, &buf[..n], &name)?;
+                    at += n as u64;
+                }
+            }
+        }
+        Some(h) => {
+            let mut at = 0;
+            while at < size {
+                let n = (size - at).min(h).next_multiple_of(PAGE) as usize;
+                read_padded(&file, &mut buf[..n], at)?;
+                if buf[..n].iter().any(|b| *b != 0) {
+                    put(at, n as u64)?;
+                    write(&mut out, &buf[..n], &name)?;
+                }
+                at += h;
+            }
+        }
+    }
+    map.finish()?;
+    Ok(())
+}
+
+/// Plans that a shared memory file, which has its size already, gets the contents saved under `shmid`.
+///
+/// # Errors
+/// A missing or contradictory pagemap; E5106: pages that only a parent image has.
+pub fn plan_fill(
+    cx: &mut PlanCx,
+    file: FdRef,
+    shmid: u64,
+    size: u64,
+    huge: Option<u64>,
+) -> Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    let name = Kind::ShmemPagemap.file_of(shmid);
+    let mut r = cx.dir.reader(&name)?;
+    let bad = |why: &str| {
+        Error::new("E5104", Blame::Image, name.clone())
+            .why(why)
+            .advice("dump again: the image is damaged")
+    };
+    let Some(head) = r.read::<pb::PagemapHead>()? else {
+        return Err(bad("it is empty"));
+    };
+    let mut runs: Vec<FillRun> = Vec::new();
+    let mut from = 0u64;
+    for e in r.read_rest::<pb::PagemapEntry>()? {
+        let pages = e.nr_pages.unwrap_or_else(|| e.compat_nr_pages.into());
+        let len = pages.checked_mul(PAGE);
+        let end = len.and_then(|l| e.vaddr.checked_add(l));
+        let (Some(len), Some(end)) = (len, end) else {
+            return Err(bad("a run of pages ends beyond all addresses"));
+        };
+        if end > size.next_multiple_of(PAGE) {
+            return Err(bad("a run of pages ends beyond the file's size"));
+        }
+        // images from before 2016 have no flags and mark only what the parent has
+        let (parent, present) = match e.flags {
+            Some(f) => (f & 1 != 0, f & PRESENT != 0),
+            None => (e.in_parent(), !e.in_parent()),
+        };
+        if parent {
+            return Err(Error::new("E5106", Blame::Image, name.clone())
+                .why("some of its pages are in the images of an earlier dump")
+                .advice("incremental images of shared memory are not supported yet"));
+        }
+        if !present {
+            continue;
+        }
+        runs.push(FillRun {
+            at: e.vaddr,
+            from,
+            len: len.min(size - e.vaddr),
+        });
+        from += len;
+    }
+    let fill = Fill {
+        file,
+        image: Kind::Pages.file_of(head.pages_id),
+        runs,
+        size,
+        huge,
+    };
+    let stage = cx.stage();
+    cx.act_at(stage, Act::Fill(fill), "its contents");
+    Ok(())
+}
+
+/// Runs of data as whole pages (start, end), neighbours joined.
+fn page_runs(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for (at, len) in runs {
+        let start = at / PAGE * PAGE;
+        let end = (at + len).next_multiple_of(PAGE);
+        match out.last_mut() {
+            Some(l) if start <= l.1 => l.1 = l.1.max(end),
+            _ => out.push((start, end)),
+        }
+    }
+    out
+}
+
+/// Fills the buffer from the file; zeroes behind its end.
+fn read_padded(file: &File, buf: &mut [u8], at: u64) -> Result<()> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], at + done as u64) {
+            Ok(0) => {
+                buf[done..].fill(0);
+                break;
+            }
+            Ok(n) => done += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(sys("pread64", &e, "shared memory")),
+        }
+    }
+    Ok(())
+}
+
+fn write(out: &mut File, bytes: &[u8], name: &str) -> Result<()> {
+    out.write_all(bytes).map_err(|e| sys("write", &e, name))
+}
