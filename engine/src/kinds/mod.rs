@@ -11,6 +11,7 @@ pub mod eventfd;
 pub mod fifo;
 pub mod fown;
 pub mod ghost;
+pub mod locks;
 pub mod memfd;
 pub mod pipe;
 pub mod regular;
