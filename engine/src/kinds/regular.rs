@@ -601,3 +601,7 @@ pub(super) fn fs_type(fd: BorrowedFd<'_>) -> Result<i64> {
         .map_err(|e| sys("fstatfs", &std::io::Error::from(e), "a mapped file"))?;
     Ok(s.filesystem_type().0)
 }
+
+#[cfg(test)]
+#[path = "regular_tests.rs"]
+mod tests;
