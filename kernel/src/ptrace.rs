@@ -421,3 +421,9 @@ fn decode(st: i32) -> Event {
         Event::Gone(st)
     }
 }
+
+/// Registers that are all zero.
+pub fn no_regs() -> Regs {
+    // SAFETY: user_regs_struct is plain integers.
+    unsafe { std::mem::zeroed() }
+}
