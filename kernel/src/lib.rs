@@ -29,5 +29,10 @@ pub mod ptrace;
 pub mod reel;
 /// userfaultfd: what change tracking and the probes need.
 pub mod uffd;
+
 /// Reading and writing another process's memory.
 pub mod vm;
+/// Where the parts of an XSAVE area lie.
+pub mod xstate;
+/// Scheduling and futex facts of other threads.
+pub mod sched;

@@ -1,0 +1,339 @@
+//! What a process is: credentials, signals, timers, limits, mm fields. Half of it is told from outside, half by a tape.
+use super::task::Task;
+use super::thread::Told;
+use crate::error::{Blame, Error, Result};
+use stasis_kernel::call::{Arg, Call};
+use stasis_kernel::excursion::{self, Answers, Away, DeadStack, Excursion, Gadgets};
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::procfs::{MapName, MapsLine, Status, Timer, TimerNotify};
+use stasis_kernel::{sched, vm};
+use stasis_proto::pb;
+use std::collections::BTreeMap;
+
+/// Signals 1 to 64.
+pub const NSIG: i32 = 64;
+
+/// What the tapes of a process told.
+pub struct Asked {
+    /// sigaction of signals 1 to 64: handler, flags, restorer, mask. SIGKILL and SIGSTOP are zero.
+    pub actions: Vec<[u64; 4]>,
+    /// getitimer: real, virtual, profiling: interval s, us, value s, us.
+    pub itimers: Vec<[u64; 4]>,
+    /// timer_gettime and timer_getoverrun of each POSIX timer: interval s, ns, value s, ns.
+    pub timers: Vec<([u64; 4], u32)>,
+    /// brk(0).
+    pub brk: u64,
+    /// PR_GET_DUMPABLE.
+    pub dumpable: i32,
+    /// PR_GET_CHILD_SUBREAPER.
+    pub subreaper: bool,
+    /// membarrier(MEMBARRIER_CMD_GET_REGISTRATIONS), 0 if the kernel does not tell.
+    pub membarrier: u32,
+    /// The extension's fields.
+    pub habits: pb::StasisTaskEntry,
+    /// Per thread, in the order of [`Task::threads`].
+    pub threads: Vec<Told>,
+}
+
+/// Instruction sequences of files already searched, by (device, inode, offset of the mapping).
+#[derive(Default)]
+pub struct GadgetCache(BTreeMap<((u32, u32), u64, u64), Gadgets>);
+
+impl GadgetCache {
+    /// Finds sequences in the text of a stopped process.
+    fn find(&mut self, pid: HostPid, maps: &[MapsLine]) -> Gadgets {
+        let mut g = Gadgets::default();
+        let text = maps.iter().filter(|m| m.prot & libc::PROT_EXEC as u32 != 0 && m.prot & libc::PROT_READ as u32 != 0);
+        // the C library is likelier than the program to have both; files are searched once
+        let mut text: Vec<_> = text.filter(|m| m.name() != MapName::Vsyscall).collect();
+        text.sort_by_key(|m| (!m.path.windows(4).any(|w| w == b"libc" || w == b"ld-m"), m.ino == 0));
+        for m in text {
+            let found = self.in_mapping(pid, m);
+            if g.call_ret == 0 {
+                g.call_ret = found.call_ret;
+            }
+            if g.sigreturn == 0 {
+                g.sigreturn = found.sigreturn;
+            }
+            if g.complete() {
+                break;
+            }
+        }
+        g
+    }
+    fn in_mapping(&mut self, pid: HostPid, m: &MapsLine) -> Gadgets {
+        let key = (m.dev, m.ino, m.offset);
+        let shift = |g: Gadgets, by: u64| Gadgets {
+            call_ret: if g.call_ret == 0 { 0 } else { g.call_ret.wrapping_add(by) },
+            sigreturn: if g.sigreturn == 0 { 0 } else { g.sigreturn.wrapping_add(by) },
+        };
+        if m.ino != 0
+            && let Some(g) = self.0.get(&key)
+        {
+            let g = shift(*g, m.start);
+            // a private mapping may have been written to
+            if g.verify_found(pid.0) {
+                return g;
+            }
+        }
+        let mut g = Gadgets::default();
+        let mut at = m.start;
+        let mut buf = vec![0u8; 256 * 1024];
+        while at < m.end && !g.complete() {
+            let n = buf.len().min((m.end - at) as usize);
+            if vm::read(pid, at.into(), &mut buf[..n]).is_err() {
+                break;
+            }
+            g.search(at, &buf[..n]);
+            // sequences that straddle two pieces are found from 16 bytes before
+            at += if n == buf.len() { n as u64 - 16 } else { n as u64 };
+        }
+        if m.ino != 0 {
+            self.0.insert(key, shift(g, m.start.wrapping_neg()));
+        }
+        g
+    }
+}
+
+/// The tape of a whole process: what any one of its threads can ask for all. `timers` are those of /proc/PID/timers.
+pub fn tape(timers: &[Timer]) -> Vec<Call> {
+    let prctl = |op: u64, name: &str, rest: Vec<Arg>| {
+        let mut a = vec![Arg::Named(op, name.into())];
+        a.extend(rest);
+        Call::new(libc::SYS_prctl, a).any()
+    };
+    let mut t = Vec::new();
+    for s in 1..=NSIG {
+        let sig = Arg::Named(s as u64, stasis_kernel::names::signal(s).into_owned());
+        // SIGKILL and SIGSTOP may be asked too: their action is always the default
+        t.push(Call::new(libc::SYS_rt_sigaction, vec![sig, Arg::Null, Arg::Out(32), Arg::Int(8)]));
+    }
+    for which in 0..3 {
+        t.push(Call::new(libc::SYS_getitimer, vec![Arg::Int(which), Arg::Out(32)]));
+    }
+    for x in timers {
+        t.push(Call::new(libc::SYS_timer_gettime, vec![Arg::Int(x.id as u64), Arg::Out(32)]));
+    }
+    t.push(prctl(37, "PR_GET_CHILD_SUBREAPER", vec![Arg::Out(4)]));
+    t.push(prctl(25, "PR_GET_TSC", vec![Arg::Out(4)]));
+    for x in timers {
+        t.push(Call::new(libc::SYS_timer_getoverrun, vec![Arg::Int(x.id as u64)]).any());
+    }
+    t.push(Call::new(libc::SYS_brk, vec![Arg::Int(0)]));
+    t.push(prctl(3, "PR_GET_DUMPABLE", vec![]));
+    t.push(prctl(66, "PR_GET_MDWE", vec![Arg::Int(0); 4]));
+    t.push(prctl(58, "PR_GET_IO_FLUSHER", vec![Arg::Int(0); 4]));
+    t.push(prctl(34, "PR_MCE_KILL_GET", vec![Arg::Int(0); 4]));
+    t.push(prctl(68, "PR_GET_MEMORY_MERGE", vec![Arg::Int(0); 4]));
+    t.push(Call::new(libc::SYS_membarrier, vec![Arg::Named(512, "MEMBARRIER_CMD_GET_REGISTRATIONS".into()), Arg::Int(0), Arg::Int(0)]).any());
+    t
+}
+
+/// The tape of one thread.
+pub fn thread_tape() -> Vec<Call> {
+    vec![
+        Call::new(libc::SYS_sigaltstack, vec![Arg::Null, Arg::Out(24)]),
+        Call::new(libc::SYS_prctl, vec![Arg::Named(40, "PR_GET_TID_ADDRESS".into()), Arg::Out(8)]).any(),
+        Call::new(libc::SYS_prctl, vec![Arg::Named(2, "PR_GET_PDEATHSIG".into()), Arg::Out(4)]),
+        Call::new(libc::SYS_prctl, vec![Arg::Named(27, "PR_GET_SECUREBITS".into())]),
+    ]
+}
+
+fn told(a: &Answers, from: usize) -> Told {
+    let s = a.words(from, 1);
+    Told {
+        sas: (s[0], s[1] as u32 & !1, s[2]),
+        clear_tid: a.words(from + 1, 1)[0],
+        pdeath_sig: u32::from_le_bytes(a.out(from + 2, 1).try_into().expect("four bytes")),
+        secbits: a.ret(from + 3) as u32,
+    }
+}
+
+/// Asks a stopped process and all its threads.
+pub fn ask(task: &Task, st: &Status, maps: &[MapsLine], timers: &[Timer], cache: &mut GadgetCache) -> Result<Asked> {
+    let pid = task.pid;
+    let mut gadgets = cache.find(pid, maps);
+    let mut planted = None;
+    if !gadgets.complete() || !gadgets.verify(pid.0) {
+        let (mem, at) = padding(task, maps)?;
+        gadgets = Gadgets::plant(&mem, at)?;
+        planted = Some((mem, at));
+    }
+    let r = ask_with(task, st, maps, timers, gadgets);
+    if let Some((mem, at)) = planted {
+        Gadgets::unplant(&mem, at)?;
+    }
+    r
+}
+
+fn ask_with(task: &Task, st: &Status, maps: &[MapsLine], timers: &[Timer], gadgets: Gadgets) -> Result<Asked> {
+    let pid = task.pid;
+    let dead = dead_stack(task, maps)?;
+    // signals that are ignored by default: one that is neither caught nor pending
+    let free = |s: &&i32| (st.shd_pnd | st.sig_pnd) & (1 << (**s - 1)) == 0;
+    let quiet = |s: &&i32| st.sig_cgt & (1 << (**s - 1)) == 0;
+    let candidates = [libc::SIGURG, libc::SIGWINCH];
+    let end = candidates.iter().filter(free).find(quiet).or_else(|| candidates.iter().find(free)).copied();
+    let whole = tape(timers);
+    let own = thread_tape();
+    let mut asked = None;
+    let mut threads = Vec::with_capacity(task.threads.len());
+    for (i, th) in task.threads.iter().enumerate() {
+        let pending = if i == 0 { 0 } else { task.proc.task(th.tid).and_then(|p| Ok(p.status().map_or(u64::MAX, |s| s.sig_pnd))).unwrap_or(u64::MAX) };
+        let away = Away {
+            regs: th.regs,
+            mask: th.mask,
+            xstate: th.xstate.clone(),
+            gadgets,
+            end_signal: end.filter(|s| pending & (1 << (s - 1)) == 0),
+        };
+        let mut e = Excursion::begin(&th.tracee, pid.0, away, dead)?;
+        crate::kill_point();
+        let r = if i == 0 { e.play(&whole).and_then(|w| e.play(&own).map(|o| (Some(w), o))) } else { e.play(&own).map(|o| (None, o)) };
+        crate::kill_point();
+        e.finish()?;
+        let (w, o) = r?;
+        threads.push(told(&o, 0));
+        if let Some(w) = w {
+            asked = Some(w);
+        }
+    }
+    let w = asked.ok_or_else(|| Error::bug("a process without threads was asked"))?;
+    let four = |i, a| -> [u64; 4] { w.words(i, a).try_into().expect("32 bytes") };
+    let int = |i| i32::from_le_bytes(w.out(i, 1).try_into().expect("four bytes"));
+    let n = NSIG as usize;
+    let k = timers.len();
+    let rets = n + 3 + k + 2;
+    let some = |i: usize| (!stasis_kernel::call::is_errno(w.ret(i))).then(|| w.ret(i) as u32);
+    Ok(Asked {
+        actions: (0..n).map(|i| four(i, 2)).collect(),
+        itimers: (0..3).map(|i| four(n + i, 1)).collect(),
+        timers: (0..k).map(|i| (four(n + 3 + i, 1), some(rets + i).unwrap_or(0))).collect(),
+        subreaper: int(n + 3 + k) != 0,
+        brk: w.ret(rets + k),
+        dumpable: w.ret(rets + k + 1) as i32,
+        membarrier: some(rets + k + 6).unwrap_or(0),
+        habits: pb::StasisTaskEntry {
+            tsc: Some(int(n + 3 + k + 1) as u32),
+            mdwe: some(rets + k + 2),
+            io_flusher: some(rets + k + 3),
+            mce_kill: some(rets + k + 4),
+            memory_merge: some(rets + k + 5),
+            coredump_filter: task.proc.coredump_filter().ok().flatten(),
+            exit_signal: None,
+        },
+        threads,
+    })
+}
+
+/// Unused executable bytes: the zero padding behind the vDSO image.
+fn padding(task: &Task, maps: &[MapsLine]) -> Result<(vm::Mem, u64)> {
+    let none = |why: &str| {
+        Error::new("E4007", Blame::Container, format!("task {} cannot be asked", task.pid.0))
+            .why(why)
+            .advice("its text has no rt_sigreturn trampoline and it has no vDSO: link it with a C library")
+    };
+    let m = maps.iter().find(|m| m.name() == MapName::Vdso).ok_or_else(|| none("no vDSO"))?;
+    let mut b = vec![0u8; m.len() as usize];
+    vm::read(task.pid, m.start.into(), &mut b)?;
+    let at = b.len() - Gadgets::PLANT_LEN;
+    if b[at - 4..].iter().any(|x| *x != 0) {
+        return Err(none("the vDSO has no padding"));
+    }
+    Ok((task.proc.mem()?, m.start + at as u64))
+}
+
+/// The lowest part of the initial stack, or failing that, what lies below the red zone of the leader.
+fn dead_stack(task: &Task, maps: &[MapsLine]) -> Result<DeadStack> {
+    const GUARD: u64 = 4096;
+    let low = |m: &MapsLine| {
+        let used = task.threads.iter().map(|t| t.regs.rsp).filter(|sp| (m.start..m.end).contains(sp)).min().unwrap_or(m.end);
+        let room = used.saturating_sub(GUARD).saturating_sub(m.start);
+        (room as usize >= excursion::NEED).then(|| DeadStack {
+            start: m.start,
+            len: (room as usize).min(excursion::NEED + 32 * 1024) & !63,
+        })
+    };
+    let writable = |m: &&MapsLine| m.prot & libc::PROT_WRITE as u32 != 0 && !m.shared;
+    if let Some(d) = maps.iter().filter(writable).find(|m| m.name() == MapName::Stack).and_then(low) {
+        return Ok(d);
+    }
+    let sp = task.leader().regs.rsp;
+    let below = maps.iter().filter(writable).find(|m| (m.start..m.end).contains(&sp)).and_then(|m| {
+        let room = sp.saturating_sub(1024).saturating_sub(m.start) & !63;
+        let len = (room as usize).min(excursion::NEED + 8192);
+        (len >= excursion::NEED).then(|| DeadStack { start: (sp - 1024 - len as u64) & !63, len })
+    });
+    below.ok_or_else(|| {
+        Error::new("E4008", Blame::Container, format!("task {} has no unused stack", task.pid.0))
+            .why(format!("{} bytes below the stack pointer are needed", excursion::NEED))
+            .advice("try again when the task is less deep in its calls")
+    })
+}
+
+/// The part of the leader's core entry that stands for the process.
+pub fn core(task: &Task, st: &Status, asked: &Asked, timers: &[Timer]) -> Result<pb::TaskCoreEntry> {
+    let stat = task.proc.stat()?;
+    let mut rlimits = Vec::with_capacity(16);
+    for r in 0..16 {
+        let (cur, max) = sched::rlimit(task.pid, r)?;
+        rlimits.push(pb::RlimitEntry { cur, max });
+    }
+    let it = |v: &[u64; 4]| pb::ItimerEntry { isec: v[0], iusec: v[1], vsec: v[2], vusec: v[3] };
+    let posix = timers.iter().zip(&asked.timers).map(|(t, (v, over))| pb::PosixTimerEntry {
+        it_id: t.id as u32,
+        clock_id: t.clock as u32,
+        si_signo: t.signal as u32,
+        it_sigev_notify: match (t.notify, t.to_thread) {
+            (TimerNotify::Signal, false) => 0,
+            (TimerNotify::None, _) => 1,
+            (TimerNotify::Thread, _) => 2,
+            (TimerNotify::Signal, true) => 4,
+        },
+        sival_ptr: t.sigval,
+        overrun: *over,
+        isec: v[0],
+        insec: v[1],
+        vsec: v[2],
+        vnsec: v[3],
+        notify_thread_id: t.to_thread.then_some(t.target),
+    });
+    let actions = asked.actions.iter().zip(1..).filter(|(_, s)| !matches!(*s, libc::SIGKILL | libc::SIGSTOP)).map(|(a, _)| pb::SaEntry {
+        sigaction: a[0],
+        flags: a[1],
+        restorer: a[2],
+        mask: a[3],
+        compat_sigaction: Some(false),
+        mask_extended: None,
+    });
+    let mut habits = asked.habits.clone();
+    if stat.exit_signal != libc::SIGCHLD {
+        habits.exit_signal = Some(stat.exit_signal as u32);
+    }
+    Ok(pb::TaskCoreEntry {
+        task_state: if task.stopped_by.is_some() { STOPPED } else { ALIVE },
+        exit_code: 0,
+        personality: task.proc.personality()?,
+        flags: stat.flags,
+        blk_sigset: task.leader().mask,
+        comm: String::from_utf8_lossy(&st.name).into_owned(),
+        timers: Some(pb::TaskTimersEntry { real: it(&asked.itimers[0]), virt: it(&asked.itimers[1]), prof: it(&asked.itimers[2]), posix: posix.collect() }),
+        rlimits: Some(pb::TaskRlimitsEntry { rlimits }),
+        signals_s: Some(super::thread::queue(task.leader().tracee.pending(true)?)),
+        loginuid: task.proc.loginuid().ok().map(|l| l.unwrap_or(u32::MAX)),
+        oom_score_adj: Some(task.proc.oom_score_adj()?),
+        sigactions: actions.collect(),
+        child_subreaper: Some(asked.subreaper),
+        stop_signo: task.stopped_by.map(|s| s as u32),
+        membarrier_registration_mask: (asked.membarrier != 0).then_some(asked.membarrier),
+        stasis: Some(habits),
+        ..Default::default()
+    })
+}
+
+/// `task_state` of the format.
+pub const ALIVE: u32 = 1;
+/// Zombies.
+pub const DEAD: u32 = 2;
+/// In a group stop.
+pub const STOPPED: u32 = 3;

@@ -1,0 +1,245 @@
+//! What a stopped thread is, told from outside: registers, signals, scheduling, credentials.
+use super::task::Thread;
+use crate::error::{Blame, Error, Result};
+use stasis_kernel::ids::{HostPid, RemotePtr};
+use stasis_kernel::procfs::{ProcDir, Status};
+use stasis_kernel::{vm, xstate};
+use stasis_proto::pb;
+
+/// Reads registers, XSAVE area, signal mask, rseq and syscall user dispatch of a thread that has just stopped.
+pub fn look(th: &mut Thread, pid: HostPid) -> Result<()> {
+    let t = &th.tracee;
+    if t.regs_size()? != size_of_val(&th.regs) {
+        return Err(compat(th.tid));
+    }
+    th.regs = t.regs()?;
+    if th.regs.cs != 0x33 {
+        return Err(compat(th.tid));
+    }
+    th.xstate = t.xstate()?;
+    th.mask = t.sigmask()?;
+    th.rseq = t.rseq()?;
+    th.sud = t.sud()?;
+    settle_rseq(th, pid)
+}
+
+fn compat(tid: HostPid) -> Error {
+    Error::new("E4006", Blame::Container, format!("task {} is a 32-bit task", tid.0))
+        .why("its registers are those of the i386 ABI")
+        .advice("32-bit tasks are not supported; run the 64-bit build of the program")
+}
+
+/// A thread stopped inside a restartable sequence must go on at the abort handler.
+///
+/// KERNEL: `rseq_ip_fixup()` (kernel/rseq.c) would do the same at the return to user mode, but only while the instruction pointer
+/// is the one it was stopped at. Clearing the pointer also keeps a hostile sequence from catching an excursion.
+fn settle_rseq(th: &mut Thread, pid: HostPid) -> Result<()> {
+    if th.rseq.abi_pointer == 0 {
+        return Ok(());
+    }
+    let field = RemotePtr(th.rseq.abi_pointer + 8);
+    let mut word = [0u8; 8];
+    if vm::read(pid, field, &mut word).is_err() {
+        return Ok(());
+    }
+    let cs = u64::from_le_bytes(word);
+    if cs == 0 {
+        return Ok(());
+    }
+    let mut b = [0u8; 32];
+    if vm::read(pid, RemotePtr(cs), &mut b).is_ok() {
+        let at = |i: usize| u64::from_le_bytes(b[i..i + 8].try_into().expect("eight bytes"));
+        let (start, len, abort) = (at(8), at(16), at(24));
+        if th.regs.rip.wrapping_sub(start) < len {
+            th.regs.rip = abort;
+            th.tracee.set_regs(&th.regs)?;
+        }
+    }
+    vm::write(pid, field, &[0; 8])?;
+    Ok(())
+}
+
+/// What only the thread itself could tell.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// sigaltstack: address, flags, size.
+    pub sas: (u64, u32, u64),
+    /// set_tid_address.
+    pub clear_tid: u64,
+    /// PR_GET_PDEATHSIG.
+    pub pdeath_sig: u32,
+    /// PR_GET_SECUREBITS.
+    pub secbits: u32,
+}
+
+/// The core entry of a thread (without the parts a leader has for its process).
+pub fn core(th: &Thread, proc: &ProcDir, st: &Status, told: &Told) -> Result<pb::CoreEntry> {
+    let (rla, rla_len) = stasis_kernel::sched::robust_list(th.tid)?;
+    let sched = stasis_kernel::sched::attr(th.tid)?;
+    let tc = pb::ThreadCoreEntry {
+        futex_rla: rla,
+        futex_rla_len: rla_len as u32,
+        sched_nice: Some(sched.nice),
+        sched_policy: Some(sched.policy),
+        sched_prio: (sched.priority != 0).then_some(sched.priority),
+        blk_sigset: Some(th.mask),
+        sas: Some(pb::ThreadSasEntry {
+            ss_sp: told.sas.0,
+            ss_size: told.sas.2,
+            ss_flags: told.sas.1,
+        }),
+        pdeath_sig: (told.pdeath_sig != 0).then_some(told.pdeath_sig),
+        signals_p: Some(queue(th.tracee.pending(false)?)),
+        creds: Some(creds(st, told.secbits)),
+        seccomp_mode: (st.seccomp != 0).then_some(st.seccomp as i32),
+        seccomp_filter: None,
+        comm: Some(String::from_utf8_lossy(&st.name).into_owned()),
+        rseq_entry: (th.rseq.abi_pointer != 0).then_some(pb::RseqEntry {
+            rseq_abi_pointer: th.rseq.abi_pointer,
+            rseq_abi_size: th.rseq.abi_size,
+            signature: th.rseq.signature,
+            rseq_cs_pointer: None,
+        }),
+        cg_set: Some(1),
+        stasis: Some(extension(th, proc, &sched)?),
+        ..Default::default()
+    };
+    Ok(pb::CoreEntry {
+        mtype: pb::core_entry::March::X8664 as i32,
+        thread_info: Some(Box::new(pb::ThreadInfoX86 {
+            clear_tid_addr: told.clear_tid,
+            gpregs: gpregs(&th.regs),
+            fpregs: fpregs(&th.xstate),
+            tls: Vec::new(),
+        })),
+        thread_core: Some(tc),
+        ..Default::default()
+    })
+}
+
+/// What the CRIU format has no field for.
+fn extension(th: &Thread, proc: &ProcDir, sched: &stasis_kernel::sched::Attr) -> Result<pb::StasisThreadEntry> {
+    let sud = th.sud.filter(|s| s.mode != 0);
+    Ok(pb::StasisThreadEntry {
+        timerslack_ns: proc.timerslack_ns().ok(),
+        ioprio: Some(stasis_kernel::sched::ioprio(th.tid)?),
+        affinity: stasis_kernel::sched::affinity(th.tid)?,
+        sched_flags: (sched.flags != 0).then_some(sched.flags),
+        sched_runtime: (sched.runtime != 0).then_some(sched.runtime),
+        sched_deadline: (sched.deadline != 0).then_some(sched.deadline),
+        sched_period: (sched.period != 0).then_some(sched.period),
+        sud_mode: sud.map(|s| s.mode),
+        sud_selector: sud.map(|s| s.selector),
+        sud_offset: sud.map(|s| s.offset),
+        sud_len: sud.map(|s| s.len),
+        xstate: more_than_format(&th.xstate).then(|| th.xstate.clone()),
+    })
+}
+
+/// Queued signals as an image has them.
+pub fn queue(infos: Vec<[u8; 128]>) -> pb::SignalQueueEntry {
+    pb::SignalQueueEntry {
+        signals: infos.into_iter().map(|i| pb::SiginfoEntry { siginfo: i.to_vec() }).collect(),
+    }
+}
+
+fn creds(st: &Status, secbits: u32) -> pb::CredsEntry {
+    let two = |c: u64| vec![c as u32, (c >> 32) as u32];
+    pb::CredsEntry {
+        uid: st.uid.real,
+        euid: st.uid.effective,
+        suid: st.uid.saved,
+        fsuid: st.uid.fs,
+        gid: st.gid.real,
+        egid: st.gid.effective,
+        sgid: st.gid.saved,
+        fsgid: st.gid.fs,
+        cap_inh: two(st.cap_inh),
+        cap_prm: two(st.cap_prm),
+        cap_eff: two(st.cap_eff),
+        cap_bnd: two(st.cap_bnd),
+        cap_amb: two(st.cap_amb),
+        secbits,
+        groups: st.groups.clone(),
+        no_new_privs: st.no_new_privs.then_some(1),
+        ..Default::default()
+    }
+}
+
+fn gpregs(r: &stasis_kernel::ptrace::Regs) -> pb::UserX86RegsEntry {
+    // what a restored thread does next: an interrupted call is made again
+    let r = stasis_kernel::excursion::restartable(*r);
+    pb::UserX86RegsEntry {
+        r15: r.r15,
+        r14: r.r14,
+        r13: r.r13,
+        r12: r.r12,
+        bp: r.rbp,
+        bx: r.rbx,
+        r11: r.r11,
+        r10: r.r10,
+        r9: r.r9,
+        r8: r.r8,
+        ax: r.rax,
+        cx: r.rcx,
+        dx: r.rdx,
+        si: r.rsi,
+        di: r.rdi,
+        orig_ax: r.orig_rax,
+        ip: r.rip,
+        cs: r.cs,
+        flags: r.eflags,
+        sp: r.rsp,
+        ss: r.ss,
+        fs_base: r.fs_base,
+        gs_base: r.gs_base,
+        ds: r.ds,
+        es: r.es,
+        fs: r.fs,
+        gs: r.gs,
+        mode: Some(pb::UserX86RegsMode::Native as i32),
+    }
+}
+
+fn u32s(b: &[u8]) -> Vec<u32> {
+    b.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four bytes"))).collect()
+}
+
+fn u64s(b: &[u8]) -> Vec<u64> {
+    b.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes"))).collect()
+}
+
+/// State components the format has fields for: x87, SSE, AVX, AVX-512 (three), PKRU.
+const IN_FORMAT: u64 = 0x2e7;
+
+fn more_than_format(x: &[u8]) -> bool {
+    x.len() >= 576 && u64::from_le_bytes(x[512..520].try_into().expect("eight bytes")) & !IN_FORMAT != 0
+}
+
+fn fpregs(x: &[u8]) -> pb::UserX86FpregsEntry {
+    let h = |i: usize| u32::from(u16::from_le_bytes([x[i], x[i + 1]]));
+    let part = |c| xstate::place(c).filter(|(o, n)| o + n <= x.len()).map_or(&[][..], |(o, n)| &x[o..o + n]);
+    let xsave = (x.len() >= 576).then(|| pb::UserX86XsaveEntry {
+        xstate_bv: u64::from_le_bytes(x[512..520].try_into().expect("eight bytes")) & IN_FORMAT,
+        ymmh_space: u32s(part(xstate::Component::Ymm)),
+        opmask_reg: u64s(part(xstate::Component::Opmask)),
+        zmm_upper: u64s(part(xstate::Component::ZmmHi256)),
+        hi16_zmm: u64s(part(xstate::Component::Hi16Zmm)),
+        pkru: u32s(part(xstate::Component::Pkru)),
+        ..Default::default()
+    });
+    pb::UserX86FpregsEntry {
+        cwd: h(0),
+        swd: h(2),
+        twd: h(4),
+        fop: h(6),
+        rip: u64::from_le_bytes(x[8..16].try_into().expect("eight bytes")),
+        rdp: u64::from_le_bytes(x[16..24].try_into().expect("eight bytes")),
+        mxcsr: u32::from_le_bytes(x[24..28].try_into().expect("four bytes")),
+        mxcsr_mask: u32::from_le_bytes(x[28..32].try_into().expect("four bytes")),
+        st_space: u32s(&x[32..160]),
+        xmm_space: u32s(&x[160..416]),
+        padding: Vec::new(),
+        xsave,
+    }
+}
