@@ -1,0 +1,158 @@
+//! Descriptors: every open file is looked at once, through a duplicate the engine holds.
+use super::Dumping;
+use super::task::Task;
+use crate::error::{Error, Result};
+use crate::kinds::{self, FileKind, Seen};
+use stasis_kernel::fds::{self, Kcmp};
+use stasis_kernel::ids::{HostPid, RemoteFd};
+use stasis_kernel::procfs::{FdInfo, MapsLine, VmFlags};
+use stasis_proto::{Kind, pb};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// An open file met in some slot.
+struct Met {
+    pid: HostPid,
+    slot: i32,
+    fd: OwnedFd,
+    stat: libc::stat,
+    link: Vec<u8>,
+    info: FdInfo,
+    kind: &'static dyn FileKind,
+    id: u32,
+}
+
+/// All open files of the tree so far.
+#[derive(Default)]
+pub struct OpenFiles {
+    met: Vec<Met>,
+    /// By device and inode, the open files of it, in the order of kcmp(KCMP_FILE).
+    by_inode: BTreeMap<(u64, u64), Vec<usize>>,
+    tables: BTreeSet<u32>,
+    late: Vec<usize>,
+}
+
+impl Dumping<'_> {
+    /// Describes the descriptor table of a task, once per table.
+    pub fn descriptors(&mut self, t: &Task, files_id: u32) -> Result<()> {
+        if !self.files.tables.insert(files_id) {
+            return Ok(());
+        }
+        let pidfd = fds::pidfd_open(t.pid, 0)?;
+        let mut table = Vec::new();
+        for RemoteFd(slot) in t.proc.fds()? {
+            crate::kill_point();
+            let info = t.proc.fdinfo(RemoteFd(slot))?;
+            let cloexec = info.cloexec();
+            let fd = fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(slot))?;
+            let i = self.meet(t, slot, fd, info)?;
+            let m = &self.files.met[i];
+            self.cx.slots.insert((t.pid, slot), m.id);
+            kinds::locks::dump(&mut self.cx, t.pid, slot, &self.files.met[i].info)?;
+            let m = &self.files.met[i];
+            table.push(pb::FdinfoEntry { id: m.id, flags: u32::from(cloexec), r#type: m.kind.fd_type() as i32, fd: slot as u32, xattr_security_selinux: None });
+        }
+        Ok(self.dir.write_all(&Kind::Fdinfo.file_of(files_id), &table)?)
+    }
+    /// The open file behind a slot: one met before, or a new one.
+    fn meet(&mut self, t: &Task, slot: i32, fd: OwnedFd, info: FdInfo) -> Result<usize> {
+        let stat = fds::fstat(fd.as_fd())?;
+        let same = self.files.by_inode.entry((stat.st_dev, stat.st_ino)).or_default();
+        let own = HostPid::own();
+        let mut failed = None;
+        let place = same.binary_search_by(|i| {
+            let other = &self.files.met[*i];
+            fds::kcmp(own, own, Kcmp::File(fds::raw(&other.fd), fds::raw(&fd))).unwrap_or_else(|e| {
+                failed.get_or_insert(e);
+                Ordering::Equal
+            })
+        });
+        if let Some(e) = failed {
+            return Err(e.into());
+        }
+        match place {
+            Ok(at) => Ok(same[at]),
+            Err(at) => {
+                let i = self.files.met.len();
+                same.insert(at, i);
+                let link = t.proc.fd_link(RemoteFd(slot))?;
+                self.new_file(t, slot, fd, stat, link, info)?;
+                Ok(i)
+            }
+        }
+    }
+    fn new_file(&mut self, t: &Task, slot: i32, fd: OwnedFd, stat: libc::stat, link: Vec<u8>, info: FdInfo) -> Result<()> {
+        let id = self.cx.new_id();
+        let seen = seen(t.pid, slot, &fd, stat, &link, &info)?;
+        let kind = kinds::FILE_KINDS.iter().copied().find(|k| k.claims(&seen)).ok_or_else(|| kinds::unsupported::name(&seen))?;
+        if kind.late() {
+            self.files.late.push(self.files.met.len());
+        } else {
+            let entry = kind.dump(&seen, id, &mut self.cx).map_err(|e| e.of(kind.name()))?;
+            self.cx.entries.push(entry);
+        }
+        self.files.met.push(Met { pid: t.pid, slot, fd, stat, link, info, kind, id });
+        Ok(())
+    }
+    /// Kinds whose entries refer to other files, now that all have ids.
+    pub fn late_files(&mut self) -> Result<()> {
+        for i in std::mem::take(&mut self.files.late) {
+            let m = &self.files.met[i];
+            let seen = seen(m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
+            let entry = m.kind.dump(&seen, m.id, &mut self.cx).map_err(|e| e.of(m.kind.name()))?;
+            self.cx.entries.push(entry);
+        }
+        Ok(())
+    }
+    /// The file behind a mapping: its entry's id, whether it is a memfd, and the flags it must be opened with.
+    pub fn mapped_file(&mut self, t: &Task, m: &MapsLine, flags: VmFlags) -> Result<(u32, bool, u32)> {
+        let open = super::open_flags_of(m, flags);
+        let key = (u64::from(m.dev.0) << 32 | u64::from(m.dev.1), m.ino, open);
+        if let Some((id, memfd)) = self.mapped.get(&key) {
+            return Ok((*id, *memfd, open));
+        }
+        let fd = t.proc.open_map_file(m, libc::O_PATH)?;
+        let link = t.proc.map_file_link(m)?;
+        let (id, memfd) = kinds::mapped(&mut self.cx, fd.as_fd(), &link, open).map_err(|e| e.on(format!("mapping {m} of task {}", t.pid.0)))?;
+        self.mapped.insert(key, (id, memfd));
+        Ok((id, memfd, open))
+    }
+    /// The program's own file.
+    pub fn exe(&mut self, t: &Task) -> Result<u32> {
+        let fd = t.proc.open_exe()?;
+        let link = t.proc.exe()?;
+        Ok(kinds::mapped(&mut self.cx, fd.as_fd(), &link, libc::O_RDONLY as u32)?.0)
+    }
+    /// Working or root directory.
+    pub fn place(&mut self, t: &Task, which: &str) -> Result<u32> {
+        let (fd, link) = if which == "cwd" { (t.proc.open_cwd()?, t.proc.cwd()?) } else { (t.proc.open_root()?, t.proc.root()?) };
+        Ok(kinds::mapped(&mut self.cx, fd.as_fd(), &link, (libc::O_RDONLY | libc::O_DIRECTORY) as u32)?.0)
+    }
+    /// Shared anonymous memory: its identity; contents are saved once.
+    pub fn shared_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
+        let fd = t.proc.open_map_file(m, libc::O_RDONLY)?;
+        let size = fds::fstat(fd.as_fd())?.st_size as u64;
+        kinds::shmem::dump_contents(&mut self.cx, fd.as_fd(), m.ino, size)?;
+        Ok(m.ino)
+    }
+    /// SysV shared memory of the host's IPC namespace.
+    pub fn sysv_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
+        let fd = t.proc.open_map_file(m, libc::O_RDONLY)?;
+        kinds::shmem::dump_sysv(&mut self.cx, fd.as_fd(), m)
+    }
+}
+
+fn seen<'a>(pid: HostPid, slot: i32, fd: &'a OwnedFd, stat: libc::stat, link: &'a [u8], info: &'a FdInfo) -> Result<Seen<'a>, Error> {
+    Ok(Seen {
+        pid,
+        slot,
+        fd: fd.as_fd(),
+        stat,
+        fs_type: fds::fs_type(fd.as_fd()),
+        link,
+        info,
+        flags: info.flags & !(libc::O_CLOEXEC as u32),
+        fown: kinds::fown::read(fd.as_fd())?,
+    })
+}

@@ -1,0 +1,113 @@
+//! Pages: from stopped tasks into pages images, by several threads that never touch ptrace.
+//!
+//! The engine reads with process_vm_readv into a small buffer that stays in the cache and writes it out; memory use does
+//! not depend on the target's size.
+use super::mm::Run;
+use crate::error::{Blame, Error, Result};
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::vm;
+use stasis_proto::{ImageDir, Kind, pb};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes moved at a time: fits the second-level cache.
+const PIECE: u64 = 256 * 1024;
+const PRESENT: u32 = 4;
+const LAZY: u32 = 2;
+
+/// Writes pagemap-ID.img and pages-N.img of one address space. Gives the number of pages.
+pub fn write(dir: &ImageDir, pid: HostPid, image: &str, pages_id: u32, runs: &[Run]) -> Result<u64> {
+    let mut w = dir.writer(image)?;
+    w.write(&pb::PagemapHead { pages_id })?;
+    let mut pieces = Vec::new();
+    let mut offset = 0;
+    for (start, len, lazy) in runs {
+        w.write(&pb::PagemapEntry {
+            vaddr: *start,
+            compat_nr_pages: 0,
+            nr_pages: Some(len / 4096),
+            flags: Some(PRESENT | if *lazy { LAZY } else { 0 }),
+            in_parent: None,
+        })?;
+        let mut at = 0;
+        while at < *len {
+            let n = PIECE.min(len - at);
+            pieces.push((start + at, offset + at, n));
+            at += n;
+        }
+        offset += len;
+    }
+    w.finish()?;
+    let file = dir.create_raw(&Kind::Pages.file_of(pages_id))?;
+    copy(pid, &file, &pieces)?;
+    Ok(offset / 4096)
+}
+
+/// Moves pieces (address, file offset, length), neighbouring small ones in one call.
+fn copy(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)]) -> Result<()> {
+    let total: u64 = pieces.iter().map(|p| p.2).sum();
+    let groups = group(pieces);
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    let work = || {
+        let mut buf = vec![0u8; PIECE as usize];
+        while let Some(g) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if failed.lock().expect("no panic while held").is_some() {
+                return;
+            }
+            if let Err(e) = piece(pid, file, &pieces[g.0..g.1], &mut buf) {
+                failed.lock().expect("no panic while held").get_or_insert(e);
+                return;
+            }
+        }
+    };
+    let workers = if total > 8 << 20 { std::thread::available_parallelism().map_or(1, |n| n.get()).min(4) } else { 1 };
+    if workers == 1 {
+        work();
+    } else {
+        std::thread::scope(|s| {
+            for _ in 0..workers {
+                s.spawn(work);
+            }
+        });
+    }
+    failed.into_inner().expect("workers have ended").map_or(Ok(()), Err)
+}
+
+/// Index ranges of pieces that together fit one buffer; their file offsets follow each other by construction.
+fn group(pieces: &[(u64, u64, u64)]) -> Vec<(usize, usize)> {
+    let mut groups = Vec::new();
+    let (mut from, mut sum) = (0, 0);
+    for (i, p) in pieces.iter().enumerate() {
+        if sum + p.2 > PIECE || i - from >= 512 {
+            groups.push((from, i));
+            (from, sum) = (i, 0);
+        }
+        sum += p.2;
+    }
+    if from < pieces.len() {
+        groups.push((from, pieces.len()));
+    }
+    groups
+}
+
+fn piece(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)], buf: &mut [u8]) -> Result<()> {
+    let ranges: Vec<_> = pieces.iter().map(|p| vm::RemoteRange { addr: p.0.into(), len: p.2 as usize }).collect();
+    let n: u64 = pieces.iter().map(|p| p.2).sum();
+    let buf = &mut buf[..n as usize];
+    if vm::readv(pid, &ranges, buf).is_err() {
+        // pages without PROT_READ: /proc/PID/mem reads them all the same
+        let mem = vm::Mem::open(pid)?;
+        let mut at = 0;
+        for p in pieces {
+            mem.read(p.0.into(), &mut buf[at..at + p.2 as usize])?;
+            at += p.2 as usize;
+        }
+    }
+    file.write_all_at(buf, pieces[0].1).map_err(|e| {
+        let blame = Error::new("E6001", Blame::Host, "cannot write pages").why(e);
+        blame.advice("make room where the images go")
+    })
+}

@@ -1,0 +1,266 @@
+//! Address spaces: every mapping gets an entry, every page that the image must hold is listed.
+use super::Dumping;
+use super::process::Asked;
+use super::task::Task;
+use crate::error::{Blame, Error, Result};
+use stasis_kernel::pagemap::{Categories, Query, Scanner};
+use stasis_kernel::procfs::{MapName, MapsLine, SmapsEntry, Stat, VmFlags};
+use stasis_proto::pb;
+
+/// `vma_entry.status` bits of the format.
+pub mod status {
+    /// An ordinary mapping.
+    pub const REGULAR: u32 = 1;
+    /// The vsyscall page.
+    pub const VSYSCALL: u32 = 1 << 2;
+    /// vDSO text.
+    pub const VDSO: u32 = 1 << 3;
+    /// brk area.
+    pub const HEAP: u32 = 1 << 5;
+    /// Private mapping of a file.
+    pub const FILE_PRIVATE: u32 = 1 << 6;
+    /// Shared mapping of a file.
+    pub const FILE_SHARED: u32 = 1 << 7;
+    /// Shared anonymous memory.
+    pub const ANON_SHARED: u32 = 1 << 8;
+    /// Private anonymous memory.
+    pub const ANON_PRIVATE: u32 = 1 << 9;
+    /// SysV shared memory.
+    pub const SYSVIPC: u32 = 1 << 10;
+    /// A mapped socket.
+    pub const SOCKET: u32 = 1 << 11;
+    /// vDSO data.
+    pub const VVAR: u32 = 1 << 12;
+    /// AIO ring.
+    pub const AIORING: u32 = 1 << 13;
+    /// memfd.
+    pub const MEMFD: u32 = 1 << 14;
+    /// Guard pages (MADV_GUARD_INSTALL): not a mapping, but a range within one.
+    pub const GUARD: u32 = 1 << 16;
+    /// Probes' page.
+    pub const UPROBES: u32 = 1 << 17;
+}
+
+/// Pages of one mapping that go into the image: start, length in bytes, may be filled lazily.
+pub type Run = (u64, u64, bool);
+
+/// Describes the address space of a task; gives its entry and the pages to save.
+pub fn describe(d: &mut Dumping, task: &Task, stat: &Stat, asked: &Asked, smaps: &[SmapsEntry]) -> Result<(pb::MmEntry, Vec<Run>)> {
+    let scanner = Scanner::of(&task.proc)?;
+    let mut vmas: Vec<pb::VmaEntry> = Vec::with_capacity(smaps.len());
+    let mut runs = Vec::new();
+    let mut aios = Vec::new();
+    for s in smaps {
+        let m = &s.map;
+        let mut v = entry(d, task, s, stat)?;
+        if v.status & status::VVAR != 0
+            && let Some(last) = vmas.last_mut()
+            && last.status & status::VVAR != 0
+            && last.end == v.start
+        {
+            // KERNEL(>=6.13): [vvar] and [vvar_vclock] are two mappings of one area
+            last.end = v.end;
+            continue;
+        }
+        let private = v.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
+        if v.status & status::AIORING != 0 {
+            aios.push(aio(task, m)?);
+        } else if v.status & status::VDSO != 0 {
+            runs.push((m.start, m.len(), false));
+        } else if private && v.status & (status::VVAR | status::VSYSCALL) == 0 {
+            pages(&scanner, &v, &mut runs, &mut vmas)?;
+        }
+        if v.madv == Some(0) {
+            v.madv = None;
+        }
+        vmas.push(v);
+    }
+    vmas.sort_by_key(|v| v.start);
+    let exe_file_id = d.exe(task)?;
+    let auxv = task.proc.auxv()?;
+    Ok((
+        pb::MmEntry {
+            mm_start_code: stat.start_code,
+            mm_end_code: stat.end_code,
+            mm_start_data: stat.start_data,
+            mm_end_data: stat.end_data,
+            mm_start_stack: stat.start_stack,
+            mm_start_brk: stat.start_brk,
+            mm_brk: asked.brk,
+            mm_arg_start: stat.arg_start,
+            mm_arg_end: stat.arg_end,
+            mm_env_start: stat.env_start,
+            mm_env_end: stat.env_end,
+            exe_file_id,
+            mm_saved_auxv: auxv.into_iter().flat_map(|(k, v)| [k, v]).collect(),
+            vmas,
+            dumpable: Some(asked.dumpable),
+            aios,
+            thp_disabled: Some(task.proc.status()?.thp_enabled == Some(false)),
+        },
+        runs,
+    ))
+}
+
+/// MAP_* and MADV_* that VmFlags stand for.
+fn flags(f: VmFlags) -> (u32, u64) {
+    let maps = [
+        (VmFlags::GROWS_DOWN, libc::MAP_GROWSDOWN),
+        (VmFlags::LOCKED, libc::MAP_LOCKED),
+        (VmFlags::NO_RESERVE, libc::MAP_NORESERVE),
+        (VmFlags::HUGETLB, libc::MAP_HUGETLB),
+        (VmFlags::DROPPABLE, 0x08),
+    ];
+    let advice = [
+        (VmFlags::SEQ_READ, libc::MADV_SEQUENTIAL),
+        (VmFlags::RAND_READ, libc::MADV_RANDOM),
+        (VmFlags::DONT_COPY, libc::MADV_DONTFORK),
+        (VmFlags::DONT_DUMP, libc::MADV_DONTDUMP),
+        (VmFlags::MERGEABLE, libc::MADV_MERGEABLE),
+        (VmFlags::HUGE_PAGE, libc::MADV_HUGEPAGE),
+        (VmFlags::NO_HUGE_PAGE, libc::MADV_NOHUGEPAGE),
+        (VmFlags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
+    ];
+    (
+        maps.iter().filter(|(b, _)| f.contains(*b)).fold(0, |a, (_, m)| a | *m as u32),
+        advice.iter().filter(|(b, _)| f.contains(*b)).fold(0, |a, (_, m)| a | 1 << m),
+    )
+}
+
+fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Result<pb::VmaEntry> {
+    let m = &s.map;
+    let (extra, madv) = flags(s.flags);
+    let mut v = pb::VmaEntry {
+        start: m.start,
+        end: m.end,
+        pgoff: m.offset,
+        shmid: 0,
+        prot: m.prot,
+        flags: extra | if m.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE } as u32,
+        status: status::REGULAR,
+        fd: -1,
+        madv: Some(madv),
+        fdflags: None,
+    };
+    let unsupported = |why: &str, advice: &str| {
+        Err(Error::new("E4200", Blame::Container, format!("cannot dump mapping {m} of task {}", task.pid.0)).why(why).advice(advice))
+    };
+    if s.flags.intersects(VmFlags::UFFD_MISSING | VmFlags::UFFD_WP | VmFlags::UFFD_MINOR) {
+        return unsupported("it is registered with a userfaultfd", "userfaultfd state cannot be read; let the program unregister first");
+    }
+    if s.flags.intersects(VmFlags::SHADOW_STACK) {
+        return unsupported("it is a shadow stack", "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+    }
+    let anon = libc::MAP_ANONYMOUS as u32;
+    match m.name() {
+        MapName::Vsyscall => {
+            v.status = status::VSYSCALL | status::ANON_PRIVATE;
+            v.flags |= anon;
+        }
+        MapName::Vdso => {
+            v.status |= status::VDSO | status::ANON_PRIVATE;
+            v.flags |= anon;
+        }
+        MapName::Vvar | MapName::VvarVclock => {
+            v.status |= status::VVAR | status::ANON_PRIVATE;
+            v.flags |= anon;
+            v.pgoff = 0;
+        }
+        MapName::Uprobes => return unsupported("it is a page of uprobes", "remove the uprobe (perf, bpftrace) and try again"),
+        MapName::Other(_) => return unsupported("stasis does not know this special mapping", "please report it with the output of `stasis check --pid`"),
+        MapName::File(path) => file(d, task, s, path, &mut v)?,
+        MapName::Anonymous | MapName::Heap | MapName::Stack | MapName::AnonNamed(_) | MapName::ShmemNamed(_) if m.ino == 0 => {
+            v.status |= if m.shared { status::ANON_SHARED } else { status::ANON_PRIVATE };
+            v.flags |= anon;
+            v.pgoff = 0;
+        }
+        // named shared anonymous memory shows its name instead of /dev/zero
+        MapName::ShmemNamed(_) | MapName::Anonymous | MapName::AnonNamed(_) | MapName::Heap | MapName::Stack => file(d, task, s, b"/dev/zero", &mut v)?,
+    }
+    if v.status & status::ANON_PRIVATE != 0 && m.start < stat.start_brk.max(1) + 0x2000_0000 && m.name() == MapName::Heap {
+        v.status |= status::HEAP;
+    }
+    if s.flags.intersects(VmFlags::IO | VmFlags::PFN_MAP) && v.status & (status::VVAR | status::VDSO | status::FILE_SHARED) == 0 {
+        return unsupported("it is memory of a device", "only the device's driver could save it");
+    }
+    Ok(v)
+}
+
+/// Mappings with an inode: files, shared anonymous memory (which is a deleted tmpfs file), SysV memory, memfds, AIO rings.
+fn file(d: &mut Dumping, task: &Task, s: &SmapsEntry, path: &[u8], v: &mut pb::VmaEntry) -> Result<()> {
+    let m = &s.map;
+    if path == b"/[aio]" {
+        v.status |= status::AIORING | status::ANON_PRIVATE;
+        v.flags |= libc::MAP_ANONYMOUS as u32;
+        v.pgoff = 0;
+        return Ok(());
+    }
+    if m.shared && path == b"/dev/zero" && m.deleted {
+        v.status |= status::ANON_SHARED;
+        v.flags |= libc::MAP_ANONYMOUS as u32;
+        v.shmid = d.shared_memory(task, m)?;
+        return Ok(());
+    }
+    if path.starts_with(b"/SYSV") && m.deleted {
+        v.status |= status::SYSVIPC | status::ANON_SHARED;
+        v.flags |= libc::MAP_ANONYMOUS as u32;
+        v.shmid = d.sysv_memory(task, m)?;
+        return Ok(());
+    }
+    let (id, memfd, fdflags) = d.mapped_file(task, m, s.flags)?;
+    if memfd {
+        v.status |= status::MEMFD;
+    }
+    v.status |= if m.shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
+    v.shmid = u64::from(id);
+    v.fdflags = Some(fdflags);
+    Ok(())
+}
+
+fn aio(task: &Task, m: &MapsLine) -> Result<pb::AioRingEntry> {
+    // KERNEL: struct aio_ring (fs/aio.c): id, nr, head, tail, magic... in the first 32 bytes of the mapping
+    let mut b = [0u8; 32];
+    stasis_kernel::vm::read(task.pid, m.start.into(), &mut b)?;
+    let w = |i: usize| u32::from_le_bytes(b[i..i + 4].try_into().expect("four bytes"));
+    if w(8) != w(12) {
+        return Err(Error::new("E4201", Blame::Container, format!("AIO ring of task {} at {:#x} has finished requests nobody has read", task.pid.0, m.start))
+            .advice("try again when the program has collected them"));
+    }
+    Ok(pb::AioRingEntry { id: m.start, nr_req: w(4).saturating_sub(1), ring_len: m.len() as u32 })
+}
+
+/// Pages of a private mapping that are not what a fresh mapping would show, and guard ranges within it.
+fn pages(scanner: &Scanner, v: &pb::VmaEntry, runs: &mut Vec<Run>, vmas: &mut Vec<pb::VmaEntry>) -> Result<()> {
+    let of_file = v.status & status::FILE_PRIVATE != 0;
+    let report = Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::GUARD;
+    let query = Query {
+        all: Categories::NONE,
+        any: Categories::PRESENT | Categories::SWAPPED | Categories::GUARD,
+        inverted: Categories::NONE,
+        report: if of_file { report | Categories::FILE } else { report },
+    };
+    let lazy = !of_file && v.flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u32 == 0;
+    for r in scanner.scan(v.start.into(), v.end.into(), &query)? {
+        if r.categories.contains(Categories::GUARD) {
+            vmas.push(pb::VmaEntry {
+                start: r.start,
+                end: r.end,
+                pgoff: 0,
+                prot: 0,
+                flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32,
+                status: status::GUARD,
+                fd: -1,
+                ..Default::default()
+            });
+            continue;
+        }
+        if r.categories.contains(Categories::PFN_ZERO) || r.categories.contains(Categories::FILE) && r.categories.contains(Categories::PRESENT) {
+            continue;
+        }
+        match runs.last_mut() {
+            Some((s, n, l)) if *s + *n == r.start && *l == lazy => *n += r.end - r.start,
+            _ => runs.push((r.start, r.end - r.start, lazy)),
+        }
+    }
+    Ok(())
+}

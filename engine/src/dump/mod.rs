@@ -1,0 +1,346 @@
+//! The story of a dump: look from outside, write down, seal, let go.
+mod files;
+mod memory;
+pub mod mm;
+mod process;
+mod seize;
+mod task;
+mod thread;
+
+use crate::error::{Blame, Error, Result};
+use crate::kinds::DumpCx;
+use crate::options::{After, Options};
+use crate::phase::Phase;
+use crate::report::DumpReport;
+use files::OpenFiles;
+use process::{Asked, GadgetCache};
+use stasis_kernel::fds::{self, Kcmp};
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::procfs::{MapsLine, ProcDir, Status, VmFlags};
+use stasis_proto::{ImageDir, Kind, pb};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::time::Instant;
+use task::Task;
+use tracing::{debug, info, warn};
+
+/// Dumps the tree under `o.pid` into `o.images`.
+///
+/// On any error the tree runs on as it was and the folder holds no inventory.
+pub fn dump(o: &Options) -> Result<DumpReport> {
+    let dir = prepare(o).map_err(|e| e.at(Phase::Prepare))?;
+    let begun = Instant::now();
+    let mut report = DumpReport::default();
+    let mut held = Vec::new();
+    let seized = seize::tree(HostPid(o.pid), 0, begun + o.timeout, &mut held).map_err(|e| e.at(Phase::Seize));
+    report.freezing_us = micros(begun);
+    let written = seized.and_then(|()| write(o, &dir, &mut held, &mut report));
+    let sealed = written.and_then(|inventory| dir.commit_inventory(&inventory).map_err(|e| Error::from(e).at(Phase::Seal)));
+    crate::kill_point();
+    let after = if sealed.is_ok() { o.after } else { After::Running };
+    let released = release(held, after).map_err(|e| e.at(Phase::Release));
+    report.frozen_us = micros(begun);
+    if sealed.is_err() {
+        let _ = dir.invalidate();
+    }
+    sealed?;
+    released?;
+    info!("dumped {} tasks with {} threads, {} pages", report.tasks, report.threads, report.pages_written);
+    Ok(report)
+}
+
+/// Checks what can be checked before anything is touched.
+fn prepare(o: &Options) -> Result<ImageDir> {
+    let root = HostPid(o.pid);
+    if o.pid <= 0 || o.pid == HostPid::own().0 {
+        return Err(Error::new("E2001", Blame::Caller, format!("pid {} cannot be dumped", o.pid)).advice("name another process than the engine itself"));
+    }
+    let proc = ProcDir::open(root).map_err(|_| {
+        Error::new("E4001", Blame::Container, format!("no task {}", root.0)).why("it does not exist").advice("check the pid (as this pid namespace sees it)")
+    })?;
+    let stat = proc.stat()?;
+    if !o.shell_job && (stat.session.0 != o.pid) {
+        let sid = stat.session.0;
+        return Err(Error::new("E4010", Blame::Container, format!("task {} is not a session leader", o.pid))
+            .why(format!("its session is that of process {sid}, which is outside the tree"))
+            .advice("dump the session leader, or pass --shell-job to restore into the session of whoever restores"));
+    }
+    stasis_kernel::limits::raise_nofile();
+    let dir = ImageDir::create(&o.images)?;
+    dir.invalidate()?;
+    Ok(dir)
+}
+
+/// Everything between freeze and release.
+fn write(o: &Options, dir: &ImageDir, held: &mut [Task], report: &mut DumpReport) -> Result<pb::InventoryEntry> {
+    let tree = |e: Error| e.at(Phase::Tree);
+    let mut pids = BTreeMap::new();
+    let mut status = Vec::new();
+    for t in held.iter_mut() {
+        let st = t.proc.status()?;
+        pids.insert(t.pid, *st.ns_tgid.last().unwrap_or(&t.pid.0) as u32);
+        for th in &mut t.threads {
+            thread::look(th, t.pid).map_err(tree)?;
+        }
+        status.push(st);
+    }
+    let mut d = Dumping::new(o, dir, &pids);
+    for (t, st) in held.iter().zip(&status) {
+        d.task(t, st)?;
+    }
+    d.finish(held, report)
+}
+
+/// Lets the tree go: run on, stay stopped, or die.
+fn release(held: Vec<Task>, after: After) -> Result<()> {
+    match after {
+        After::Running => seize::let_go(held),
+        After::Stopped => {
+            for t in held.iter().filter(|t| t.zombie.is_none()) {
+                stasis_kernel::ptrace::kill(t.pid.0, libc::SIGSTOP)?;
+            }
+            seize::let_go(held)
+        }
+        After::Default => {
+            // children first: a parent that saw its child die could react before it is killed itself
+            for t in held.iter().rev().filter(|t| t.zombie.is_none()) {
+                stasis_kernel::ptrace::kill(t.pid.0, libc::SIGKILL)?;
+            }
+            for t in held.iter().rev().filter(|t| t.zombie.is_none()) {
+                for th in &t.threads {
+                    let _ = th.tracee.wait_gone();
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    since.elapsed().as_micros() as u64
+}
+
+/// A dump under way.
+pub struct Dumping<'a> {
+    o: &'a Options,
+    dir: &'a ImageDir,
+    /// What kinds see.
+    pub cx: DumpCx<'a>,
+    files: OpenFiles,
+    gadgets: GadgetCache,
+    pstree: Vec<pb::PstreeEntry>,
+    objects: BTreeMap<u8, Vec<HostPid>>,
+    /// Address spaces whose pages are still to be written.
+    memory: Vec<(HostPid, String, Vec<mm::Run>)>,
+    own_ns: Vec<(&'static str, u64)>,
+    mapped: BTreeMap<(u64, u64, u32), (u32, bool)>,
+}
+
+impl<'a> Dumping<'a> {
+    fn new(o: &'a Options, dir: &'a ImageDir, pids: &'a BTreeMap<HostPid, u32>) -> Self {
+        Self {
+            o,
+            dir,
+            cx: DumpCx::new(o, dir, pids),
+            files: OpenFiles::default(),
+            gadgets: GadgetCache::default(),
+            pstree: Vec::new(),
+            objects: BTreeMap::new(),
+            memory: Vec::new(),
+            own_ns: Vec::new(),
+            mapped: BTreeMap::new(),
+        }
+    }
+    /// Describes one task: tree entry, core, mm, files.
+    fn task(&mut self, t: &Task, st: &Status) -> Result<()> {
+        crate::kill_point();
+        let pid = self.cx.pids[&t.pid];
+        let own = |v: &[i32]| v.last().copied().unwrap_or(0) as u32;
+        let mut threads = Vec::new();
+        for th in &t.threads {
+            threads.push(own(&t.proc.task(th.tid)?.status()?.ns_pid));
+        }
+        if t.zombie.is_some() {
+            threads.push(pid);
+        }
+        let ppid = t.parent.and_then(|p| self.cx.pids.get(&p)).copied().unwrap_or(0);
+        self.pstree.push(pb::PstreeEntry { pid, ppid, pgid: own(&st.ns_pgid), sid: own(&st.ns_sid), threads });
+        if let Some(code) = t.zombie {
+            return self.zombie(t, pid, st, code);
+        }
+        let on = |e: Error| e.on(format!("task {} ({})", t.pid.0, String::from_utf8_lossy(&st.name))).at(Phase::Tree);
+        self.same_namespaces(t).map_err(on)?;
+        if st.thread_features.iter().any(|f| f == b"shstk") {
+            return Err(Error::new("E4009", Blame::Container, format!("task {} uses shadow stacks", t.pid.0))
+                .why("their contents cannot be rebuilt by this version")
+                .advice("start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off")
+                .at(Phase::Tree));
+        }
+        let smaps = t.proc.smaps()?;
+        let maps: Vec<MapsLine> = smaps.iter().map(|s| s.map.clone()).collect();
+        let timers = t.proc.timers()?;
+        if st.seccomp != 0 {
+            for th in &t.threads {
+                th.tracee.set_options(stasis_kernel::ptrace::TRACESYSGOOD | stasis_kernel::ptrace::SUSPEND_SECCOMP)?;
+            }
+        }
+        let ids = self.ids(t)?;
+        self.dir.write_one(&Kind::Ids.file_of(pid), &ids)?;
+        // pages are listed before the excursion, which touches dead stack
+        let stat = t.proc.stat()?;
+        let new_mm = ids.vm_id as usize - 1 == self.objects[&(Kcmp::Vm as u8)].len() && self.objects[&(Kcmp::Vm as u8)].last() == Some(&t.pid);
+        let asked = process::ask(t, st, &maps, &timers, &mut self.gadgets).map_err(on)?;
+        self.cores(t, pid, st, &asked, &timers).map_err(on)?;
+        if new_mm {
+            let (mm, runs) = mm::describe(self, t, &stat, &asked, &smaps).map_err(|e| e.at(Phase::Memory))?;
+            self.dir.write_one(&Kind::Mm.file_of(pid), &mm)?;
+            self.memory.push((t.pid, Kind::Pagemap.file_of(pid), runs));
+        }
+        self.fs(t, pid, st)?;
+        self.descriptors(t, ids.files_id).map_err(|e| e.at(Phase::Files))
+    }
+    fn zombie(&mut self, t: &Task, pid: u32, st: &Status, code: i32) -> Result<()> {
+        let core = pb::CoreEntry {
+            mtype: pb::core_entry::March::X8664 as i32,
+            tc: Some(Box::new(pb::TaskCoreEntry {
+                task_state: process::DEAD,
+                exit_code: code as u32,
+                comm: String::from_utf8_lossy(&st.name).into_owned(),
+                flags: t.proc.stat()?.flags,
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        debug!("task {pid} is a zombie");
+        Ok(self.dir.write_one(&Kind::Core.file_of(pid), &core)?)
+    }
+    fn cores(&mut self, t: &Task, pid: u32, st: &Status, asked: &Asked, timers: &[stasis_kernel::procfs::Timer]) -> Result<()> {
+        for (i, (th, told)) in t.threads.iter().zip(&asked.threads).enumerate() {
+            let proc = t.proc.task(th.tid)?;
+            let st = if i == 0 { st.clone() } else { proc.status()? };
+            let mut core = thread::core(th, &proc, &st, told)?;
+            let tid = if i == 0 {
+                core.tc = Some(Box::new(process::core(t, &st, asked, timers)?));
+                pid
+            } else {
+                st.ns_pid.last().copied().unwrap_or(th.tid.0) as u32
+            };
+            self.seccomp(th, &st, &mut core)?;
+            self.dir.write_one(&Kind::Core.file_of(tid), &core)?;
+        }
+        Ok(())
+    }
+    fn seccomp(&mut self, th: &task::Thread, st: &Status, core: &mut pb::CoreEntry) -> Result<()> {
+        if st.seccomp != 2 {
+            return Ok(());
+        }
+        // newest first, as the kernel numbers them; the image wants the oldest first, each naming its predecessor
+        let mut filters = Vec::new();
+        while let Some(f) = th.tracee.seccomp_filter(filters.len())? {
+            filters.push(f);
+        }
+        let mut prev = None;
+        for (filter, flags) in filters.into_iter().rev() {
+            prev = Some(self.cx.seccomp.add(filter, flags as u32, prev));
+        }
+        if let Some(tc) = &mut core.thread_core {
+            tc.seccomp_filter = prev;
+        }
+        Ok(())
+    }
+    /// Which kernel objects tasks share: equal numbers mean the same object. Number 1 is the engine's own.
+    fn ids(&mut self, t: &Task) -> Result<pb::TaskKobjIdsEntry> {
+        let mut id = |what: Kcmp| -> Result<u32> {
+            let seen = self.objects.entry(what as u8).or_default();
+            for (i, other) in seen.iter().enumerate() {
+                if fds::kcmp(*other, t.pid, what)? == Ordering::Equal {
+                    return Ok(i as u32 + 2);
+                }
+            }
+            seen.push(t.pid);
+            Ok(seen.len() as u32 + 1)
+        };
+        Ok(pb::TaskKobjIdsEntry {
+            vm_id: id(Kcmp::Vm)?,
+            files_id: id(Kcmp::Files)?,
+            fs_id: id(Kcmp::Fs)?,
+            sighand_id: id(Kcmp::Sighand)?,
+            ..root_ids()
+        })
+    }
+    fn same_namespaces(&mut self, t: &Task) -> Result<()> {
+        if self.own_ns.is_empty() {
+            self.own_ns = ProcDir::open(HostPid::own())?.ns_links()?;
+        }
+        for (name, ino) in t.proc.ns_links()? {
+            if let Some((_, own)) = self.own_ns.iter().find(|(n, _)| *n == name)
+                && *own != ino
+            {
+                return Err(Error::new("E4011", Blame::Container, format!("its {name} namespace is another than the engine's"))
+                    .why("containers with namespaces of their own are not supported by this version")
+                    .advice(format!("run stasis inside the namespace (nsenter --{name})")));
+            }
+        }
+        Ok(())
+    }
+    fn fs(&mut self, t: &Task, pid: u32, st: &Status) -> Result<()> {
+        let cwd_id = self.place(t, "cwd")?;
+        let root_id = self.place(t, "root")?;
+        Ok(self.dir.write_one(&Kind::Fs.file_of(pid), &pb::FsEntry { cwd_id, root_id, umask: st.umask })?)
+    }
+    /// Pages, shared images and the inventory.
+    fn finish(mut self, held: &[Task], report: &mut DumpReport) -> Result<pb::InventoryEntry> {
+        self.late_files().map_err(|e| e.at(Phase::Files))?;
+        crate::kill_point();
+        let begun = Instant::now();
+        let memory = std::mem::take(&mut self.memory);
+        for (pid, image, runs) in &memory {
+            let pages_id = self.cx.new_pages_id();
+            let n = memory::write(self.dir, *pid, image, pages_id, runs).map_err(|e| e.on(format!("memory of task {}", pid.0)).at(Phase::Memory))?;
+            report.pages_written += n;
+            report.pages_scanned += n;
+            crate::kill_point();
+        }
+        report.memdump_us = micros(begun);
+        report.memwrite_us = report.memdump_us;
+        self.dir.write_all(&Kind::Pstree.file(), &self.pstree)?;
+        self.cx.finish()?;
+        report.tasks = held.len() as u32;
+        report.threads = held.iter().map(|t| t.threads.len() as u32).sum();
+        report.warnings.append(&mut self.cx.warnings);
+        for w in &report.warnings {
+            warn!("{w}");
+        }
+        Ok(pb::InventoryEntry {
+            img_version: 2,
+            fdinfo_per_id: Some(true),
+            root_ids: Some(pb::TaskKobjIdsEntry { vm_id: 1, files_id: 1, fs_id: 1, sighand_id: 1, ..root_ids() }),
+            ns_per_id: Some(true),
+            root_cg_set: Some(1),
+            lsmtype: Some(pb::Lsmtype::NoLsm as i32),
+            network_lock_method: Some(3),
+            ..Default::default()
+        })
+    }
+}
+
+/// Namespaces are the engine's own.
+fn root_ids() -> pb::TaskKobjIdsEntry {
+    pb::TaskKobjIdsEntry {
+        pid_ns_id: Some(1),
+        net_ns_id: Some(2),
+        ipc_ns_id: Some(3),
+        uts_ns_id: Some(4),
+        time_ns_id: Some(5),
+        mnt_ns_id: Some(6),
+        user_ns_id: Some(7),
+        cgroup_ns_id: Some(8),
+        ..Default::default()
+    }
+}
+
+/// Open flags a mapping needs of its file.
+pub fn open_flags_of(m: &MapsLine, flags: VmFlags) -> u32 {
+    // KERNEL: a shared mapping that may become writable was made from a file opened for writing (mm/mmap.c, VM_MAYWRITE)
+    if m.shared && flags.contains(VmFlags::MAY_WRITE) { libc::O_RDWR as u32 } else { libc::O_RDONLY as u32 }
+}
