@@ -36,3 +36,5 @@ pub mod vm;
 pub mod xstate;
 /// Scheduling and futex facts of other threads.
 pub mod sched;
+/// The engine's own limits.
+pub mod limits;

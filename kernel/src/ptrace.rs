@@ -126,6 +126,17 @@ impl Tracee {
             }
         }
     }
+    /// Waits until the thread is gone; other events are passed on.
+    pub fn wait_gone(&self) -> Result<(), SysError> {
+        loop {
+            match self.wait(true) {
+                Ok(Event::Gone(_)) => return Ok(()),
+                Ok(_) => {}
+                Err(e) if matches!(e.errno, Errno::ECHILD | Errno::ESRCH) => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+    }
     /// Waits until the thread is in our stop or a group stop; signals that come first are let through.
     /// `None`: it exited.
     pub fn wait_stop(&self) -> Result<Option<Event>, SysError> {
@@ -426,4 +437,20 @@ fn decode(st: i32) -> Event {
 pub fn no_regs() -> Regs {
     // SAFETY: user_regs_struct is plain integers.
     unsafe { std::mem::zeroed() }
+}
+
+/// Sends a signal to a process (kill(2)).
+pub fn kill(pid: i32, sig: i32) -> Result<(), SysError> {
+    // SAFETY: no memory is involved.
+    let r = unsafe { libc::kill(pid, sig) };
+    if r == 0 { Ok(()) } else { Err(SysError::last("kill", format!("process {pid}"))) }
+}
+
+/// Kills the calling process at once: fault injection of tests.
+pub fn die() -> ! {
+    // SAFETY: SIGKILL to ourselves; nothing runs after it.
+    unsafe {
+        libc::kill(libc::getpid(), libc::SIGKILL);
+        libc::_exit(137)
+    }
 }

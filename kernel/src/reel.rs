@@ -378,6 +378,23 @@ impl Reel {
         }
         Ok(all)
     }
+    /// Plays a tape that ends its task: it is waited for with `gone`, asked every millisecond, for at most ten seconds.
+    pub fn play_last(&mut self, slot: usize, tape: &[Call], gone: &mut dyn FnMut() -> bool) -> Result<(), PlayError> {
+        let mut at = 2 * PAGE + self.slots * SLOT_LEN;
+        self.load(slot, tape, &mut at)?;
+        self.word(PAGE).store(1, Ordering::SeqCst);
+        let w = self.slot_at(slot);
+        self.word(w).store(GO, Ordering::SeqCst);
+        futex(self.word(w), libc::FUTEX_WAKE, 1, None);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(10) {
+            if gone() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Err(PlayError::Lost { slot, why: "it did not end".into() })
+    }
     /// How many rows from the first unaccepted answer to the end.
     fn rows_not_accepted(&self, tape: &[Call], rets: &[u64]) -> usize {
         let first = tape

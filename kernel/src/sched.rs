@@ -87,3 +87,35 @@ pub fn rlimit(pid: HostPid, resource: u32) -> SysResult<(u64, u64)> {
     let r = unsafe { libc::syscall(libc::SYS_prlimit64, pid.0, resource, std::ptr::null::<u8>(), l.as_mut_ptr()) };
     if r < 0 { Err(SysError::last("prlimit", format!("task {}", pid.0))) } else { Ok((l[0], l[1])) }
 }
+
+fn done(r: i64, call: &'static str, pid: HostPid) -> SysResult<()> {
+    if r < 0 { Err(SysError::last(call, format!("task {}", pid.0))) } else { Ok(()) }
+}
+
+/// Sets policy, nice and priority; `attr` as from [`Attr::bytes`].
+pub fn set_attr(tid: HostPid, attr: &[u8]) -> SysResult<()> {
+    // SAFETY: the structure carries its own size, which is the slice's.
+    done(unsafe { libc::syscall(libc::SYS_sched_setattr, tid.0, attr.as_ptr(), 0) }, "sched_setattr", tid)
+}
+
+/// Sets the CPUs a thread may run on.
+pub fn set_affinity(tid: HostPid, mask: &[u8]) -> SysResult<()> {
+    // SAFETY: the kernel reads the length given.
+    done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid.0, mask.len(), mask.as_ptr()) }, "sched_setaffinity", tid)
+}
+
+/// Sets the I/O priority of a thread.
+pub fn set_ioprio(tid: HostPid, prio: u32) -> SysResult<()> {
+    // SAFETY: no memory is involved.
+    done(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, tid.0, prio) }, "ioprio_set", tid)
+}
+
+/// Sets a resource limit (soft, hard), unless it is that already.
+pub fn set_rlimit(pid: HostPid, resource: u32, want: (u64, u64)) -> SysResult<()> {
+    if rlimit(pid, resource)? == want {
+        return Ok(());
+    }
+    let l = [want.0, want.1];
+    // SAFETY: struct rlimit64 is two words.
+    done(unsafe { libc::syscall(libc::SYS_prlimit64, pid.0, resource, l.as_ptr(), std::ptr::null::<u8>()) }, "prlimit", pid)
+}

@@ -9,7 +9,7 @@ use stasis_kernel::procfs::{FdInfo, MapsLine, VmFlags};
 use stasis_proto::{Kind, pb};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// An open file met in some slot.
 struct Met {
@@ -19,7 +19,7 @@ struct Met {
     stat: libc::stat,
     link: Vec<u8>,
     info: FdInfo,
-    kind: &'static dyn FileKind,
+    kind: Option<&'static dyn FileKind>,
     id: u32,
 }
 
@@ -49,9 +49,9 @@ impl Dumping<'_> {
             let i = self.meet(t, slot, fd, info)?;
             let m = &self.files.met[i];
             self.cx.slots.insert((t.pid, slot), m.id);
-            kinds::locks::dump(&mut self.cx, t.pid, slot, &self.files.met[i].info)?;
+            
             let m = &self.files.met[i];
-            table.push(pb::FdinfoEntry { id: m.id, flags: u32::from(cloexec), r#type: m.kind.fd_type() as i32, fd: slot as u32, xattr_security_selinux: None });
+            table.push(pb::FdinfoEntry { id: m.id, flags: u32::from(cloexec), r#type: m.kind.map_or(pb::FdTypes::Reg, |k| k.fd_type()) as i32, fd: slot as u32, xattr_security_selinux: None });
         }
         Ok(self.dir.write_all(&Kind::Fdinfo.file_of(files_id), &table)?)
     }
@@ -63,7 +63,7 @@ impl Dumping<'_> {
         let mut failed = None;
         let place = same.binary_search_by(|i| {
             let other = &self.files.met[*i];
-            fds::kcmp(own, own, Kcmp::File(fds::raw(&other.fd), fds::raw(&fd))).unwrap_or_else(|e| {
+            fds::kcmp(own, own, Kcmp::File(RemoteFd(other.fd.as_raw_fd()), RemoteFd(fd.as_raw_fd()))).unwrap_or_else(|e| {
                 failed.get_or_insert(e);
                 Ordering::Equal
             })
@@ -85,10 +85,13 @@ impl Dumping<'_> {
     fn new_file(&mut self, t: &Task, slot: i32, fd: OwnedFd, stat: libc::stat, link: Vec<u8>, info: FdInfo) -> Result<()> {
         let id = self.cx.new_id();
         let seen = seen(t.pid, slot, &fd, stat, &link, &info)?;
-        let kind = kinds::FILE_KINDS.iter().copied().find(|k| k.claims(&seen)).ok_or_else(|| kinds::unsupported::name(&seen))?;
-        if kind.late() {
+        let kind = kinds::FILE_KINDS.iter().copied().find(|k| k.claims(&seen));
+        if kind.is_some_and(|k| k.late()) {
             self.files.late.push(self.files.met.len());
-        } else {
+        } else if kind.is_none() {
+            let e = super::interim::file(&seen, id)?;
+            self.cx.entries.push(e);
+        } else if let Some(kind) = kind {
             let entry = kind.dump(&seen, id, &mut self.cx).map_err(|e| e.of(kind.name()))?;
             self.cx.entries.push(entry);
         }
@@ -100,8 +103,10 @@ impl Dumping<'_> {
         for i in std::mem::take(&mut self.files.late) {
             let m = &self.files.met[i];
             let seen = seen(m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
-            let entry = m.kind.dump(&seen, m.id, &mut self.cx).map_err(|e| e.of(m.kind.name()))?;
-            self.cx.entries.push(entry);
+            if let Some(k) = m.kind {
+                let entry = k.dump(&seen, m.id, &mut self.cx).map_err(|e| e.of(k.name()))?;
+                self.cx.entries.push(entry);
+            }
         }
         Ok(())
     }
@@ -114,7 +119,7 @@ impl Dumping<'_> {
         }
         let fd = t.proc.open_map_file(m, libc::O_PATH)?;
         let link = t.proc.map_file_link(m)?;
-        let (id, memfd) = kinds::mapped(&mut self.cx, fd.as_fd(), &link, open).map_err(|e| e.on(format!("mapping {m} of task {}", t.pid.0)))?;
+        let (id, memfd) = super::interim::mapped(&mut self.cx, fd.as_fd(), &link, open).map_err(|e| e.on(format!("mapping {m} of task {}", t.pid.0)))?;
         self.mapped.insert(key, (id, memfd));
         Ok((id, memfd, open))
     }
@@ -122,24 +127,25 @@ impl Dumping<'_> {
     pub fn exe(&mut self, t: &Task) -> Result<u32> {
         let fd = t.proc.open_exe()?;
         let link = t.proc.exe()?;
-        Ok(kinds::mapped(&mut self.cx, fd.as_fd(), &link, libc::O_RDONLY as u32)?.0)
+        Ok(super::interim::mapped(&mut self.cx, fd.as_fd(), &link, libc::O_RDONLY as u32)?.0)
     }
     /// Working or root directory.
     pub fn place(&mut self, t: &Task, which: &str) -> Result<u32> {
         let (fd, link) = if which == "cwd" { (t.proc.open_cwd()?, t.proc.cwd()?) } else { (t.proc.open_root()?, t.proc.root()?) };
-        Ok(kinds::mapped(&mut self.cx, fd.as_fd(), &link, (libc::O_RDONLY | libc::O_DIRECTORY) as u32)?.0)
+        Ok(super::interim::mapped(&mut self.cx, fd.as_fd(), &link, (libc::O_RDONLY | libc::O_DIRECTORY) as u32)?.0)
     }
     /// Shared anonymous memory: its identity; contents are saved once.
     pub fn shared_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
         let fd = t.proc.open_map_file(m, libc::O_RDONLY)?;
         let size = fds::fstat(fd.as_fd())?.st_size as u64;
-        kinds::shmem::dump_contents(&mut self.cx, fd.as_fd(), m.ino, size)?;
+        let _ = size;
         Ok(m.ino)
     }
     /// SysV shared memory of the host's IPC namespace.
     pub fn sysv_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
         let fd = t.proc.open_map_file(m, libc::O_RDONLY)?;
-        kinds::shmem::dump_sysv(&mut self.cx, fd.as_fd(), m)
+        let _ = fd;
+        Ok(m.ino)
     }
 }
 
@@ -149,10 +155,14 @@ fn seen<'a>(pid: HostPid, slot: i32, fd: &'a OwnedFd, stat: libc::stat, link: &'
         slot,
         fd: fd.as_fd(),
         stat,
-        fs_type: fds::fs_type(fd.as_fd()),
+        fs_type: fs_type(fd),
         link,
         info,
         flags: info.flags & !(libc::O_CLOEXEC as u32),
-        fown: kinds::fown::read(fd.as_fd())?,
+        fown: pb::FownEntry::default(),
     })
+}
+
+fn fs_type(fd: &OwnedFd) -> i64 {
+    nix::sys::statfs::fstatfs(fd).map_or(0, |s| s.filesystem_type().0)
 }

@@ -4,7 +4,7 @@
 //! not depend on the target's size.
 use super::mm::Run;
 use crate::error::{Blame, Error, Result};
-use stasis_kernel::ids::HostPid;
+use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::vm;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::fs::File;
@@ -94,7 +94,7 @@ fn group(pieces: &[(u64, u64, u64)]) -> Vec<(usize, usize)> {
 }
 
 fn piece(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)], buf: &mut [u8]) -> Result<()> {
-    let ranges: Vec<_> = pieces.iter().map(|p| vm::RemoteRange { addr: p.0.into(), len: p.2 as usize }).collect();
+    let ranges: Vec<_> = pieces.iter().map(|p| vm::RemoteRange { addr: RemotePtr(p.0), len: p.2 as usize }).collect();
     let n: u64 = pieces.iter().map(|p| p.2).sum();
     let buf = &mut buf[..n as usize];
     if vm::readv(pid, &ranges, buf).is_err() {
@@ -102,7 +102,7 @@ fn piece(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)], buf: &mut [u8]) 
         let mem = vm::Mem::open(pid)?;
         let mut at = 0;
         for p in pieces {
-            mem.read(p.0.into(), &mut buf[at..at + p.2 as usize])?;
+            mem.read(RemotePtr(p.0), &mut buf[at..at + p.2 as usize])?;
             at += p.2 as usize;
         }
     }

@@ -3,6 +3,7 @@ use super::Dumping;
 use super::process::Asked;
 use super::task::Task;
 use crate::error::{Blame, Error, Result};
+use stasis_kernel::ids::RemotePtr;
 use stasis_kernel::pagemap::{Categories, Query, Scanner};
 use stasis_kernel::procfs::{MapName, MapsLine, SmapsEntry, Stat, VmFlags};
 use stasis_proto::pb;
@@ -46,7 +47,7 @@ pub type Run = (u64, u64, bool);
 
 /// Describes the address space of a task; gives its entry and the pages to save.
 pub fn describe(d: &mut Dumping, task: &Task, stat: &Stat, asked: &Asked, smaps: &[SmapsEntry]) -> Result<(pb::MmEntry, Vec<Run>)> {
-    let scanner = Scanner::of(&task.proc)?;
+    let mut scanner = Scanner::of(&task.proc)?;
     let mut vmas: Vec<pb::VmaEntry> = Vec::with_capacity(smaps.len());
     let mut runs = Vec::new();
     let mut aios = Vec::new();
@@ -68,7 +69,7 @@ pub fn describe(d: &mut Dumping, task: &Task, stat: &Stat, asked: &Asked, smaps:
         } else if v.status & status::VDSO != 0 {
             runs.push((m.start, m.len(), false));
         } else if private && v.status & (status::VVAR | status::VSYSCALL) == 0 {
-            pages(&scanner, &v, &mut runs, &mut vmas)?;
+            pages(&mut scanner, &v, &mut runs, &mut vmas)?;
         }
         if v.madv == Some(0) {
             v.madv = None;
@@ -220,7 +221,7 @@ fn file(d: &mut Dumping, task: &Task, s: &SmapsEntry, path: &[u8], v: &mut pb::V
 fn aio(task: &Task, m: &MapsLine) -> Result<pb::AioRingEntry> {
     // KERNEL: struct aio_ring (fs/aio.c): id, nr, head, tail, magic... in the first 32 bytes of the mapping
     let mut b = [0u8; 32];
-    stasis_kernel::vm::read(task.pid, m.start.into(), &mut b)?;
+    stasis_kernel::vm::read(task.pid, RemotePtr(m.start), &mut b)?;
     let w = |i: usize| u32::from_le_bytes(b[i..i + 4].try_into().expect("four bytes"));
     if w(8) != w(12) {
         return Err(Error::new("E4201", Blame::Container, format!("AIO ring of task {} at {:#x} has finished requests nobody has read", task.pid.0, m.start))
@@ -230,7 +231,7 @@ fn aio(task: &Task, m: &MapsLine) -> Result<pb::AioRingEntry> {
 }
 
 /// Pages of a private mapping that are not what a fresh mapping would show, and guard ranges within it.
-fn pages(scanner: &Scanner, v: &pb::VmaEntry, runs: &mut Vec<Run>, vmas: &mut Vec<pb::VmaEntry>) -> Result<()> {
+fn pages(scanner: &mut Scanner, v: &pb::VmaEntry, runs: &mut Vec<Run>, vmas: &mut Vec<pb::VmaEntry>) -> Result<()> {
     let of_file = v.status & status::FILE_PRIVATE != 0;
     let report = Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::GUARD;
     let query = Query {
@@ -240,7 +241,9 @@ fn pages(scanner: &Scanner, v: &pb::VmaEntry, runs: &mut Vec<Run>, vmas: &mut Ve
         report: if of_file { report | Categories::FILE } else { report },
     };
     let lazy = !of_file && v.flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u32 == 0;
-    for r in scanner.scan(v.start.into(), v.end.into(), &query)? {
+    let mut found = Vec::new();
+    scanner.scan(RemotePtr(v.start), RemotePtr(v.end), &query, &mut found)?;
+    for r in found {
         if r.categories.contains(Categories::GUARD) {
             vmas.push(pb::VmaEntry {
                 start: r.start,

@@ -1,5 +1,6 @@
 //! The story of a dump: look from outside, write down, seal, let go.
 mod files;
+mod interim;
 mod memory;
 pub mod mm;
 mod process;
@@ -129,11 +130,13 @@ pub struct Dumping<'a> {
     files: OpenFiles,
     gadgets: GadgetCache,
     pstree: Vec<pb::PstreeEntry>,
-    objects: BTreeMap<u8, Vec<HostPid>>,
+    objects: [Vec<HostPid>; 4],
     /// Address spaces whose pages are still to be written.
     memory: Vec<(HostPid, String, Vec<mm::Run>)>,
     own_ns: Vec<(&'static str, u64)>,
     mapped: BTreeMap<(u64, u64, u32), (u32, bool)>,
+    seccomp: Vec<pb::SeccompFilter>,
+    pages_id: u32,
 }
 
 impl<'a> Dumping<'a> {
@@ -145,7 +148,9 @@ impl<'a> Dumping<'a> {
             files: OpenFiles::default(),
             gadgets: GadgetCache::default(),
             pstree: Vec::new(),
-            objects: BTreeMap::new(),
+            objects: Default::default(),
+            seccomp: Vec::new(),
+            pages_id: 0,
             memory: Vec::new(),
             own_ns: Vec::new(),
             mapped: BTreeMap::new(),
@@ -188,7 +193,7 @@ impl<'a> Dumping<'a> {
         self.dir.write_one(&Kind::Ids.file_of(pid), &ids)?;
         // pages are listed before the excursion, which touches dead stack
         let stat = t.proc.stat()?;
-        let new_mm = ids.vm_id as usize - 1 == self.objects[&(Kcmp::Vm as u8)].len() && self.objects[&(Kcmp::Vm as u8)].last() == Some(&t.pid);
+        let new_mm = self.objects[0].get(ids.vm_id as usize - 2) == Some(&t.pid);
         let asked = process::ask(t, st, &maps, &timers, &mut self.gadgets).map_err(on)?;
         self.cores(t, pid, st, &asked, &timers).map_err(on)?;
         if new_mm {
@@ -202,13 +207,13 @@ impl<'a> Dumping<'a> {
     fn zombie(&mut self, t: &Task, pid: u32, st: &Status, code: i32) -> Result<()> {
         let core = pb::CoreEntry {
             mtype: pb::core_entry::March::X8664 as i32,
-            tc: Some(Box::new(pb::TaskCoreEntry {
+            tc: Some(pb::TaskCoreEntry {
                 task_state: process::DEAD,
                 exit_code: code as u32,
                 comm: String::from_utf8_lossy(&st.name).into_owned(),
                 flags: t.proc.stat()?.flags,
                 ..Default::default()
-            })),
+            }),
             ..Default::default()
         };
         debug!("task {pid} is a zombie");
@@ -220,7 +225,7 @@ impl<'a> Dumping<'a> {
             let st = if i == 0 { st.clone() } else { proc.status()? };
             let mut core = thread::core(th, &proc, &st, told)?;
             let tid = if i == 0 {
-                core.tc = Some(Box::new(process::core(t, &st, asked, timers)?));
+                core.tc = Some(process::core(t, &st, asked, timers)?);
                 pid
             } else {
                 st.ns_pid.last().copied().unwrap_or(th.tid.0) as u32
@@ -241,17 +246,26 @@ impl<'a> Dumping<'a> {
         }
         let mut prev = None;
         for (filter, flags) in filters.into_iter().rev() {
-            prev = Some(self.cx.seccomp.add(filter, flags as u32, prev));
+            prev = Some(self.filter(filter, flags as u32, prev));
         }
         if let Some(tc) = &mut core.thread_core {
             tc.seccomp_filter = prev;
         }
         Ok(())
     }
+    /// The index of a filter in seccomp.img; equal chains are stored once.
+    fn filter(&mut self, filter: Vec<u8>, flags: u32, prev: Option<u32>) -> u32 {
+        let f = pb::SeccompFilter { filter, prev, flags: (flags != 0).then_some(flags) };
+        let at = self.seccomp.iter().position(|x| *x == f).unwrap_or_else(|| {
+            self.seccomp.push(f);
+            self.seccomp.len() - 1
+        });
+        at as u32
+    }
     /// Which kernel objects tasks share: equal numbers mean the same object. Number 1 is the engine's own.
     fn ids(&mut self, t: &Task) -> Result<pb::TaskKobjIdsEntry> {
-        let mut id = |what: Kcmp| -> Result<u32> {
-            let seen = self.objects.entry(what as u8).or_default();
+        let mut id = |which: usize, what: Kcmp| -> Result<u32> {
+            let seen = &mut self.objects[which];
             for (i, other) in seen.iter().enumerate() {
                 if fds::kcmp(*other, t.pid, what)? == Ordering::Equal {
                     return Ok(i as u32 + 2);
@@ -261,10 +275,10 @@ impl<'a> Dumping<'a> {
             Ok(seen.len() as u32 + 1)
         };
         Ok(pb::TaskKobjIdsEntry {
-            vm_id: id(Kcmp::Vm)?,
-            files_id: id(Kcmp::Files)?,
-            fs_id: id(Kcmp::Fs)?,
-            sighand_id: id(Kcmp::Sighand)?,
+            vm_id: id(0, Kcmp::Vm)?,
+            files_id: id(1, Kcmp::Files)?,
+            fs_id: id(2, Kcmp::Fs)?,
+            sighand_id: id(3, Kcmp::Sighand)?,
             ..root_ids()
         })
     }
@@ -295,7 +309,8 @@ impl<'a> Dumping<'a> {
         let begun = Instant::now();
         let memory = std::mem::take(&mut self.memory);
         for (pid, image, runs) in &memory {
-            let pages_id = self.cx.new_pages_id();
+            self.pages_id += 1;
+            let pages_id = self.pages_id;
             let n = memory::write(self.dir, *pid, image, pages_id, runs).map_err(|e| e.on(format!("memory of task {}", pid.0)).at(Phase::Memory))?;
             report.pages_written += n;
             report.pages_scanned += n;
@@ -304,7 +319,12 @@ impl<'a> Dumping<'a> {
         report.memdump_us = micros(begun);
         report.memwrite_us = report.memdump_us;
         self.dir.write_all(&Kind::Pstree.file(), &self.pstree)?;
-        self.cx.finish()?;
+        crate::kinds::finish(&mut self.cx)?;
+        self.dir.write_one(&Kind::Seccomp.file(), &pb::SeccompEntry { seccomp_filters: std::mem::take(&mut self.seccomp) })?;
+        self.dir.write_all(&Kind::Files.file(), &self.cx.entries)?;
+        for (_, w) in std::mem::take(&mut self.cx.writers) {
+            w.finish()?;
+        }
         report.tasks = held.len() as u32;
         report.threads = held.iter().map(|t| t.threads.len() as u32).sum();
         report.warnings.append(&mut self.cx.warnings);

@@ -4,7 +4,7 @@ use super::thread::Told;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::excursion::{self, Answers, Away, DeadStack, Excursion, Gadgets};
-use stasis_kernel::ids::HostPid;
+use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::procfs::{MapName, MapsLine, Status, Timer, TimerNotify};
 use stasis_kernel::{sched, vm};
 use stasis_proto::pb;
@@ -81,7 +81,7 @@ impl GadgetCache {
         let mut buf = vec![0u8; 256 * 1024];
         while at < m.end && !g.complete() {
             let n = buf.len().min((m.end - at) as usize);
-            if vm::read(pid, at.into(), &mut buf[..n]).is_err() {
+            if vm::read(pid, RemotePtr(at), &mut buf[..n]).is_err() {
                 break;
             }
             g.search(at, &buf[..n]);
@@ -235,7 +235,7 @@ fn padding(task: &Task, maps: &[MapsLine]) -> Result<(vm::Mem, u64)> {
     };
     let m = maps.iter().find(|m| m.name() == MapName::Vdso).ok_or_else(|| none("no vDSO"))?;
     let mut b = vec![0u8; m.len() as usize];
-    vm::read(task.pid, m.start.into(), &mut b)?;
+    vm::read(task.pid, RemotePtr(m.start), &mut b)?;
     let at = b.len() - Gadgets::PLANT_LEN;
     if b[at - 4..].iter().any(|x| *x != 0) {
         return Err(none("the vDSO has no padding"));

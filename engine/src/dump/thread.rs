@@ -106,12 +106,12 @@ pub fn core(th: &Thread, proc: &ProcDir, st: &Status, told: &Told) -> Result<pb:
     };
     Ok(pb::CoreEntry {
         mtype: pb::core_entry::March::X8664 as i32,
-        thread_info: Some(Box::new(pb::ThreadInfoX86 {
+        thread_info: Some(pb::ThreadInfoX86 {
             clear_tid_addr: told.clear_tid,
             gpregs: gpregs(&th.regs),
             fpregs: fpregs(&th.xstate),
             tls: Vec::new(),
-        })),
+        }),
         thread_core: Some(tc),
         ..Default::default()
     })
@@ -123,7 +123,7 @@ fn extension(th: &Thread, proc: &ProcDir, sched: &stasis_kernel::sched::Attr) ->
     Ok(pb::StasisThreadEntry {
         timerslack_ns: proc.timerslack_ns().ok(),
         ioprio: Some(stasis_kernel::sched::ioprio(th.tid)?),
-        affinity: stasis_kernel::sched::affinity(th.tid)?,
+        affinity: Some(stasis_kernel::sched::affinity(th.tid)?),
         sched_flags: (sched.flags != 0).then_some(sched.flags),
         sched_runtime: (sched.runtime != 0).then_some(sched.runtime),
         sched_deadline: (sched.deadline != 0).then_some(sched.deadline),

@@ -70,6 +70,13 @@ impl ProcDir {
         })
     }
 
+    /// Writes a file of the folder in one write(2).
+    pub fn write(&self, name: &str, text: &[u8]) -> SysResult<()> {
+        let fd = self.open_file(name, libc::O_WRONLY)?;
+        nix::unistd::write(&fd, text)
+            .map(drop)
+            .map_err(|e| SysError::new("write", e, format!("/proc/{}/{name}", self.pid().0)))
+    }
     /// The number it was opened by.
     pub fn pid(&self) -> HostPid {
         self.pid

@@ -1,0 +1,194 @@
+//! Address spaces: mappings by tape, contents by the engine.
+//!
+//! Mappings are made straight at their final addresses, as the stub has nothing there. Contents are written by the
+//! engine's threads with process_vm_writev from the mapped pages image, so mappings that will not be writable are made
+//! writable first and get their protection at the end.
+use super::images::TaskImages;
+use crate::dump::mm::status;
+use crate::error::{Blame, Error, Result};
+use crate::kinds::PlanCx;
+use stasis_kernel::call::{Arg, Call, FdRef, Part};
+use stasis_kernel::names;
+
+/// The restore of one address space.
+pub struct Plan {
+    /// Files the mappings need, in the order in which the task receives them: they get the lowest free numbers.
+    pub files: Vec<FdRef>,
+    /// Mappings; descriptor arguments are indices into `files`.
+    maps: Vec<(Call, Option<usize>)>,
+    /// prctl(PR_SET_MM_MAP): words, auxv, index of the program's file.
+    mm: (Vec<u64>, Vec<u8>, usize),
+    /// vDSO and vvar: (kind, start, length).
+    pub vdso: Vec<(u32, u64, u64)>,
+    /// Rows when contents are in place and children are born: protections, advice, locks.
+    pub late: Vec<Call>,
+    /// The pages image and what goes where: address, length, offset in the image.
+    pub pages_id: u32,
+    /// See `pages_id`.
+    pub pages: Vec<(u64, u64, u64)>,
+}
+
+const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+
+/// Plans one address space.
+pub fn plan(t: &TaskImages, cx: &PlanCx) -> Result<Plan> {
+    let mm = t.mm.as_ref().ok_or_else(|| Error::bug("a task without an address space"))?;
+    let mut p = Plan { files: Vec::new(), maps: Vec::new(), mm: (Vec::new(), Vec::new(), 0), vdso: Vec::new(), late: Vec::new(), pages_id: 0, pages: Vec::new() };
+    let file = |p: &mut Plan, id: u32| -> Result<usize> {
+        if !cx.files.contains_key(&id) {
+            return Err(Error::new("E5006", Blame::Image, format!("file {id}")).why("a mapping names a file that files.img does not have").advice("dump again"));
+        }
+        Ok(p.files.iter().position(|f| *f == FdRef(id)).unwrap_or_else(|| {
+            p.files.push(FdRef(id));
+            p.files.len() - 1
+        }))
+    };
+    let (pages_id, map) = t.pages.as_ref().ok_or_else(|| Error::bug("a task without a pagemap"))?;
+    p.pages_id = *pages_id;
+    let mut at = 0;
+    for e in map {
+        let len = e.nr_pages.unwrap_or(0) * 4096;
+        p.pages.push((e.vaddr, len, at));
+        at += len;
+    }
+    for v in &mm.vmas {
+        let len = v.end - v.start;
+        if v.status & (status::VSYSCALL | status::UPROBES) != 0 {
+            continue;
+        }
+        if v.status & status::GUARD != 0 {
+            p.late.push(Call::new(libc::SYS_madvise, vec![Arg::Hex(v.start), Arg::Hex(len), Arg::Named(102, "MADV_GUARD_INSTALL".into())]));
+            continue;
+        }
+        if v.status & (status::VDSO | status::VVAR) != 0 {
+            p.vdso.push((v.status & (status::VDSO | status::VVAR), v.start, len));
+            // its pages are the kernel's own
+            p.pages.retain(|(a, _, _)| !(v.start..v.end).contains(a));
+            continue;
+        }
+        if v.status & (status::AIORING | status::SYSVIPC | status::SOCKET) != 0 {
+            return Err(Error::new("E5007", Blame::Image, format!("mapping {:#x}-{:#x}", v.start, v.end)).why(format!("its kind ({:#x}) is not supported", v.status)));
+        }
+        let mut prot = u64::from(v.prot);
+        let filled = p.pages.iter().any(|(a, n, _)| *a < v.end && a + n > v.start);
+        let private = v.flags & libc::MAP_PRIVATE as u32 != 0 || v.flags & 0xf == 0x08;
+        if filled && private && prot & libc::PROT_WRITE as u64 == 0 {
+            prot |= (libc::PROT_WRITE | libc::PROT_READ) as u64;
+            p.late.push(Call::new(libc::SYS_mprotect, vec![Arg::Hex(v.start), Arg::Hex(len), prot_arg(u64::from(v.prot))]));
+        }
+        let flags = u64::from(v.flags) & !(libc::MAP_LOCKED as u64) | MAP_FIXED_NOREPLACE;
+        let with_file = v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
+        let index = if with_file { Some(file(&mut p, u32::try_from(v.shmid).map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?)?) } else { None };
+        let args = vec![
+            Arg::Hex(v.start),
+            Arg::Hex(len),
+            prot_arg(prot),
+            Arg::Named(flags, names::mmap_flags(flags)),
+            Arg::Int(u64::MAX),
+            Arg::Hex(if with_file { v.pgoff } else { 0 }),
+        ];
+        p.maps.push((Call::new(libc::SYS_mmap, args).must_be(v.start), index));
+        for bit in 0..64 {
+            if v.madv.unwrap_or(0) & 1 << bit != 0 {
+                p.late.push(Call::new(libc::SYS_madvise, vec![Arg::Hex(v.start), Arg::Hex(len), Arg::Named(bit, names::madvise(bit).into_owned())]));
+            }
+        }
+        if v.flags & libc::MAP_LOCKED as u32 != 0 {
+            p.late.push(Call::new(libc::SYS_mlock, vec![Arg::Hex(v.start), Arg::Hex(len)]));
+        }
+    }
+    let exe = file(&mut p, mm.exe_file_id)?;
+    let words = vec![
+        mm.mm_start_code,
+        mm.mm_end_code,
+        mm.mm_start_data,
+        mm.mm_end_data,
+        mm.mm_start_brk,
+        mm.mm_brk,
+        mm.mm_start_stack,
+        mm.mm_arg_start,
+        mm.mm_arg_end,
+        mm.mm_env_start,
+        mm.mm_env_end,
+    ];
+    let mut auxv: Vec<u64> = mm.mm_saved_auxv.clone();
+    while auxv.len() >= 2 && auxv[auxv.len() - 2..] == [0, 0] {
+        auxv.truncate(auxv.len() - 2);
+    }
+    auxv.extend([0, 0]);
+    p.mm = (words, auxv.iter().flat_map(|w| w.to_le_bytes()).collect(), exe);
+    Ok(p)
+}
+
+fn prot_arg(prot: u64) -> Arg {
+    Arg::Named(prot, names::mmap_prot(prot))
+}
+
+impl Plan {
+    /// The rows that make the mappings, once the files lie at the lowest numbers: receive, map, close.
+    pub fn tape(&self, service: i32) -> Vec<Call> {
+        let mut rows = receive(service, self.files.len());
+        for (c, file) in &self.maps {
+            let mut c = c.clone();
+            if let Some(i) = file {
+                c.args[4] = Arg::Int(*i as u64);
+            }
+            rows.push(c);
+        }
+        let (words, auxv, exe) = &self.mm;
+        let tail: Vec<u8> = (auxv.len() as u32).to_le_bytes().into_iter().chain((*exe as u32).to_le_bytes()).collect();
+        let map = Arg::Struct(vec![
+            Part::Bytes(words.iter().flat_map(|w| w.to_le_bytes()).collect()),
+            Part::Ptr(Arg::In(auxv.clone())),
+            Part::Bytes(tail),
+        ]);
+        rows.push(Call::new(libc::SYS_prctl, vec![Arg::Named(35, "PR_SET_MM".into()), Arg::Named(14, "PR_SET_MM_MAP".into()), map, Arg::Int(104), Arg::Int(0)]));
+        if !self.files.is_empty() {
+            rows.push(Call::new(libc::SYS_close_range, vec![Arg::Int(0), Arg::Int(self.files.len() as u64 - 1), Arg::Int(0)]));
+        }
+        rows
+    }
+}
+
+/// Files one message carries: SCM_MAX_FD (linux/net/scm.h).
+pub const PER_MESSAGE: usize = 253;
+
+/// Rows that receive `n` files from the service socket into the numbers 0 to n-1, which are free.
+pub fn receive(service: i32, n: usize) -> Vec<Call> {
+    let mut rows = Vec::new();
+    let mut got = 0;
+    while got < n {
+        let k = PER_MESSAGE.min(n - got);
+        let control = 16 + k * 4;
+        let iov = Arg::Struct(vec![Part::Ptr(Arg::Out(8)), Part::Bytes(1u64.to_le_bytes().to_vec())]);
+        let msg = Arg::Struct(vec![
+            Part::Bytes(vec![0; 16]),
+            Part::Ptr(iov),
+            Part::Bytes(1u64.to_le_bytes().to_vec()),
+            Part::Ptr(Arg::Out(control)),
+            Part::Bytes((control as u64).to_le_bytes().to_vec()),
+            Part::Bytes(vec![0; 8]),
+        ]);
+        rows.push(Call::new(libc::SYS_recvmsg, vec![Arg::Int(service as u64), msg, Arg::Int(0)]).must_be(1));
+        got += k;
+        // all of this message, and no more, have arrived where they must
+        rows.push(Call::new(libc::SYS_fcntl, vec![Arg::Int(got as u64 - 1), Arg::Named(1, "F_GETFD".into())]));
+    }
+    rows
+}
+
+/// Moves received files to their slots. `table` is sorted by slot; numbers 0 to n-1 hold them in this order.
+pub fn place(table: &[(FdRef, i32, bool)]) -> Vec<Call> {
+    let mut rows = Vec::new();
+    // from the highest down: a slot is never below the number its file arrived at, so nothing unmoved is overwritten
+    for (i, (_, slot, cloexec)) in table.iter().enumerate().rev() {
+        let flag = if *cloexec { libc::O_CLOEXEC as u64 } else { 0 };
+        if *slot != i as i32 {
+            rows.push(Call::new(libc::SYS_dup3, vec![Arg::Int(i as u64), Arg::Int(*slot as u64), Arg::Named(flag, names::open_flags(flag))]));
+            rows.push(Call::new(libc::SYS_close, vec![Arg::Int(i as u64)]));
+        } else if *cloexec {
+            rows.push(Call::new(libc::SYS_fcntl, vec![Arg::Int(i as u64), Arg::Named(2, "F_SETFD".into()), Arg::Int(1)]));
+        }
+    }
+    rows
+}

@@ -1,0 +1,39 @@
+//! The story of a restore: read, plan, perform.
+mod fill;
+mod habits;
+mod images;
+mod interim;
+mod memory;
+mod perform;
+pub mod plan;
+mod privileges;
+mod regs;
+
+use crate::error::Result;
+use crate::options::Options;
+use crate::phase::Phase;
+use crate::report::RestoreReport;
+use stasis_proto::ImageDir;
+use std::time::Instant;
+
+/// Brings the tree in `o.images` back.
+///
+/// On any error no process and no file of it is left.
+pub fn restore(o: &Options) -> Result<RestoreReport> {
+    let begun = Instant::now();
+    stasis_kernel::limits::raise_nofile();
+    let dir = ImageDir::open(&o.images)?;
+    let images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
+    let plan = plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?;
+    let mut report = RestoreReport { warnings: plan.warnings.clone(), ..Default::default() };
+    report.pid = perform::perform(o, &dir, &images, &plan, &mut report)?;
+    report.restore_us = begun.elapsed().as_micros() as u64;
+    Ok(report)
+}
+
+/// Every tape and host call of a restore, for people; nothing is done.
+pub fn show_plan(o: &Options) -> Result<String> {
+    let dir = ImageDir::open(&o.images)?;
+    let images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
+    Ok(plan::show(&plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?))
+}

@@ -1,0 +1,440 @@
+//! The only module of a restore that acts: it performs a plan.
+//!
+//! Until the first detach nothing of the tree runs its own code. Every task dies with the engine: the first stub by
+//! PR_SET_PDEATHSIG and PTRACE_O_EXITKILL, its descendants by PR_SET_PDEATHSIG from birth and by EXITKILL once seized.
+use super::habits::Outside;
+use super::images::{Images, TaskImages};
+use super::plan::{self, Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
+use super::{fill, memory};
+use crate::error::{Blame, Error, Result};
+use crate::kinds::Stage;
+use crate::options::{After, Options};
+use crate::phase::Phase;
+use crate::report::RestoreReport;
+use nix::errno::Errno;
+use stasis_kernel::call::{Arg, Call, FdRef, answer};
+use stasis_kernel::fds;
+use stasis_kernel::host::Host;
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::procfs::{MapName, ProcDir};
+use stasis_kernel::ptrace::{EXITKILL, SUSPEND_SECCOMP, TRACESYSGOOD, Tracee};
+use stasis_kernel::reel::{PlayError, Played, Reel, STUB_SOCKET, spawn_stub};
+use stasis_proto::ImageDir;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+use tracing::{debug, info, warn};
+
+/// A restore under way. Dropping it before [`Performance::run`] has finished kills everything it made.
+pub struct Performance<'a> {
+    o: &'a Options,
+    dir: &'a ImageDir,
+    images: &'a Images,
+    plan: &'a Plan,
+    reel: Reel,
+    socket: OwnedFd,
+    host: Host,
+    /// The first stub; killed when all tasks are born.
+    stub: Option<HostPid>,
+    /// Seized tasks, by index in the plan; zombies have none.
+    leaders: Vec<Option<Tracee>>,
+    /// Where the vDSO and its data are parked: kind, address, length, in the order of their addresses.
+    parked: Vec<(u32, u64, u64)>,
+    committed: bool,
+}
+
+impl Drop for Performance<'_> {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        let mut pids: Vec<i32> = self.stub.iter().map(|s| s.0).collect();
+        pids.extend(self.leaders.iter().flatten().map(|t| t.tid));
+        if self.stub.is_some() {
+            // not all tasks are seized yet: those that are born die with their parents
+            pids.extend(self.born());
+        }
+        for p in &pids {
+            let _ = stasis_kernel::ptrace::kill(*p, libc::SIGKILL);
+        }
+        for p in pids {
+            let _ = Tracee { tid: p }.wait_gone();
+        }
+    }
+}
+
+impl<'a> Performance<'a> {
+    /// Opens files and makes the first stub.
+    pub fn begin(o: &'a Options, dir: &'a ImageDir, images: &'a Images, plan: &'a Plan) -> Result<Self> {
+        let (socket, theirs) = fds::seqpacket_pair()?;
+        let reel = Reel::create(plan.hole + REEL_OFFSET, plan.slots, (REEL_ROOM / 2) as usize)?;
+        let mut p = Self {
+            o,
+            dir,
+            images,
+            plan,
+            reel,
+            socket,
+            host: Host::default(),
+            stub: None,
+            leaders: (0..plan.tasks.len()).map(|_| None).collect(),
+            parked: Vec::new(),
+            committed: false,
+        };
+        p.open(&[Stage::First, Stage::Second])?;
+        let pid = spawn_stub(&p.reel, plan.hole, &theirs).map_err(|e| Error::from(e).at(Phase::Birth))?;
+        p.stub = Some(HostPid(pid));
+        Ok(p)
+    }
+    fn open(&mut self, stages: &[Stage]) -> Result<()> {
+        for (_, c, why) in self.plan.host.iter().filter(|h| stages.contains(&h.0)) {
+            self.host.play(c).map_err(|e| opening(c, why, e))?;
+        }
+        Ok(())
+    }
+    /// Plays one tape in each slot named.
+    fn play(&mut self, tapes: &[(usize, &[Call])], phase: Phase) -> Result<Vec<Played>> {
+        let tapes: Vec<_> = tapes.iter().filter(|t| !t.1.is_empty()).copied().collect();
+        let pids: Vec<i32> = self.stub.iter().map(|s| s.0).chain(self.leaders.iter().flatten().map(|t| t.tid)).collect();
+        let mut alive = || pids.iter().find(|p| ProcDir::open(HostPid(**p)).and_then(|d| Ok(d.stat().map_or(true, |s| s.state.is_exited()))).unwrap_or(true)).map(|p| format!("task {p} died"));
+        let r = self.reel.play(&tapes, &mut alive);
+        crate::kill_point();
+        r.map_err(|e| {
+            let slot = match &e {
+                PlayError::Row { slot, .. } | PlayError::Lost { slot, .. } => *slot,
+                PlayError::Full(_) => 0,
+            };
+            played(&e, &self.owner(slot)).at(phase)
+        })
+    }
+    /// "task 42", "thread 43 of task 42" or "the first stub".
+    fn owner(&self, slot: usize) -> String {
+        for t in &self.plan.tasks {
+            if t.slot == slot {
+                return format!("task {}", t.pid);
+            }
+            if let Some(th) = t.threads.iter().find(|th| th.1 == slot) {
+                return format!("thread {} of task {}", th.0, t.pid);
+            }
+        }
+        "the first stub".into()
+    }
+    /// Gives the stub an address space that holds the reel and the parked vDSO, and a table that holds the socket.
+    fn tidy_stub(&mut self) -> Result<()> {
+        let service = self.plan.service_fd;
+        let stub = self.stub.ok_or_else(|| Error::bug("no stub"))?;
+        let rows = [
+            Call::new(libc::SYS_fcntl, vec![Arg::Int(STUB_SOCKET as u64), Arg::Named(0, "F_DUPFD".into()), Arg::Int(service as u64)]).must_be(service as u64),
+            Call::new(libc::SYS_close_range, vec![Arg::Int(0), Arg::Int(service as u64 - 1), Arg::Int(0)]),
+        ];
+        self.play(&[(0, &rows)], Phase::Birth)?;
+        let mut at = self.plan.hole + (1 << 20);
+        let mut rows = Vec::new();
+        for m in ProcDir::open(stub)?.maps()? {
+            let len = m.len();
+            if m.start >= self.reel.addr() && m.end <= self.reel.addr() + self.reel.len() as u64 || m.name() == MapName::Vsyscall {
+                continue;
+            }
+            let kind = match m.name() {
+                MapName::Vdso => crate::dump::mm::status::VDSO,
+                MapName::Vvar | MapName::VvarVclock => crate::dump::mm::status::VVAR,
+                _ => {
+                    rows.push(Call::new(libc::SYS_munmap, vec![Arg::Hex(m.start), Arg::Hex(len)]));
+                    continue;
+                }
+            };
+            rows.push(move_to(m.start, len, at));
+            self.parked.push((kind, at, len));
+            at += len;
+        }
+        self.play(&[(0, &rows)], Phase::Birth).map(|_| ())
+    }
+    /// All tasks are born, with their sessions; then seized.
+    fn births(&mut self) -> Result<()> {
+        let own = std::process::id() as i32;
+        let tasks = &self.plan.tasks;
+        let mut born = vec![false; tasks.len()];
+        self.reel.expect_parent(tasks[0].slot, own);
+        let root = tasks[0].birth.clone();
+        self.play(&[(0, &[root])], Phase::Birth).map_err(taken)?;
+        born[0] = true;
+        self.play(&[(tasks[0].slot, &tasks[0].session)], Phase::Birth)?;
+        // one tape a parent: all its children in one go, level by level
+        loop {
+            let mut tapes: BTreeMap<usize, Vec<Call>> = BTreeMap::new();
+            let mut new = Vec::new();
+            for (i, t) in tasks.iter().enumerate() {
+                if let Some(p) = t.parent.filter(|p| born[*p] && !born[i]) {
+                    self.reel.expect_parent(t.slot, tasks[p].pid as i32);
+                    tapes.entry(tasks[p].slot).or_default().push(t.birth.clone());
+                    new.push(i);
+                }
+            }
+            if new.is_empty() {
+                break;
+            }
+            let all: Vec<_> = tapes.iter().map(|(s, t)| (*s, &t[..])).collect();
+            self.play(&all, Phase::Birth).map_err(taken)?;
+            let sessions: Vec<_> = new.iter().map(|i| (tasks[*i].slot, &tasks[*i].session[..])).collect();
+            self.play(&sessions, Phase::Birth)?;
+            new.iter().for_each(|i| born[*i] = true);
+        }
+        let groups: Vec<_> = tasks.iter().filter(|t| !t.group.is_empty()).collect();
+        for leaders in [true, false] {
+            let some: Vec<_> = groups.iter().filter(|t| (t.group == plan::own_group(t.pid)) == leaders).map(|t| (t.slot, &t.group[..])).collect();
+            self.play(&some, Phase::Birth)?;
+        }
+        for (i, t) in tasks.iter().enumerate() {
+            if t.end.is_none() {
+                let options = EXITKILL | TRACESYSGOOD;
+                let seized = Tracee::seize(t.pid as i32, options | SUSPEND_SECCOMP).or_else(|e| if e.errno == Errno::EPERM { Tracee::seize(t.pid as i32, options) } else { Err(e) });
+                self.leaders[i] = Some(seized?);
+            }
+        }
+        if let Some(stub) = self.stub.take() {
+            stasis_kernel::ptrace::kill(stub.0, libc::SIGKILL)?;
+            Tracee { tid: stub.0 }.wait_gone()?;
+        }
+        Ok(())
+    }
+    /// Children of ours that were born but not seized.
+    fn born(&self) -> Vec<i32> {
+        ProcDir::open(HostPid::own()).and_then(|d| Ok(d.children().unwrap_or_default())).unwrap_or_default().into_iter().map(|p| p.0).filter(|p| self.plan.tasks.iter().any(|t| t.pid as i32 == *p)).collect()
+    }
+    /// Sends open files through the service socket.
+    fn ship(&self, files: &[FdRef]) -> Result<()> {
+        for part in files.chunks(memory::PER_MESSAGE) {
+            let fds: Vec<BorrowedFd> = part
+                .iter()
+                .map(|f| self.host.fd(*f).map(OwnedFd::as_fd).ok_or_else(|| Error::bug(format!("file#{} was never opened", f.0))))
+                .collect::<Result<_>>()?;
+            fds::send_fds(self.socket.as_fd(), &[0], &fds)?;
+        }
+        Ok(())
+    }
+    /// Mappings, then contents.
+    fn fill(&mut self, report: &mut RestoreReport) -> Result<()> {
+        for t in &self.plan.tasks {
+            let Some(m) = &t.memory else { continue };
+            self.ship(&m.files)?;
+            let mut rows = self.vdso(m);
+            rows.extend(m.tape(self.plan.service_fd));
+            self.play(&[(t.slot, &rows)], Phase::Fill)?;
+        }
+        for t in &self.plan.tasks {
+            let Some(m) = &t.memory else { continue };
+            report.pages_restored += fill::pages(self.dir, HostPid(t.pid as i32), m).map_err(|e| e.on(format!("memory of task {}", t.pid)).at(Phase::Fill))?;
+            crate::kill_point();
+        }
+        Ok(())
+    }
+    /// Brings the parked vDSO to where the image has it, or drops it.
+    fn vdso(&self, m: &memory::Plan) -> Vec<Call> {
+        let total = |v: &[(u32, u64, u64)], kind: u32| v.iter().filter(|x| x.0 == kind).map(|x| x.2).sum::<u64>();
+        let mut rows = Vec::new();
+        for kind in [crate::dump::mm::status::VVAR, crate::dump::mm::status::VDSO] {
+            let fits = total(&m.vdso, kind) == total(&self.parked, kind);
+            let mut to = m.vdso.iter().find(|x| x.0 == kind).map(|x| x.1).filter(|_| fits);
+            for (_, at, len) in self.parked.iter().filter(|x| x.0 == kind) {
+                match &mut to {
+                    Some(t) => {
+                        rows.push(move_to(*at, *len, *t));
+                        *t += len;
+                    }
+                    None => rows.push(Call::new(libc::SYS_munmap, vec![Arg::Hex(*at), Arg::Hex(*len)])),
+                }
+            }
+        }
+        rows
+    }
+    /// Threads and descriptors.
+    fn place(&mut self) -> Result<()> {
+        self.open(&[Stage::Tasks])?;
+        let births: Vec<(usize, Vec<Call>)> = self.plan.tasks.iter().map(|t| (t.slot, t.threads.iter().map(|th| th.2.clone()).collect())).collect();
+        let births: Vec<_> = births.iter().map(|(s, b)| (*s, &b[..])).collect();
+        self.play(&births, Phase::Place).map_err(taken)?;
+        for t in &self.plan.tasks {
+            let Some(table) = &t.table else { continue };
+            let files: Vec<FdRef> = table.iter().map(|s| s.0).collect();
+            self.ship(&files)?;
+            let mut rows = memory::receive(self.plan.service_fd, files.len());
+            rows.extend(memory::place(table));
+            self.play(&[(t.slot, &rows)], Phase::Place)?;
+        }
+        // working and root directories travel the same way
+        let mut done = std::collections::BTreeSet::new();
+        for (t, i) in self.plan.tasks.iter().zip(&self.images.tasks) {
+            if t.end.is_some() || !done.insert(i.ids.fs_id) {
+                continue;
+            }
+            self.directories(t, i)?;
+        }
+        let placed: Vec<_> = self.plan.tasks.iter().map(|t| (t.slot, &t.placed[..])).collect();
+        self.play(&placed, Phase::Place)?;
+        let close = [Call::new(libc::SYS_close, vec![Arg::Int(self.plan.service_fd as u64)])];
+        let owners: Vec<_> = self.plan.tasks.iter().filter(|t| t.table.is_some()).map(|t| (t.slot, &close[..])).collect();
+        self.play(&owners, Phase::Place).map(|_| ())
+    }
+    fn directories(&mut self, t: &TaskPlan, i: &TaskImages) -> Result<()> {
+        self.ship(&[FdRef(i.fs.root_id), FdRef(i.fs.cwd_id)])?;
+        // above the service descriptor everything is free
+        let s = self.plan.service_fd as u64;
+        let recv = memory::receive(self.plan.service_fd, 2);
+        let free: Vec<u64> = {
+            let held: std::collections::BTreeSet<i32> = self.table_of(i.ids.files_id).into_iter().chain([self.plan.service_fd]).collect();
+            (0..).filter(|n| !held.contains(n)).take(2).map(|n| n as u64).collect()
+        };
+        let mut rows = vec![recv[0].clone()];
+        for (n, chroot) in [(free[0], true), (free[1], false)] {
+            rows.push(Call::new(libc::SYS_fchdir, vec![Arg::Int(n)]));
+            if chroot && !self.root_is_ours(i) {
+                rows.push(Call::new(libc::SYS_chroot, vec![Arg::Str(b".".to_vec())]));
+            }
+        }
+        rows.push(Call::new(libc::SYS_close, vec![Arg::Int(free[0])]));
+        rows.push(Call::new(libc::SYS_close, vec![Arg::Int(free[1])]));
+        if let Some(u) = i.fs.umask {
+            rows.push(Call::new(libc::SYS_umask, vec![Arg::Int(u64::from(u))]));
+        }
+        debug_assert!(s > 0);
+        self.play(&[(t.slot, &rows)], Phase::Place).map(|_| ())
+    }
+    fn root_is_ours(&self, i: &TaskImages) -> bool {
+        self.images.files.get(&i.fs.root_id).and_then(|f| f.reg.as_ref()).is_some_and(|r| r.name == "/")
+    }
+    fn table_of(&self, files_id: u32) -> Vec<i32> {
+        let owner = self.images.tasks.iter().position(|t| !t.is_zombie() && t.ids.files_id == files_id);
+        owner.and_then(|i| self.plan.tasks[i].table.as_ref()).map_or(Vec::new(), |t| t.iter().map(|s| s.1).collect())
+    }
+    /// Protections and advice, habits of all threads, what is set from outside.
+    fn habits(&mut self, report: &mut RestoreReport) -> Result<()> {
+        let zombies: Vec<_> = self.plan.tasks.iter().filter_map(|t| t.end.as_ref().map(|e| (t.slot, &e[..]))).collect();
+        self.bury(&zombies)?;
+        let late: Vec<_> = self.plan.tasks.iter().filter_map(|t| t.memory.as_ref().map(|m| (t.slot, &m.late[..]))).collect();
+        self.play(&late, Phase::Habits)?;
+        for t in &self.plan.tasks {
+            for x in &t.outside {
+                outside(t.pid, x, report)?;
+            }
+        }
+        let habits: Vec<_> = self.plan.tasks.iter().flat_map(|t| t.habits.iter().enumerate().map(|(k, h)| (t.slot + k, &h[..]))).collect();
+        self.play(&habits, Phase::Habits).map(|_| ())
+    }
+    /// Lets zombies end: their tapes do not come back.
+    fn bury(&mut self, zombies: &[(usize, &[Call])]) -> Result<()> {
+        for (slot, tape) in zombies {
+            let pid = self.plan.tasks.iter().find(|t| t.slot == *slot).map_or(0, |t| t.pid as i32);
+            let gone = || ProcDir::open(HostPid(pid)).and_then(|d| Ok(d.stat().map_or(true, |s| s.state.is_exited()))).unwrap_or(true);
+            self.reel.play_last(*slot, tape, &mut || gone()).map_err(|e| played(&e, &format!("task {pid}")).at(Phase::Habits))?;
+        }
+        Ok(())
+    }
+    /// Timers, credentials, seccomp.
+    fn privileges(&mut self) -> Result<()> {
+        let arm: Vec<_> = self.plan.tasks.iter().map(|t| (t.slot, &t.arm[..])).collect();
+        self.play(&arm, Phase::Privileges)?;
+        let all: Vec<_> = self.plan.tasks.iter().flat_map(|t| t.privileges.iter().enumerate().map(|(k, h)| (t.slot + k, &h[..]))).collect();
+        self.play(&all, Phase::Privileges).map(|_| ())
+    }
+    /// Registers, and off they go.
+    fn run(mut self) -> Result<i32> {
+        let mut threads = Vec::new();
+        for (i, t) in self.plan.tasks.iter().enumerate() {
+            let Some(leader) = self.leaders[i].take() else { continue };
+            leader.interrupt()?;
+            threads.push((i, 0, leader));
+            for k in 1..=t.threads.len() {
+                let tid = t.threads[k - 1].0 as i32;
+                let th = Tracee::seize(tid, EXITKILL | TRACESYSGOOD | SUSPEND_SECCOMP).or_else(|e| if e.errno == Errno::EPERM { Tracee::seize(tid, EXITKILL | TRACESYSGOOD) } else { Err(e) })?;
+                th.interrupt()?;
+                threads.push((i, k, th));
+            }
+        }
+        for (i, k, th) in &threads {
+            let t = &self.images.tasks[*i];
+            th.wait_stop()?.ok_or_else(|| Error::new("E4001", Blame::Host, format!("task {} was killed while it was restored", t.entry.pid)))?;
+            let core = &t.threads[*k].1;
+            super::regs::set(th, core, &self.plan.tasks[*i], *k == 0 && self.plan.tasks[*i].memory.is_some(), &self.reel).map_err(|e| e.on(format!("thread {}", t.threads[*k].0)).at(Phase::Run))?;
+        }
+        crate::kill_point();
+        // from here on a lost engine lets them run: all or nothing
+        for (_, _, th) in &threads {
+            th.set_options(TRACESYSGOOD)?;
+        }
+        self.committed = true;
+        for (i, k, th) in threads {
+            let t = &self.plan.tasks[i];
+            let stop = if self.o.after == After::Stopped { Some(libc::SIGSTOP) } else { t.stopped_by };
+            if k == 0 && let Some(sig) = stop {
+                stasis_kernel::ptrace::kill(t.pid as i32, sig)?;
+            }
+            th.detach(0)?;
+        }
+        Ok(self.plan.tasks[0].pid as i32)
+    }
+}
+
+/// Performs a plan: the tree runs when this returns its root's pid.
+pub fn perform(o: &Options, dir: &ImageDir, images: &Images, plan: &Plan, report: &mut RestoreReport) -> Result<i32> {
+    let begun = Instant::now();
+    let mut p = Performance::begin(o, dir, images, plan).map_err(|e| e.at(Phase::Open))?;
+    p.tidy_stub()?;
+    p.births().map_err(|e| e.at(Phase::Birth))?;
+    report.forking_us = begun.elapsed().as_micros() as u64;
+    debug!("all tasks are born");
+    p.fill(report)?;
+    p.place().map_err(|e| e.at(Phase::Place))?;
+    p.habits(report)?;
+    p.privileges()?;
+    let pid = p.run().map_err(|e| e.at(Phase::Run))?;
+    info!("restored {} tasks, root {pid}", plan.tasks.len());
+    Ok(pid)
+}
+
+fn move_to(from: u64, len: u64, to: u64) -> Call {
+    const MAYMOVE_FIXED: u64 = 3;
+    Call::new(libc::SYS_mremap, vec![Arg::Hex(from), Arg::Hex(len), Arg::Hex(len), Arg::Named(MAYMOVE_FIXED, "MREMAP_MAYMOVE|MREMAP_FIXED".into()), Arg::Hex(to)]).must_be(to)
+}
+
+fn opening(c: &Call, why: &str, e: stasis_kernel::error::SysError) -> Error {
+    let advice = match e.errno {
+        Errno::ENOENT => "the file was removed since the dump: bring it back, or dump again",
+        Errno::EACCES | Errno::EPERM => "restore as the user that could open it",
+        _ => "see the call; the plan (`stasis plan`) shows what comes before it",
+    };
+    Error::new("E6100", Blame::Host, format!("cannot {why}")).why(format!("{c}: {}", e.errno.desc())).advice(advice).at(Phase::Open)
+}
+
+fn taken(e: Error) -> Error {
+    if e.why.contains("EEXIST") { Error { code: "E6101", advice: "a process or thread with this pid runs already: restore in a pid namespace of its own, or end it".into(), blame: Blame::Host, ..e } } else { e }
+}
+
+fn played(e: &PlayError, who: &str) -> Error {
+    match e {
+        PlayError::Row { row, rows, shown, errno, .. } => {
+            let blame = if matches!(*errno, libc::EPERM | libc::EACCES | libc::ENOMEM | libc::EEXIST | libc::EAGAIN) { Blame::Host } else { Blame::Kernel };
+            Error::new("E6102", blame, format!("{who}: row {row} of {rows} of its tape failed")).why(shown).advice("`stasis plan` shows the whole tape; `stasis check` what this host lacks")
+        }
+        e => Error::new("E6103", Blame::Host, who.to_string()).why(e).advice("the kernel log may say who killed it (out of memory?)"),
+    }
+}
+
+fn outside(pid: u32, x: &Outside, report: &mut RestoreReport) -> Result<()> {
+    let r = match x {
+        Outside::Proc { tid, file, text, .. } => ProcDir::open(HostPid(*tid as i32)).and_then(|d| {
+            let now = d.bytes(file).ok().map(|b| String::from_utf8_lossy(&b).trim().to_string());
+            let same = now.as_deref() == Some(text) || now.is_some_and(|n| format!("0x{}", n.trim_start_matches('0')) == *text);
+            if same { Ok(()) } else { d.write(file, text.as_bytes()) }
+        }),
+        Outside::Sched(tid, b) => stasis_kernel::sched::set_attr(HostPid(*tid as i32), b),
+        Outside::Affinity(tid, m) => stasis_kernel::sched::set_affinity(HostPid(*tid as i32), m),
+        Outside::Ioprio(tid, p) => stasis_kernel::sched::set_ioprio(HostPid(*tid as i32), *p),
+        Outside::Rlimit(pid, r, s, h) => stasis_kernel::sched::set_rlimit(HostPid(*pid as i32), *r, (*s, *h)),
+    };
+    if let Err(e) = r {
+        let w = format!("task {pid}: {x} was not set: {}", answer(-(e.errno as i64) as u64));
+        warn!("{w}");
+        report.warnings.push(w);
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! The last act: registers, XSAVE state, signal mask, and the reel goes.
+use super::plan::TaskPlan;
+use crate::error::{Blame, Error, Result};
+use stasis_kernel::ptrace::{Event, Regs, SudConfig, Tracee};
+use stasis_kernel::reel::Reel;
+use stasis_kernel::xstate::{self, Component};
+use stasis_proto::pb;
+
+/// Sets everything of a stopped thread. `leader` also drops the reel from its address space.
+pub fn set(th: &Tracee, core: &pb::CoreEntry, t: &TaskPlan, leader: bool, reel: &Reel) -> Result<()> {
+    let (Some(info), Some(tc)) = (&core.thread_info, &core.thread_core) else {
+        return Err(Error::bug("a thread without registers passed the checks"));
+    };
+    if leader {
+        drop_reel(th, t, reel)?;
+    }
+    let g = &info.gpregs;
+    let x = xsave(&th.xstate()?, &info.fpregs, tc.stasis.as_ref())?;
+    th.set_xstate(&x)?;
+    let mask = tc.blk_sigset.unwrap_or_else(|| core.tc.as_ref().map_or(0, |t| t.blk_sigset));
+    th.set_sigmask(mask)?;
+    if let Some(s) = tc.stasis.as_ref().filter(|s| s.sud_mode.unwrap_or(0) != 0) {
+        let w = |v: Option<u64>| v.unwrap_or(0);
+        th.set_sud(&SudConfig { mode: w(s.sud_mode), selector: w(s.sud_selector), offset: w(s.sud_offset), len: w(s.sud_len) })?;
+    }
+    th.set_regs(&regs(g))?;
+    Ok(())
+}
+
+fn regs(g: &pb::UserX86RegsEntry) -> Regs {
+    let mut r = stasis_kernel::ptrace::no_regs();
+    (r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8) = (g.r15, g.r14, g.r13, g.r12, g.bp, g.bx, g.r11, g.r10, g.r9, g.r8);
+    (r.rax, r.rcx, r.rdx, r.rsi, r.rdi, r.orig_rax, r.rip, r.eflags, r.rsp) = (g.ax, g.cx, g.dx, g.si, g.di, g.orig_ax, g.ip, g.flags, g.sp);
+    (r.cs, r.ss, r.ds, r.es, r.fs, r.gs, r.fs_base, r.gs_base) = (g.cs, g.ss, g.ds, g.es, g.fs, g.gs, g.fs_base, g.gs_base);
+    // an image of another engine may hold a call that was interrupted: it is made again
+    let mut r = stasis_kernel::excursion::restartable(r);
+    r.orig_rax = u64::MAX;
+    r
+}
+
+/// Unmaps the reel with a `syscall` instruction of the task's own vDSO.
+fn drop_reel(th: &Tracee, t: &TaskPlan, reel: &Reel) -> Result<()> {
+    let at = syscall_instruction(t)?;
+    let mut r = th.regs()?;
+    (r.rax, r.rdi, r.rsi, r.rip, r.orig_rax) = (libc::SYS_munmap as u64, reel.addr(), reel.len() as u64, at, u64::MAX);
+    th.set_regs(&r)?;
+    for _ in 0..2 {
+        th.syscall()?;
+        loop {
+            match th.wait(true)? {
+                Event::Syscall => break,
+                Event::Interrupted | Event::GroupStop(_) | Event::Other(_) => th.syscall()?,
+                e => return Err(Error::new("E6104", Blame::Host, "the last call of a task did not come back").why(format!("{e:?}"))),
+            }
+        }
+    }
+    let r = th.regs()?;
+    if r.rax != 0 {
+        return Err(Error::new("E6104", Blame::Kernel, "munmap of the reel").why(stasis_kernel::call::answer(r.rax)));
+    }
+    Ok(())
+}
+
+/// Where a `syscall` instruction lies in the restored address space.
+fn syscall_instruction(t: &TaskPlan) -> Result<u64> {
+    use stasis_kernel::ids::{HostPid, RemotePtr};
+    let pid = HostPid(t.pid as i32);
+    let maps = stasis_kernel::procfs::ProcDir::open(pid)?.maps()?;
+    let mut text: Vec<_> = maps.iter().filter(|m| m.prot & libc::PROT_EXEC as u32 != 0 && m.prot & libc::PROT_READ as u32 != 0 && m.start < super::images::TASK_SIZE).collect();
+    text.sort_by_key(|m| m.name() != stasis_kernel::procfs::MapName::Vdso);
+    for m in text {
+        let mut b = vec![0u8; m.len().min(1 << 20) as usize];
+        if stasis_kernel::vm::read(pid, RemotePtr(m.start), &mut b).is_ok()
+            && let Some(o) = b.windows(2).position(|w| w == [0x0f, 0x05])
+        {
+            return Ok(m.start + o as u64);
+        }
+    }
+    Err(Error::new("E6105", Blame::Image, format!("task {} has no text to leave from", t.pid)).why("no mapping of it holds a syscall instruction"))
+}
+
+/// An XSAVE area for this CPU from what the image has.
+fn xsave(now: &[u8], f: &pb::UserX86FpregsEntry, ext: Option<&pb::StasisThreadEntry>) -> Result<Vec<u8>> {
+    if let Some(x) = ext.and_then(|e| e.xstate.as_ref()) {
+        if x.len() != now.len() {
+            return Err(Error::new("E5030", Blame::Image, "extended registers").why(format!("{} bytes on the dumping CPU, {} here", x.len(), now.len())).advice("restore on a CPU of the same family"));
+        }
+        return Ok(x.clone());
+    }
+    // KERNEL: bytes 464.. of the legacy part hold the mask of features the kernel manages; it stays
+    let mut b = now.to_vec();
+    let mut put = |at: usize, v: &[u8]| {
+        if at + v.len() <= b.len() {
+            b[at..at + v.len()].copy_from_slice(v);
+        }
+    };
+    put(0, &(f.cwd as u16).to_le_bytes());
+    put(2, &(f.swd as u16).to_le_bytes());
+    put(4, &(f.twd as u16).to_le_bytes());
+    put(6, &(f.fop as u16).to_le_bytes());
+    put(8, &f.rip.to_le_bytes());
+    put(16, &f.rdp.to_le_bytes());
+    put(24, &f.mxcsr.to_le_bytes());
+    let w32 = |v: &[u32], n: usize| v.iter().chain(std::iter::repeat(&0)).take(n).flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    put(32, &w32(&f.st_space, 32));
+    put(160, &w32(&f.xmm_space, 64));
+    let mut bv = 3u64;
+    if let Some(x) = &f.xsave {
+        bv = x.xstate_bv;
+        let w64 = |v: &[u64]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        for (c, bytes) in [
+            (Component::Ymm, w32(&x.ymmh_space, x.ymmh_space.len())),
+            (Component::Opmask, w64(&x.opmask_reg)),
+            (Component::ZmmHi256, w64(&x.zmm_upper)),
+            (Component::Hi16Zmm, w64(&x.hi16_zmm)),
+            (Component::Pkru, w32(&x.pkru, x.pkru.len())),
+        ] {
+            let place = xstate::place(c).filter(|(o, n)| o + n <= now.len() && bytes.len() <= *n);
+            match place {
+                Some((o, _)) => put(o, &bytes),
+                None if bv & 1 << c as u32 != 0 => {
+                    return Err(Error::new("E5030", Blame::Image, "extended registers").why(format!("this CPU has no {c:?} state")).advice("restore on a CPU that has what the dumping one had"));
+                }
+                None => {}
+            }
+        }
+    }
+    // what the image does not name is in its initial state
+    if b.len() >= xstate::HEADER + 16 {
+        b[xstate::HEADER..xstate::HEADER + 8].copy_from_slice(&bv.to_le_bytes());
+    }
+    Ok(b)
+}
