@@ -342,6 +342,30 @@ fn io(e: std::io::Error, call: &'static str, what: String) -> SysError {
     SysError::new(call, Errno::from_raw(e.raw_os_error().unwrap_or(0)), what)
 }
 
+/// An open file of fresh shared anonymous memory: the same object as mmap(MAP_SHARED|MAP_ANONYMOUS) gives, shown as
+/// `/dev/zero (deleted)`. Needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the initial user namespace (map_files).
+pub fn shared_memory(size: u64) -> SysResult<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    let len = size.max(1).next_multiple_of(4096) as usize;
+    // SAFETY: a fresh mapping, unmapped below, never dereferenced.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(SysError::last("mmap", format!("{size} bytes of shared memory")));
+    }
+    let at = at as usize;
+    let path = std::ffi::CString::new(format!("/proc/self/map_files/{:x}-{:x}", at, at + len)).expect("no NUL");
+    // SAFETY: a NUL-terminated path.
+    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+    let failed = SysError::last("open", path.to_string_lossy());
+    // SAFETY: the mapping made above.
+    unsafe { libc::munmap(at as *mut libc::c_void, len) };
+    if fd < 0 {
+        return Err(failed);
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
 #[cfg(test)]
 #[path = "vm_tests.rs"]
 mod tests;

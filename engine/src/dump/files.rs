@@ -2,7 +2,7 @@
 use super::Dumping;
 use super::task::Task;
 use crate::error::{Error, Result};
-use crate::kinds::{self, FileKind, Seen};
+use crate::kinds::{self, FileKind, Seen, fown, regular, shmem};
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::{HostPid, RemoteFd};
 use stasis_kernel::procfs::{FdInfo, MapsLine, VmFlags};
@@ -19,7 +19,7 @@ struct Met {
     stat: libc::stat,
     link: Vec<u8>,
     info: FdInfo,
-    kind: Option<&'static dyn FileKind>,
+    kind: &'static dyn FileKind,
     id: u32,
 }
 
@@ -51,7 +51,7 @@ impl Dumping<'_> {
             self.cx.slots.insert((t.pid, slot), m.id);
             
             let m = &self.files.met[i];
-            table.push(pb::FdinfoEntry { id: m.id, flags: u32::from(cloexec), r#type: m.kind.map_or(pb::FdTypes::Reg, |k| k.fd_type()) as i32, fd: slot as u32, xattr_security_selinux: None });
+            table.push(pb::FdinfoEntry { id: m.id, flags: u32::from(cloexec), r#type: m.kind.fd_type() as i32, fd: slot as u32, xattr_security_selinux: None });
         }
         Ok(self.dir.write_all(&Kind::Fdinfo.file_of(files_id), &table)?)
     }
@@ -84,14 +84,11 @@ impl Dumping<'_> {
     }
     fn new_file(&mut self, t: &Task, slot: i32, fd: OwnedFd, stat: libc::stat, link: Vec<u8>, info: FdInfo) -> Result<()> {
         let id = self.cx.new_id();
-        let seen = seen(t.pid, slot, &fd, stat, &link, &info)?;
-        let kind = kinds::FILE_KINDS.iter().copied().find(|k| k.claims(&seen));
-        if kind.is_some_and(|k| k.late()) {
+        let seen = seen(self.cx.pids, t.pid, slot, &fd, stat, &link, &info)?;
+        let kind = kinds::FILE_KINDS.iter().copied().find(|k| k.claims(&seen)).ok_or_else(|| unsupported(&seen))?;
+        if kind.late() {
             self.files.late.push(self.files.met.len());
-        } else if kind.is_none() {
-            let e = super::interim::file(&seen, id)?;
-            self.cx.entries.push(e);
-        } else if let Some(kind) = kind {
+        } else {
             let entry = kind.dump(&seen, id, &mut self.cx).map_err(|e| e.of(kind.name()))?;
             self.cx.entries.push(entry);
         }
@@ -102,43 +99,48 @@ impl Dumping<'_> {
     pub fn late_files(&mut self) -> Result<()> {
         for i in std::mem::take(&mut self.files.late) {
             let m = &self.files.met[i];
-            let seen = seen(m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
-            if let Some(k) = m.kind {
-                let entry = k.dump(&seen, m.id, &mut self.cx).map_err(|e| e.of(k.name()))?;
-                self.cx.entries.push(entry);
-            }
+            let seen = seen(self.cx.pids, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
+            let entry = m.kind.dump(&seen, m.id, &mut self.cx).map_err(|e| e.of(m.kind.name()))?;
+            self.cx.entries.push(entry);
         }
         Ok(())
     }
     /// The file behind a mapping: its entry's id, whether it is a memfd, and the flags it must be opened with.
     pub fn mapped_file(&mut self, t: &Task, m: &MapsLine, flags: VmFlags) -> Result<(u32, bool, u32)> {
         let open = super::open_flags_of(m, flags);
-        let key = (u64::from(m.dev.0) << 32 | u64::from(m.dev.1), m.ino, open);
+        // neighbouring mappings are usually of one file: it is looked at once
+        let key = (u64::from(m.dev.0) << 32 | u64::from(m.dev.1), m.ino, open, m.path.clone());
         if let Some((id, memfd)) = self.mapped.get(&key) {
             return Ok((*id, *memfd, open));
         }
-        let fd = t.proc.open_map_file(m, libc::O_PATH)?;
+        let fd = t.proc.open_map_file(m, if m.deleted { libc::O_RDONLY } else { libc::O_PATH })?;
         let link = t.proc.map_file_link(m)?;
-        let (id, memfd) = super::interim::mapped(&mut self.cx, fd.as_fd(), &link, open).map_err(|e| e.on(format!("mapping {m} of task {}", t.pid.0)))?;
+        let id = self.describe(t, &fd, &link, open, &format!("mapping {m} of task {}", t.pid.0))?;
+        let memfd = self.cx.entries.iter().rev().find(|e| e.id == id).is_some_and(|e| e.r#type == pb::FdTypes::Memfd as i32);
         self.mapped.insert(key, (id, memfd));
         Ok((id, memfd, open))
     }
+    fn describe(&mut self, t: &Task, fd: &OwnedFd, link: &[u8], open: u32, what: &str) -> Result<u32> {
+        regular::describe(&mut self.cx, t.pid, fd.as_fd(), link, open, what)
+    }
     /// The program's own file.
     pub fn exe(&mut self, t: &Task) -> Result<u32> {
-        let fd = t.proc.open_exe()?;
-        let link = t.proc.exe()?;
-        Ok(super::interim::mapped(&mut self.cx, fd.as_fd(), &link, libc::O_RDONLY as u32)?.0)
+        let (fd, link) = (t.proc.open_exe()?, t.proc.exe()?);
+        self.describe(t, &fd, &link, libc::O_RDONLY as u32, &format!("the program of task {}", t.pid.0))
     }
     /// Working or root directory.
     pub fn place(&mut self, t: &Task, which: &str) -> Result<u32> {
         let (fd, link) = if which == "cwd" { (t.proc.open_cwd()?, t.proc.cwd()?) } else { (t.proc.open_root()?, t.proc.root()?) };
-        Ok(super::interim::mapped(&mut self.cx, fd.as_fd(), &link, (libc::O_RDONLY | libc::O_DIRECTORY) as u32)?.0)
+        let what = format!("the {which} directory of task {}", t.pid.0);
+        self.describe(t, &fd, &link, (libc::O_RDONLY | libc::O_DIRECTORY) as u32, &what)
     }
     /// Shared anonymous memory: its identity; contents are saved once.
     pub fn shared_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
         let fd = t.proc.open_map_file(m, libc::O_RDONLY)?;
         let size = fds::fstat(fd.as_fd())?.st_size as u64;
-        let _ = size;
+        if self.cx.first("shared anonymous memory", m.ino) {
+            shmem::dump_contents(&mut self.cx, fd.as_fd(), m.ino, size, None)?;
+        }
         Ok(m.ino)
     }
     /// SysV shared memory of the host's IPC namespace.
@@ -149,7 +151,7 @@ impl Dumping<'_> {
     }
 }
 
-fn seen<'a>(pid: HostPid, slot: i32, fd: &'a OwnedFd, stat: libc::stat, link: &'a [u8], info: &'a FdInfo) -> Result<Seen<'a>, Error> {
+fn seen<'a>(pids: &BTreeMap<HostPid, u32>, pid: HostPid, slot: i32, fd: &'a OwnedFd, stat: libc::stat, link: &'a [u8], info: &'a FdInfo) -> Result<Seen<'a>, Error> {
     Ok(Seen {
         pid,
         slot,
@@ -159,10 +161,14 @@ fn seen<'a>(pid: HostPid, slot: i32, fd: &'a OwnedFd, stat: libc::stat, link: &'
         link,
         info,
         flags: info.flags & !(libc::O_CLOEXEC as u32),
-        fown: pb::FownEntry::default(),
+        fown: fown::read(fd.as_fd(), info.flags, pids)?,
     })
 }
 
 fn fs_type(fd: &OwnedFd) -> i64 {
     nix::sys::statfs::fstatfs(fd).map_or(0, |s| s.filesystem_type().0)
+}
+
+fn unsupported(s: &Seen) -> Error {
+    s.unsupported("no kind of stasis knows it", "see docs/not-supported; let the program close it first")
 }

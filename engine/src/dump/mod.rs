@@ -1,6 +1,5 @@
 //! The story of a dump: look from outside, write down, seal, let go.
 mod files;
-mod interim;
 mod memory;
 pub mod mm;
 mod process;
@@ -86,10 +85,14 @@ fn write(o: &Options, dir: &ImageDir, held: &mut [Task], report: &mut DumpReport
         status.push(st);
     }
     let mut d = Dumping::new(o, dir, &pids);
-    for (t, st) in held.iter().zip(&status) {
-        d.task(t, st)?;
+    let written = held.iter().zip(&status).try_for_each(|(t, st)| d.task(t, st)).and_then(|()| d.finish(held, report));
+    let running = o.after == After::Running;
+    if written.is_err() || running {
+        for u in d.cx.undo.iter().rev() {
+            u.perform()?;
+        }
     }
-    d.finish(held, report)
+    written
 }
 
 /// Lets the tree go: run on, stay stopped, or die.
@@ -123,7 +126,6 @@ fn micros(since: Instant) -> u64 {
 
 /// A dump under way.
 pub struct Dumping<'a> {
-    o: &'a Options,
     dir: &'a ImageDir,
     /// What kinds see.
     pub cx: DumpCx<'a>,
@@ -134,15 +136,13 @@ pub struct Dumping<'a> {
     /// Address spaces whose pages are still to be written.
     memory: Vec<(HostPid, String, Vec<mm::Run>)>,
     own_ns: Vec<(&'static str, u64)>,
-    mapped: BTreeMap<(u64, u64, u32), (u32, bool)>,
+    mapped: BTreeMap<(u64, u64, u32, Vec<u8>), (u32, bool)>,
     seccomp: Vec<pb::SeccompFilter>,
-    pages_id: u32,
 }
 
 impl<'a> Dumping<'a> {
     fn new(o: &'a Options, dir: &'a ImageDir, pids: &'a BTreeMap<HostPid, u32>) -> Self {
         Self {
-            o,
             dir,
             cx: DumpCx::new(o, dir, pids),
             files: OpenFiles::default(),
@@ -150,7 +150,6 @@ impl<'a> Dumping<'a> {
             pstree: Vec::new(),
             objects: Default::default(),
             seccomp: Vec::new(),
-            pages_id: 0,
             memory: Vec::new(),
             own_ns: Vec::new(),
             mapped: BTreeMap::new(),
@@ -303,14 +302,13 @@ impl<'a> Dumping<'a> {
         Ok(self.dir.write_one(&Kind::Fs.file_of(pid), &pb::FsEntry { cwd_id, root_id, umask: st.umask })?)
     }
     /// Pages, shared images and the inventory.
-    fn finish(mut self, held: &[Task], report: &mut DumpReport) -> Result<pb::InventoryEntry> {
+    fn finish(&mut self, held: &[Task], report: &mut DumpReport) -> Result<pb::InventoryEntry> {
         self.late_files().map_err(|e| e.at(Phase::Files))?;
         crate::kill_point();
         let begun = Instant::now();
         let memory = std::mem::take(&mut self.memory);
         for (pid, image, runs) in &memory {
-            self.pages_id += 1;
-            let pages_id = self.pages_id;
+            let pages_id = self.cx.new_pages_id();
             let n = memory::write(self.dir, *pid, image, pages_id, runs).map_err(|e| e.on(format!("memory of task {}", pid.0)).at(Phase::Memory))?;
             report.pages_written += n;
             report.pages_scanned += n;
@@ -322,9 +320,7 @@ impl<'a> Dumping<'a> {
         crate::kinds::finish(&mut self.cx)?;
         self.dir.write_one(&Kind::Seccomp.file(), &pb::SeccompEntry { seccomp_filters: std::mem::take(&mut self.seccomp) })?;
         self.dir.write_all(&Kind::Files.file(), &self.cx.entries)?;
-        for (_, w) in std::mem::take(&mut self.cx.writers) {
-            w.finish()?;
-        }
+        self.cx.finish_writers()?;
         report.tasks = held.len() as u32;
         report.threads = held.iter().map(|t| t.threads.len() as u32).sum();
         report.warnings.append(&mut self.cx.warnings);

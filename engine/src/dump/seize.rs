@@ -6,7 +6,7 @@ use super::task::{Task, Thread};
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
 use stasis_kernel::ids::HostPid;
-use stasis_kernel::procfs::{ProcDir, TaskState};
+use stasis_kernel::procfs::ProcDir;
 use stasis_kernel::ptrace::{Event, TRACESYSGOOD, Tracee};
 use std::time::{Duration, Instant};
 
@@ -171,9 +171,4 @@ pub fn let_go(tasks: Vec<Task>) -> Result<()> {
         }
     }
     first
-}
-
-/// Is this state one in which a task is counted as alive?
-pub fn alive(s: TaskState) -> bool {
-    !s.is_exited()
 }

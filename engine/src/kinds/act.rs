@@ -33,6 +33,13 @@ pub enum Act {
     Check(Check),
     /// A file without a name.
     Nameless(ghost::Nameless),
+    /// A fresh object of shared anonymous memory, as mmap(MAP_SHARED|MAP_ANONYMOUS) makes it.
+    SharedMemory {
+        /// Its name from now on.
+        file: FdRef,
+        /// Bytes.
+        size: u64,
+    },
     /// Who is told by signals about a file.
     Owner(fown::Owner),
 }
@@ -110,6 +117,11 @@ impl Act {
             Act::Check(c) => c.perform(on),
             Act::Nameless(n) => n.perform(on),
             Act::Owner(o) => o.perform(on),
+            Act::SharedMemory { file, size } => {
+                let fd = stasis_kernel::vm::shared_memory(*size)?;
+                on.host.insert(*file, fd);
+                Ok(())
+            }
         }
     }
     /// The call, if it is one.
@@ -148,6 +160,7 @@ impl fmt::Display for Act {
             }
             Act::Nameless(n) => n.fmt(f),
             Act::Owner(o) => o.fmt(f),
+            Act::SharedMemory { file, size } => write!(f, "shared_memory({size} bytes) -> file#{}", file.0),
         }
     }
 }

@@ -3,12 +3,13 @@
 //! Mappings are made straight at their final addresses, as the stub has nothing there. Contents are written by the
 //! engine's threads with process_vm_writev from the mapped pages image, so mappings that will not be writable are made
 //! writable first and get their protection at the end.
-use super::images::TaskImages;
+use super::images::{Images, TaskImages};
 use crate::dump::mm::status;
 use crate::error::{Blame, Error, Result};
-use crate::kinds::PlanCx;
+use crate::kinds::{Act, PlanCx, Stage, shmem};
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
 use stasis_kernel::names;
+use std::collections::BTreeMap;
 
 /// The restore of one address space.
 pub struct Plan {
@@ -30,18 +31,37 @@ pub struct Plan {
 
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 
+/// Shared anonymous memory: the engine makes each object once, fills it, and every task maps it like a file.
+pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> {
+    let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
+    for v in images.tasks.iter().filter_map(|t| t.mm.as_ref()).flat_map(|m| &m.vmas) {
+        if v.status & status::ANON_SHARED != 0 && v.status & status::SYSVIPC == 0 {
+            let end = v.pgoff.checked_add(v.end - v.start).filter(|e| *e < 1 << 46);
+            let end = end.ok_or_else(|| Error::new("E5013", Blame::Image, format!("shared memory {}", v.shmid)).why("a mapping of it begins beyond all sizes").advice("dump again"))?;
+            let size = sizes.entry(v.shmid).or_default();
+            *size = end.max(*size);
+        }
+    }
+    cx.enter(Stage::First);
+    let mut made = BTreeMap::new();
+    for (shmid, size) in sizes {
+        let f = cx.temp();
+        cx.act_at(Stage::First, Act::SharedMemory { file: f, size }, "make shared anonymous memory");
+        shmem::plan_fill(cx, f, shmid, size, None)?;
+        made.insert(shmid, f);
+    }
+    Ok(made)
+}
+
 /// Plans one address space.
-pub fn plan(t: &TaskImages, cx: &PlanCx) -> Result<Plan> {
+pub fn plan(t: &TaskImages, cx: &PlanCx, shared: &BTreeMap<u64, FdRef>) -> Result<Plan> {
     let mm = t.mm.as_ref().ok_or_else(|| Error::bug("a task without an address space"))?;
     let mut p = Plan { files: Vec::new(), maps: Vec::new(), mm: (Vec::new(), Vec::new(), 0), vdso: Vec::new(), late: Vec::new(), pages_id: 0, pages: Vec::new() };
     let file = |p: &mut Plan, id: u32| -> Result<usize> {
         if !cx.files.contains_key(&id) {
             return Err(Error::new("E5006", Blame::Image, format!("file {id}")).why("a mapping names a file that files.img does not have").advice("dump again"));
         }
-        Ok(p.files.iter().position(|f| *f == FdRef(id)).unwrap_or_else(|| {
-            p.files.push(FdRef(id));
-            p.files.len() - 1
-        }))
+        Ok(index_of(p, FdRef(id)))
     };
     let (pages_id, map) = t.pages.as_ref().ok_or_else(|| Error::bug("a task without a pagemap"))?;
     p.pages_id = *pages_id;
@@ -76,9 +96,13 @@ pub fn plan(t: &TaskImages, cx: &PlanCx) -> Result<Plan> {
             prot |= (libc::PROT_WRITE | libc::PROT_READ) as u64;
             p.late.push(Call::new(libc::SYS_mprotect, vec![Arg::Hex(v.start), Arg::Hex(len), prot_arg(u64::from(v.prot))]));
         }
-        let flags = u64::from(v.flags) & !(libc::MAP_LOCKED as u64) | MAP_FIXED_NOREPLACE;
-        let with_file = v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
-        let index = if with_file { Some(file(&mut p, u32::try_from(v.shmid).map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?)?) } else { None };
+        let mut flags = u64::from(v.flags) & !(libc::MAP_LOCKED as u64) | MAP_FIXED_NOREPLACE;
+        let object = (v.status & status::ANON_SHARED != 0).then(|| shared.get(&v.shmid)).flatten();
+        let with_file = object.is_some() || v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
+        let index = if let Some(f) = object {
+            flags &= !(libc::MAP_ANONYMOUS as u64);
+            Some(index_of(&mut p, *f))
+        } else if with_file { Some(file(&mut p, u32::try_from(v.shmid).map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?)?) } else { None };
         let args = vec![
             Arg::Hex(v.start),
             Arg::Hex(len),
@@ -118,6 +142,13 @@ pub fn plan(t: &TaskImages, cx: &PlanCx) -> Result<Plan> {
     auxv.extend([0, 0]);
     p.mm = (words, auxv.iter().flat_map(|w| w.to_le_bytes()).collect(), exe);
     Ok(p)
+}
+
+fn index_of(p: &mut Plan, f: FdRef) -> usize {
+    p.files.iter().position(|x| *x == f).unwrap_or_else(|| {
+        p.files.push(f);
+        p.files.len() - 1
+    })
 }
 
 fn prot_arg(prot: u64) -> Arg {

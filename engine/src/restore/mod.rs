@@ -2,7 +2,6 @@
 mod fill;
 mod habits;
 mod images;
-mod interim;
 mod memory;
 mod perform;
 pub mod plan;

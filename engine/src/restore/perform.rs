@@ -7,7 +7,7 @@ use super::images::{Images, TaskImages};
 use super::plan::{self, Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
 use super::{fill, memory};
 use crate::error::{Blame, Error, Result};
-use crate::kinds::Stage;
+use crate::kinds::{Act, Stage, Stagehand};
 use crate::options::{After, Options};
 use crate::phase::Phase;
 use crate::report::RestoreReport;
@@ -87,8 +87,11 @@ impl<'a> Performance<'a> {
         Ok(p)
     }
     fn open(&mut self, stages: &[Stage]) -> Result<()> {
-        for (_, c, why) in self.plan.host.iter().filter(|h| stages.contains(&h.0)) {
-            self.host.play(c).map_err(|e| opening(c, why, e))?;
+        let known = |pid: u32| Some(HostPid(pid as i32));
+        for (_, act, why) in self.plan.host.iter().filter(|h| stages.contains(&h.0)) {
+            crate::kill_point();
+            let mut on = Stagehand { host: &mut self.host, dir: self.dir, pid: &known };
+            act.perform(&mut on).map_err(|e| opening(act, why, e))?;
         }
         Ok(())
     }
@@ -396,13 +399,16 @@ fn move_to(from: u64, len: u64, to: u64) -> Call {
     Call::new(libc::SYS_mremap, vec![Arg::Hex(from), Arg::Hex(len), Arg::Hex(len), Arg::Named(MAYMOVE_FIXED, "MREMAP_MAYMOVE|MREMAP_FIXED".into()), Arg::Hex(to)]).must_be(to)
 }
 
-fn opening(c: &Call, why: &str, e: stasis_kernel::error::SysError) -> Error {
-    let advice = match e.errno {
-        Errno::ENOENT => "the file was removed since the dump: bring it back, or dump again",
-        Errno::EACCES | Errno::EPERM => "restore as the user that could open it",
+fn opening(act: &Act, why: &str, e: Error) -> Error {
+    if act.call().is_none() {
+        return e.at(Phase::Open);
+    }
+    let advice = match &e.what {
+        w if w.contains("ENOENT") => "the file was removed since the dump: bring it back, or dump again",
+        w if w.contains("EACCES") || w.contains("EPERM") => "restore as the user that could open it",
         _ => "see the call; the plan (`stasis plan`) shows what comes before it",
     };
-    Error::new("E6100", Blame::Host, format!("cannot {why}")).why(format!("{c}: {}", e.errno.desc())).advice(advice).at(Phase::Open)
+    Error::new("E6100", Blame::Host, format!("cannot {why}")).why(e.what).advice(advice).at(Phase::Open)
 }
 
 fn taken(e: Error) -> Error {

@@ -2,7 +2,7 @@
 use super::images::{Images, TASK_SIZE, TaskImages};
 use super::{habits, memory, privileges};
 use crate::error::{Blame, Error, Result};
-use crate::kinds::{self, PlanCx, Stage, TaskStage};
+use crate::kinds::{self, Act, PlanCx, Stage, TaskStage};
 use crate::options::Options;
 use crate::phase::Phase;
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
@@ -54,7 +54,7 @@ pub struct TaskPlan {
 /// A whole restore.
 pub struct Plan {
     /// Rows the engine plays, by stage.
-    pub host: Vec<(Stage, Call, String)>,
+    pub host: Vec<(Stage, Act, String)>,
     /// Tasks, parents before children.
     pub tasks: Vec<TaskPlan>,
     /// Start of the hole in which the reel goes.
@@ -72,6 +72,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     let holders = holders(images);
     let mut cx = PlanCx::new(o, dir, &images.files, &holders);
     files(images, &mut cx)?;
+    let shared = memory::shared(images, &mut cx)?;
     let hole = hole(images)?;
     let highest = images.tables.values().flatten().map(|f| f.fd as i32).chain(cx.lent.iter().map(|l| l.1)).max().unwrap_or(2);
     let mut plan = Plan { host: Vec::new(), tasks: Vec::new(), hole, service_fd: (highest + 1).max(64), slots: 1, warnings: Vec::new() };
@@ -111,7 +112,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         let on = |e: Error| e.on(format!("task {}", t.entry.pid)).at(Phase::Plan);
         if let std::collections::btree_map::Entry::Vacant(v) = spaces.entry(t.ids.vm_id) {
             v.insert(i);
-            p.memory = Some(memory::plan(t, &cx).map_err(on)?);
+            p.memory = Some(memory::plan(t, &cx, &shared).map_err(on)?);
         }
         if let std::collections::btree_map::Entry::Vacant(v) = tables.entry(t.ids.files_id) {
             v.insert(i);
@@ -167,10 +168,9 @@ fn files(images: &Images, cx: &mut PlanCx) -> Result<()> {
         cx.enter(stage);
         for f in images.files.values() {
             let Some(kind) = kinds::by_type(f.r#type) else {
-                if stage == Stage::First {
-                    super::interim::plan(f, cx)?;
-                }
-                continue;
+                return Err(Error::new("E5012", Blame::Image, format!("file {} of files.img", f.id))
+                    .why(format!("its type {} ({}) is not supported", f.r#type, pb::FdTypes::try_from(f.r#type).map_or("unknown", |t| t.as_str_name())))
+                    .advice("see docs/not-supported"));
             };
             if kind.stage() == stage {
                 kind.plan(f, cx).map_err(|e| e.of(kind.name()).at(Phase::Plan))?;
