@@ -78,9 +78,12 @@ impl Gadgets {
     /// Like [`Gadgets::verify`], for those that were found.
     pub fn verify_found(&self, pid: i32) -> bool {
         let mut b = [0u8; 12];
-        let text = |at: u64, n: usize, b: &mut [u8; 12]| vm::read(HostPid(pid), RemotePtr(at), &mut b[..n]).is_ok();
+        let text = |at: u64, n: usize, b: &mut [u8; 12]| {
+            vm::read(HostPid(pid), RemotePtr(at), &mut b[..n]).is_ok()
+        };
         (self.call_ret == 0 || text(self.call_ret, 3, &mut b) && b.starts_with(CALL_RET))
-            && (self.sigreturn == 0 || text(self.sigreturn, 9, &mut b) && SIGRETURN.iter().any(|s| b.starts_with(s)))
+            && (self.sigreturn == 0
+                || text(self.sigreturn, 9, &mut b) && SIGRETURN.iter().any(|s| b.starts_with(s)))
     }
     /// Writes both sequences into 12 unused bytes of executable text (the zero padding behind the vDSO image).
     /// The caller puts the old bytes back with [`Gadgets::unplant`].

@@ -30,11 +30,11 @@ pub mod reel;
 /// userfaultfd: what change tracking and the probes need.
 pub mod uffd;
 
+/// The engine's own limits.
+pub mod limits;
+/// Scheduling and futex facts of other threads.
+pub mod sched;
 /// Reading and writing another process's memory.
 pub mod vm;
 /// Where the parts of an XSAVE area lie.
 pub mod xstate;
-/// Scheduling and futex facts of other threads.
-pub mod sched;
-/// The engine's own limits.
-pub mod limits;

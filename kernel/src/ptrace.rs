@@ -443,7 +443,11 @@ pub fn no_regs() -> Regs {
 pub fn kill(pid: i32, sig: i32) -> Result<(), SysError> {
     // SAFETY: no memory is involved.
     let r = unsafe { libc::kill(pid, sig) };
-    if r == 0 { Ok(()) } else { Err(SysError::last("kill", format!("process {pid}"))) }
+    if r == 0 {
+        Ok(())
+    } else {
+        Err(SysError::last("kill", format!("process {pid}")))
+    }
 }
 
 /// Kills the calling process at once: fault injection of tests.

@@ -354,7 +354,7 @@ impl Reel {
             let rets: Vec<u64> = (0..tape.len())
                 .map(|i| self.get(rows_at + i * ROW_LEN + 56))
                 .collect();
-            if state == FAILED {
+            if state == FAILED || tape.iter().zip(&rets).any(|(c, r)| !c.accepts(*r)) {
                 let row = tape.len() - self.rows_not_accepted(tape, &rets);
                 let ret = rets[row];
                 let errno = if crate::call::is_errno(ret) {
@@ -379,7 +379,12 @@ impl Reel {
         Ok(all)
     }
     /// Plays a tape that ends its task: it is waited for with `gone`, asked every millisecond, for at most ten seconds.
-    pub fn play_last(&mut self, slot: usize, tape: &[Call], gone: &mut dyn FnMut() -> bool) -> Result<(), PlayError> {
+    pub fn play_last(
+        &mut self,
+        slot: usize,
+        tape: &[Call],
+        gone: &mut dyn FnMut() -> bool,
+    ) -> Result<(), PlayError> {
         let mut at = 2 * PAGE + self.slots * SLOT_LEN;
         self.load(slot, tape, &mut at)?;
         self.word(PAGE).store(1, Ordering::SeqCst);
@@ -393,7 +398,10 @@ impl Reel {
             }
             std::thread::sleep(Duration::from_micros(200));
         }
-        Err(PlayError::Lost { slot, why: "it did not end".into() })
+        Err(PlayError::Lost {
+            slot,
+            why: "it did not end".into(),
+        })
     }
     /// How many rows from the first unaccepted answer to the end.
     fn rows_not_accepted(&self, tape: &[Call], rets: &[u64]) -> usize {
@@ -424,9 +432,10 @@ impl Reel {
         let mut rows = Vec::with_capacity(tape.len() * ROW_LEN);
         for (i, c) in tape.iter().enumerate() {
             let mut flags = match c.expect {
-                crate::call::Expect::Ok => ROW_OK,
-                crate::call::Expect::Value(_) => ROW_VALUE,
+                // the word that would hold the value holds the child's slot; the engine compares afterwards
+                crate::call::Expect::Value(_) if c.child_slot.is_none() => ROW_VALUE,
                 crate::call::Expect::Any => 0,
+                _ => ROW_OK,
             };
             let mut words = [0u64; 6];
             for (k, a) in c.args.iter().enumerate() {

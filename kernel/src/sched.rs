@@ -45,8 +45,20 @@ impl Attr {
 pub fn attr(tid: HostPid) -> SysResult<Attr> {
     let mut a = Attr::default();
     // SAFETY: the kernel writes at most the size given.
-    let r = unsafe { libc::syscall(libc::SYS_sched_getattr, tid.0, &raw mut a, size_of::<Attr>(), 0) };
-    if r < 0 { Err(SysError::last("sched_getattr", format!("task {}", tid.0))) } else { Ok(a) }
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_sched_getattr,
+            tid.0,
+            &raw mut a,
+            size_of::<Attr>(),
+            0,
+        )
+    };
+    if r < 0 {
+        Err(SysError::last("sched_getattr", format!("task {}", tid.0)))
+    } else {
+        Ok(a)
+    }
 }
 
 /// I/O priority: class in bits 13-15, level below.
@@ -54,7 +66,11 @@ pub fn ioprio(tid: HostPid) -> SysResult<u32> {
     const IOPRIO_WHO_PROCESS: i32 = 1;
     // SAFETY: no memory is involved.
     let r = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid.0) };
-    if r < 0 { Err(SysError::last("ioprio_get", format!("task {}", tid.0))) } else { Ok(r as u32) }
+    if r < 0 {
+        Err(SysError::last("ioprio_get", format!("task {}", tid.0)))
+    } else {
+        Ok(r as u32)
+    }
 }
 
 /// CPUs the thread may run on, as a bit mask in bytes, without trailing zero bytes.
@@ -63,7 +79,10 @@ pub fn affinity(tid: HostPid) -> SysResult<Vec<u8>> {
     // SAFETY: the kernel writes at most the length given.
     let r = unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid.0, b.len(), b.as_mut_ptr()) };
     if r < 0 {
-        return Err(SysError::last("sched_getaffinity", format!("task {}", tid.0)));
+        return Err(SysError::last(
+            "sched_getaffinity",
+            format!("task {}", tid.0),
+        ));
     }
     b.truncate(r as usize);
     while b.last() == Some(&0) {
@@ -76,38 +95,84 @@ pub fn affinity(tid: HostPid) -> SysResult<Vec<u8>> {
 pub fn robust_list(tid: HostPid) -> SysResult<(u64, u64)> {
     let (mut head, mut len) = (0u64, 0u64);
     // SAFETY: two words the kernel writes.
-    let r = unsafe { libc::syscall(libc::SYS_get_robust_list, tid.0, &raw mut head, &raw mut len) };
-    if r < 0 { Err(SysError::last("get_robust_list", format!("task {}", tid.0))) } else { Ok((head, len)) }
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_get_robust_list,
+            tid.0,
+            &raw mut head,
+            &raw mut len,
+        )
+    };
+    if r < 0 {
+        Err(SysError::last("get_robust_list", format!("task {}", tid.0)))
+    } else {
+        Ok((head, len))
+    }
 }
 
 /// A resource limit of a process: (soft, hard).
 pub fn rlimit(pid: HostPid, resource: u32) -> SysResult<(u64, u64)> {
     let mut l = [0u64; 2];
     // SAFETY: struct rlimit64 is two words.
-    let r = unsafe { libc::syscall(libc::SYS_prlimit64, pid.0, resource, std::ptr::null::<u8>(), l.as_mut_ptr()) };
-    if r < 0 { Err(SysError::last("prlimit", format!("task {}", pid.0))) } else { Ok((l[0], l[1])) }
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            pid.0,
+            resource,
+            std::ptr::null::<u8>(),
+            l.as_mut_ptr(),
+        )
+    };
+    if r < 0 {
+        Err(SysError::last("prlimit", format!("task {}", pid.0)))
+    } else {
+        Ok((l[0], l[1]))
+    }
 }
 
 fn done(r: i64, call: &'static str, pid: HostPid) -> SysResult<()> {
-    if r < 0 { Err(SysError::last(call, format!("task {}", pid.0))) } else { Ok(()) }
+    if r < 0 {
+        Err(SysError::last(call, format!("task {}", pid.0)))
+    } else {
+        Ok(())
+    }
 }
 
 /// Sets policy, nice and priority; `attr` as from [`Attr::bytes`].
 pub fn set_attr(tid: HostPid, attr: &[u8]) -> SysResult<()> {
     // SAFETY: the structure carries its own size, which is the slice's.
-    done(unsafe { libc::syscall(libc::SYS_sched_setattr, tid.0, attr.as_ptr(), 0) }, "sched_setattr", tid)
+    done(
+        unsafe { libc::syscall(libc::SYS_sched_setattr, tid.0, attr.as_ptr(), 0) },
+        "sched_setattr",
+        tid,
+    )
 }
 
 /// Sets the CPUs a thread may run on.
 pub fn set_affinity(tid: HostPid, mask: &[u8]) -> SysResult<()> {
     // SAFETY: the kernel reads the length given.
-    done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid.0, mask.len(), mask.as_ptr()) }, "sched_setaffinity", tid)
+    done(
+        unsafe {
+            libc::syscall(
+                libc::SYS_sched_setaffinity,
+                tid.0,
+                mask.len(),
+                mask.as_ptr(),
+            )
+        },
+        "sched_setaffinity",
+        tid,
+    )
 }
 
 /// Sets the I/O priority of a thread.
 pub fn set_ioprio(tid: HostPid, prio: u32) -> SysResult<()> {
     // SAFETY: no memory is involved.
-    done(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, tid.0, prio) }, "ioprio_set", tid)
+    done(
+        unsafe { libc::syscall(libc::SYS_ioprio_set, 1, tid.0, prio) },
+        "ioprio_set",
+        tid,
+    )
 }
 
 /// Sets a resource limit (soft, hard), unless it is that already.
@@ -117,5 +182,17 @@ pub fn set_rlimit(pid: HostPid, resource: u32, want: (u64, u64)) -> SysResult<()
     }
     let l = [want.0, want.1];
     // SAFETY: struct rlimit64 is two words.
-    done(unsafe { libc::syscall(libc::SYS_prlimit64, pid.0, resource, l.as_ptr(), std::ptr::null::<u8>()) }, "prlimit", pid)
+    done(
+        unsafe {
+            libc::syscall(
+                libc::SYS_prlimit64,
+                pid.0,
+                resource,
+                l.as_ptr(),
+                std::ptr::null::<u8>(),
+            )
+        },
+        "prlimit",
+        pid,
+    )
 }

@@ -348,12 +348,25 @@ pub fn shared_memory(size: u64) -> SysResult<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd;
     let len = size.max(1).next_multiple_of(4096) as usize;
     // SAFETY: a fresh mapping, unmapped below, never dereferenced.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0) };
+    let at = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_NONE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
     if at == libc::MAP_FAILED {
-        return Err(SysError::last("mmap", format!("{size} bytes of shared memory")));
+        return Err(SysError::last(
+            "mmap",
+            format!("{size} bytes of shared memory"),
+        ));
     }
     let at = at as usize;
-    let path = std::ffi::CString::new(format!("/proc/self/map_files/{:x}-{:x}", at, at + len)).expect("no NUL");
+    let path = std::ffi::CString::new(format!("/proc/self/map_files/{:x}-{:x}", at, at + len))
+        .expect("no NUL");
     // SAFETY: a NUL-terminated path.
     let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
     let failed = SysError::last("open", path.to_string_lossy());

@@ -49,21 +49,38 @@ impl Dumping<'_> {
             let i = self.meet(t, slot, fd, info)?;
             let m = &self.files.met[i];
             self.cx.slots.insert((t.pid, slot), m.id);
-            
+
             let m = &self.files.met[i];
-            table.push(pb::FdinfoEntry { id: m.id, flags: u32::from(cloexec), r#type: m.kind.fd_type() as i32, fd: slot as u32, xattr_security_selinux: None });
+            table.push(pb::FdinfoEntry {
+                id: m.id,
+                flags: u32::from(cloexec),
+                r#type: m.kind.fd_type() as i32,
+                fd: slot as u32,
+                xattr_security_selinux: None,
+            });
         }
-        Ok(self.dir.write_all(&Kind::Fdinfo.file_of(files_id), &table)?)
+        Ok(self
+            .dir
+            .write_all(&Kind::Fdinfo.file_of(files_id), &table)?)
     }
     /// The open file behind a slot: one met before, or a new one.
     fn meet(&mut self, t: &Task, slot: i32, fd: OwnedFd, info: FdInfo) -> Result<usize> {
         let stat = fds::fstat(fd.as_fd())?;
-        let same = self.files.by_inode.entry((stat.st_dev, stat.st_ino)).or_default();
+        let same = self
+            .files
+            .by_inode
+            .entry((stat.st_dev, stat.st_ino))
+            .or_default();
         let own = HostPid::own();
         let mut failed = None;
         let place = same.binary_search_by(|i| {
             let other = &self.files.met[*i];
-            fds::kcmp(own, own, Kcmp::File(RemoteFd(other.fd.as_raw_fd()), RemoteFd(fd.as_raw_fd()))).unwrap_or_else(|e| {
+            fds::kcmp(
+                own,
+                own,
+                Kcmp::File(RemoteFd(other.fd.as_raw_fd()), RemoteFd(fd.as_raw_fd())),
+            )
+            .unwrap_or_else(|e| {
                 failed.get_or_insert(e);
                 Ordering::Equal
             })
@@ -82,17 +99,40 @@ impl Dumping<'_> {
             }
         }
     }
-    fn new_file(&mut self, t: &Task, slot: i32, fd: OwnedFd, stat: libc::stat, link: Vec<u8>, info: FdInfo) -> Result<()> {
+    fn new_file(
+        &mut self,
+        t: &Task,
+        slot: i32,
+        fd: OwnedFd,
+        stat: libc::stat,
+        link: Vec<u8>,
+        info: FdInfo,
+    ) -> Result<()> {
         let id = self.cx.new_id();
         let seen = seen(self.cx.pids, t.pid, slot, &fd, stat, &link, &info)?;
-        let kind = kinds::FILE_KINDS.iter().copied().find(|k| k.claims(&seen)).ok_or_else(|| unsupported(&seen))?;
+        let kind = kinds::FILE_KINDS
+            .iter()
+            .copied()
+            .find(|k| k.claims(&seen))
+            .ok_or_else(|| unsupported(&seen))?;
         if kind.late() {
             self.files.late.push(self.files.met.len());
         } else {
-            let entry = kind.dump(&seen, id, &mut self.cx).map_err(|e| e.of(kind.name()))?;
+            let entry = kind
+                .dump(&seen, id, &mut self.cx)
+                .map_err(|e| e.of(kind.name()))?;
             self.cx.entries.push(entry);
         }
-        self.files.met.push(Met { pid: t.pid, slot, fd, stat, link, info, kind, id });
+        self.files.met.push(Met {
+            pid: t.pid,
+            slot,
+            fd,
+            stat,
+            link,
+            info,
+            kind,
+            id,
+        });
         Ok(())
     }
     /// Kinds whose entries refer to other files, now that all have ids.
@@ -100,39 +140,94 @@ impl Dumping<'_> {
         for i in std::mem::take(&mut self.files.late) {
             let m = &self.files.met[i];
             let seen = seen(self.cx.pids, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
-            let entry = m.kind.dump(&seen, m.id, &mut self.cx).map_err(|e| e.of(m.kind.name()))?;
+            let entry = m
+                .kind
+                .dump(&seen, m.id, &mut self.cx)
+                .map_err(|e| e.of(m.kind.name()))?;
             self.cx.entries.push(entry);
         }
         Ok(())
     }
     /// The file behind a mapping: its entry's id, whether it is a memfd, and the flags it must be opened with.
-    pub fn mapped_file(&mut self, t: &Task, m: &MapsLine, flags: VmFlags) -> Result<(u32, bool, u32)> {
+    pub fn mapped_file(
+        &mut self,
+        t: &Task,
+        m: &MapsLine,
+        flags: VmFlags,
+    ) -> Result<(u32, bool, u32)> {
         let open = super::open_flags_of(m, flags);
         // neighbouring mappings are usually of one file: it is looked at once
-        let key = (u64::from(m.dev.0) << 32 | u64::from(m.dev.1), m.ino, open, m.path.clone());
+        let key = (
+            u64::from(m.dev.0) << 32 | u64::from(m.dev.1),
+            m.ino,
+            open,
+            m.path.clone(),
+        );
         if let Some((id, memfd)) = self.mapped.get(&key) {
             return Ok((*id, *memfd, open));
         }
-        let fd = t.proc.open_map_file(m, if m.deleted { libc::O_RDONLY } else { libc::O_PATH })?;
+        let fd = t.proc.open_map_file(
+            m,
+            if m.deleted {
+                libc::O_RDONLY
+            } else {
+                libc::O_PATH
+            },
+        )?;
         let link = t.proc.map_file_link(m)?;
-        let id = self.describe(t, &fd, &link, open, &format!("mapping {m} of task {}", t.pid.0))?;
-        let memfd = self.cx.entries.iter().rev().find(|e| e.id == id).is_some_and(|e| e.r#type == pb::FdTypes::Memfd as i32);
+        let id = self.describe(
+            t,
+            &fd,
+            &link,
+            open,
+            &format!("mapping {m} of task {}", t.pid.0),
+        )?;
+        let memfd = self
+            .cx
+            .entries
+            .iter()
+            .rev()
+            .find(|e| e.id == id)
+            .is_some_and(|e| e.r#type == pb::FdTypes::Memfd as i32);
         self.mapped.insert(key, (id, memfd));
         Ok((id, memfd, open))
     }
-    fn describe(&mut self, t: &Task, fd: &OwnedFd, link: &[u8], open: u32, what: &str) -> Result<u32> {
+    fn describe(
+        &mut self,
+        t: &Task,
+        fd: &OwnedFd,
+        link: &[u8],
+        open: u32,
+        what: &str,
+    ) -> Result<u32> {
         regular::describe(&mut self.cx, t.pid, fd.as_fd(), link, open, what)
     }
     /// The program's own file.
     pub fn exe(&mut self, t: &Task) -> Result<u32> {
         let (fd, link) = (t.proc.open_exe()?, t.proc.exe()?);
-        self.describe(t, &fd, &link, libc::O_RDONLY as u32, &format!("the program of task {}", t.pid.0))
+        self.describe(
+            t,
+            &fd,
+            &link,
+            libc::O_RDONLY as u32,
+            &format!("the program of task {}", t.pid.0),
+        )
     }
     /// Working or root directory.
     pub fn place(&mut self, t: &Task, which: &str) -> Result<u32> {
-        let (fd, link) = if which == "cwd" { (t.proc.open_cwd()?, t.proc.cwd()?) } else { (t.proc.open_root()?, t.proc.root()?) };
+        let (fd, link) = if which == "cwd" {
+            (t.proc.open_cwd()?, t.proc.cwd()?)
+        } else {
+            (t.proc.open_root()?, t.proc.root()?)
+        };
         let what = format!("the {which} directory of task {}", t.pid.0);
-        self.describe(t, &fd, &link, (libc::O_RDONLY | libc::O_DIRECTORY) as u32, &what)
+        self.describe(
+            t,
+            &fd,
+            &link,
+            (libc::O_RDONLY | libc::O_DIRECTORY) as u32,
+            &what,
+        )
     }
     /// Shared anonymous memory: its identity; contents are saved once.
     pub fn shared_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
@@ -151,7 +246,15 @@ impl Dumping<'_> {
     }
 }
 
-fn seen<'a>(pids: &BTreeMap<HostPid, u32>, pid: HostPid, slot: i32, fd: &'a OwnedFd, stat: libc::stat, link: &'a [u8], info: &'a FdInfo) -> Result<Seen<'a>, Error> {
+fn seen<'a>(
+    pids: &BTreeMap<HostPid, u32>,
+    pid: HostPid,
+    slot: i32,
+    fd: &'a OwnedFd,
+    stat: libc::stat,
+    link: &'a [u8],
+    info: &'a FdInfo,
+) -> Result<Seen<'a>, Error> {
     Ok(Seen {
         pid,
         slot,
@@ -170,5 +273,8 @@ fn fs_type(fd: &OwnedFd) -> i64 {
 }
 
 fn unsupported(s: &Seen) -> Error {
-    s.unsupported("no kind of stasis knows it", "see docs/not-supported; let the program close it first")
+    s.unsupported(
+        "no kind of stasis knows it",
+        "see docs/not-supported; let the program close it first",
+    )
 }

@@ -18,7 +18,13 @@ const PRESENT: u32 = 4;
 const LAZY: u32 = 2;
 
 /// Writes pagemap-ID.img and pages-N.img of one address space. Gives the number of pages.
-pub fn write(dir: &ImageDir, pid: HostPid, image: &str, pages_id: u32, runs: &[Run]) -> Result<u64> {
+pub fn write(
+    dir: &ImageDir,
+    pid: HostPid,
+    image: &str,
+    pages_id: u32,
+    runs: &[Run],
+) -> Result<u64> {
     let mut w = dir.writer(image)?;
     w.write(&pb::PagemapHead { pages_id })?;
     let mut pieces = Vec::new();
@@ -63,7 +69,13 @@ fn copy(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)]) -> Result<()> {
             }
         }
     };
-    let workers = if total > 8 << 20 { std::thread::available_parallelism().map_or(1, |n| n.get()).min(4) } else { 1 };
+    let workers = if total > 8 << 20 {
+        std::thread::available_parallelism()
+            .map_or(1, |n| n.get())
+            .min(4)
+    } else {
+        1
+    };
     if workers == 1 {
         work();
     } else {
@@ -73,7 +85,10 @@ fn copy(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)]) -> Result<()> {
             }
         });
     }
-    failed.into_inner().expect("workers have ended").map_or(Ok(()), Err)
+    failed
+        .into_inner()
+        .expect("workers have ended")
+        .map_or(Ok(()), Err)
 }
 
 /// Index ranges of pieces that together fit one buffer; their file offsets follow each other by construction.
@@ -94,7 +109,13 @@ fn group(pieces: &[(u64, u64, u64)]) -> Vec<(usize, usize)> {
 }
 
 fn piece(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)], buf: &mut [u8]) -> Result<()> {
-    let ranges: Vec<_> = pieces.iter().map(|p| vm::RemoteRange { addr: RemotePtr(p.0), len: p.2 as usize }).collect();
+    let ranges: Vec<_> = pieces
+        .iter()
+        .map(|p| vm::RemoteRange {
+            addr: RemotePtr(p.0),
+            len: p.2 as usize,
+        })
+        .collect();
     let n: u64 = pieces.iter().map(|p| p.2).sum();
     let buf = &mut buf[..n as usize];
     if vm::readv(pid, &ranges, buf).is_err() {

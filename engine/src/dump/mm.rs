@@ -46,7 +46,13 @@ pub mod status {
 pub type Run = (u64, u64, bool);
 
 /// Describes the address space of a task; gives its entry and the pages to save.
-pub fn describe(d: &mut Dumping, task: &Task, stat: &Stat, asked: &Asked, smaps: &[SmapsEntry]) -> Result<(pb::MmEntry, Vec<Run>)> {
+pub fn describe(
+    d: &mut Dumping,
+    task: &Task,
+    stat: &Stat,
+    asked: &Asked,
+    smaps: &[SmapsEntry],
+) -> Result<(pb::MmEntry, Vec<Run>)> {
     let mut scanner = Scanner::of(&task.proc)?;
     let mut vmas: Vec<pb::VmaEntry> = Vec::with_capacity(smaps.len());
     let mut runs = Vec::new();
@@ -123,8 +129,13 @@ fn flags(f: VmFlags) -> (u32, u64) {
         (VmFlags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
     ];
     (
-        maps.iter().filter(|(b, _)| f.contains(*b)).fold(0, |a, (_, m)| a | *m as u32),
-        advice.iter().filter(|(b, _)| f.contains(*b)).fold(0, |a, (_, m)| a | 1 << m),
+        maps.iter()
+            .filter(|(b, _)| f.contains(*b))
+            .fold(0, |a, (_, m)| a | *m as u32),
+        advice
+            .iter()
+            .filter(|(b, _)| f.contains(*b))
+            .fold(0, |a, (_, m)| a | 1 << m),
     )
 }
 
@@ -137,20 +148,39 @@ fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Result<pb
         pgoff: m.offset,
         shmid: 0,
         prot: m.prot,
-        flags: extra | if m.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE } as u32,
+        flags: extra
+            | if m.shared {
+                libc::MAP_SHARED
+            } else {
+                libc::MAP_PRIVATE
+            } as u32,
         status: status::REGULAR,
         fd: -1,
         madv: Some(madv),
         fdflags: None,
     };
     let unsupported = |why: &str, advice: &str| {
-        Err(Error::new("E4200", Blame::Container, format!("cannot dump mapping {m} of task {}", task.pid.0)).why(why).advice(advice))
+        Err(Error::new(
+            "E4200",
+            Blame::Container,
+            format!("cannot dump mapping {m} of task {}", task.pid.0),
+        )
+        .why(why)
+        .advice(advice))
     };
-    if s.flags.intersects(VmFlags::UFFD_MISSING | VmFlags::UFFD_WP | VmFlags::UFFD_MINOR) {
-        return unsupported("it is registered with a userfaultfd", "userfaultfd state cannot be read; let the program unregister first");
+    if s.flags
+        .intersects(VmFlags::UFFD_MISSING | VmFlags::UFFD_WP | VmFlags::UFFD_MINOR)
+    {
+        return unsupported(
+            "it is registered with a userfaultfd",
+            "userfaultfd state cannot be read; let the program unregister first",
+        );
     }
     if s.flags.intersects(VmFlags::SHADOW_STACK) {
-        return unsupported("it is a shadow stack", "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+        return unsupported(
+            "it is a shadow stack",
+            "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+        );
     }
     let anon = libc::MAP_ANONYMOUS as u32;
     match m.name() {
@@ -167,28 +197,66 @@ fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Result<pb
             v.flags |= anon;
             v.pgoff = 0;
         }
-        MapName::Uprobes => return unsupported("it is a page of uprobes", "remove the uprobe (perf, bpftrace) and try again"),
-        MapName::Other(_) => return unsupported("stasis does not know this special mapping", "please report it with the output of `stasis check --pid`"),
+        MapName::Uprobes => {
+            return unsupported(
+                "it is a page of uprobes",
+                "remove the uprobe (perf, bpftrace) and try again",
+            );
+        }
+        MapName::Other(_) => {
+            return unsupported(
+                "stasis does not know this special mapping",
+                "please report it with the output of `stasis check --pid`",
+            );
+        }
         MapName::File(path) => file(d, task, s, path, &mut v)?,
-        MapName::Anonymous | MapName::Heap | MapName::Stack | MapName::AnonNamed(_) | MapName::ShmemNamed(_) if m.ino == 0 => {
-            v.status |= if m.shared { status::ANON_SHARED } else { status::ANON_PRIVATE };
+        MapName::Anonymous
+        | MapName::Heap
+        | MapName::Stack
+        | MapName::AnonNamed(_)
+        | MapName::ShmemNamed(_)
+            if m.ino == 0 =>
+        {
+            v.status |= if m.shared {
+                status::ANON_SHARED
+            } else {
+                status::ANON_PRIVATE
+            };
             v.flags |= anon;
             v.pgoff = 0;
         }
         // named shared anonymous memory shows its name instead of /dev/zero
-        MapName::ShmemNamed(_) | MapName::Anonymous | MapName::AnonNamed(_) | MapName::Heap | MapName::Stack => file(d, task, s, b"/dev/zero", &mut v)?,
+        MapName::ShmemNamed(_)
+        | MapName::Anonymous
+        | MapName::AnonNamed(_)
+        | MapName::Heap
+        | MapName::Stack => file(d, task, s, b"/dev/zero", &mut v)?,
     }
-    if v.status & status::ANON_PRIVATE != 0 && m.start < stat.start_brk.max(1) + 0x2000_0000 && m.name() == MapName::Heap {
+    if v.status & status::ANON_PRIVATE != 0
+        && m.start < stat.start_brk.max(1) + 0x2000_0000
+        && m.name() == MapName::Heap
+    {
         v.status |= status::HEAP;
     }
-    if s.flags.intersects(VmFlags::IO | VmFlags::PFN_MAP) && v.status & (status::VVAR | status::VDSO | status::FILE_SHARED) == 0 {
-        return unsupported("it is memory of a device", "only the device's driver could save it");
+    if s.flags.intersects(VmFlags::IO | VmFlags::PFN_MAP)
+        && v.status & (status::VVAR | status::VDSO | status::FILE_SHARED) == 0
+    {
+        return unsupported(
+            "it is memory of a device",
+            "only the device's driver could save it",
+        );
     }
     Ok(v)
 }
 
 /// Mappings with an inode: files, shared anonymous memory (which is a deleted tmpfs file), SysV memory, memfds, AIO rings.
-fn file(d: &mut Dumping, task: &Task, s: &SmapsEntry, path: &[u8], v: &mut pb::VmaEntry) -> Result<()> {
+fn file(
+    d: &mut Dumping,
+    task: &Task,
+    s: &SmapsEntry,
+    path: &[u8],
+    v: &mut pb::VmaEntry,
+) -> Result<()> {
     let m = &s.map;
     if path == b"/[aio]" {
         v.status |= status::AIORING | status::ANON_PRIVATE;
@@ -212,7 +280,11 @@ fn file(d: &mut Dumping, task: &Task, s: &SmapsEntry, path: &[u8], v: &mut pb::V
     if memfd {
         v.status |= status::MEMFD;
     }
-    v.status |= if m.shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
+    v.status |= if m.shared {
+        status::FILE_SHARED
+    } else {
+        status::FILE_PRIVATE
+    };
     v.shmid = u64::from(id);
     v.fdflags = Some(fdflags);
     Ok(())
@@ -224,21 +296,42 @@ fn aio(task: &Task, m: &MapsLine) -> Result<pb::AioRingEntry> {
     stasis_kernel::vm::read(task.pid, RemotePtr(m.start), &mut b)?;
     let w = |i: usize| u32::from_le_bytes(b[i..i + 4].try_into().expect("four bytes"));
     if w(8) != w(12) {
-        return Err(Error::new("E4201", Blame::Container, format!("AIO ring of task {} at {:#x} has finished requests nobody has read", task.pid.0, m.start))
-            .advice("try again when the program has collected them"));
+        return Err(Error::new(
+            "E4201",
+            Blame::Container,
+            format!(
+                "AIO ring of task {} at {:#x} has finished requests nobody has read",
+                task.pid.0, m.start
+            ),
+        )
+        .advice("try again when the program has collected them"));
     }
-    Ok(pb::AioRingEntry { id: m.start, nr_req: w(4).saturating_sub(1), ring_len: m.len() as u32 })
+    Ok(pb::AioRingEntry {
+        id: m.start,
+        nr_req: w(4).saturating_sub(1),
+        ring_len: m.len() as u32,
+    })
 }
 
 /// Pages of a private mapping that are not what a fresh mapping would show, and guard ranges within it.
-fn pages(scanner: &mut Scanner, v: &pb::VmaEntry, runs: &mut Vec<Run>, vmas: &mut Vec<pb::VmaEntry>) -> Result<()> {
+fn pages(
+    scanner: &mut Scanner,
+    v: &pb::VmaEntry,
+    runs: &mut Vec<Run>,
+    vmas: &mut Vec<pb::VmaEntry>,
+) -> Result<()> {
     let of_file = v.status & status::FILE_PRIVATE != 0;
-    let report = Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::GUARD;
+    let report =
+        Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::GUARD;
     let query = Query {
         all: Categories::NONE,
         any: Categories::PRESENT | Categories::SWAPPED | Categories::GUARD,
         inverted: Categories::NONE,
-        report: if of_file { report | Categories::FILE } else { report },
+        report: if of_file {
+            report | Categories::FILE
+        } else {
+            report
+        },
     };
     let lazy = !of_file && v.flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u32 == 0;
     let mut found = Vec::new();
@@ -257,7 +350,9 @@ fn pages(scanner: &mut Scanner, v: &pb::VmaEntry, runs: &mut Vec<Run>, vmas: &mu
             });
             continue;
         }
-        if r.categories.contains(Categories::PFN_ZERO) || r.categories.contains(Categories::FILE) && r.categories.contains(Categories::PRESENT) {
+        if r.categories.contains(Categories::PFN_ZERO)
+            || r.categories.contains(Categories::FILE) && r.categories.contains(Categories::PRESENT)
+        {
             continue;
         }
         match runs.last_mut() {

@@ -32,12 +32,20 @@ pub fn dump(o: &Options) -> Result<DumpReport> {
     let begun = Instant::now();
     let mut report = DumpReport::default();
     let mut held = Vec::new();
-    let seized = seize::tree(HostPid(o.pid), 0, begun + o.timeout, &mut held).map_err(|e| e.at(Phase::Seize));
+    let seized = seize::tree(HostPid(o.pid), 0, begun + o.timeout, &mut held)
+        .map_err(|e| e.at(Phase::Seize));
     report.freezing_us = micros(begun);
     let written = seized.and_then(|()| write(o, &dir, &mut held, &mut report));
-    let sealed = written.and_then(|inventory| dir.commit_inventory(&inventory).map_err(|e| Error::from(e).at(Phase::Seal)));
+    let sealed = written.and_then(|inventory| {
+        dir.commit_inventory(&inventory)
+            .map_err(|e| Error::from(e).at(Phase::Seal))
+    });
     crate::kill_point();
-    let after = if sealed.is_ok() { o.after } else { After::Running };
+    let after = if sealed.is_ok() {
+        o.after
+    } else {
+        After::Running
+    };
     let released = release(held, after).map_err(|e| e.at(Phase::Release));
     report.frozen_us = micros(begun);
     if sealed.is_err() {
@@ -45,7 +53,10 @@ pub fn dump(o: &Options) -> Result<DumpReport> {
     }
     sealed?;
     released?;
-    info!("dumped {} tasks with {} threads, {} pages", report.tasks, report.threads, report.pages_written);
+    info!(
+        "dumped {} tasks with {} threads, {} pages",
+        report.tasks, report.threads, report.pages_written
+    );
     Ok(report)
 }
 
@@ -53,10 +64,17 @@ pub fn dump(o: &Options) -> Result<DumpReport> {
 fn prepare(o: &Options) -> Result<ImageDir> {
     let root = HostPid(o.pid);
     if o.pid <= 0 || o.pid == HostPid::own().0 {
-        return Err(Error::new("E2001", Blame::Caller, format!("pid {} cannot be dumped", o.pid)).advice("name another process than the engine itself"));
+        return Err(Error::new(
+            "E2001",
+            Blame::Caller,
+            format!("pid {} cannot be dumped", o.pid),
+        )
+        .advice("name another process than the engine itself"));
     }
     let proc = ProcDir::open(root).map_err(|_| {
-        Error::new("E4001", Blame::Container, format!("no task {}", root.0)).why("it does not exist").advice("check the pid (as this pid namespace sees it)")
+        Error::new("E4001", Blame::Container, format!("no task {}", root.0))
+            .why("it does not exist")
+            .advice("check the pid (as this pid namespace sees it)")
     })?;
     let stat = proc.stat()?;
     if !o.shell_job && (stat.session.0 != o.pid) {
@@ -72,7 +90,12 @@ fn prepare(o: &Options) -> Result<ImageDir> {
 }
 
 /// Everything between freeze and release.
-fn write(o: &Options, dir: &ImageDir, held: &mut [Task], report: &mut DumpReport) -> Result<pb::InventoryEntry> {
+fn write(
+    o: &Options,
+    dir: &ImageDir,
+    held: &mut [Task],
+    report: &mut DumpReport,
+) -> Result<pb::InventoryEntry> {
     let tree = |e: Error| e.at(Phase::Tree);
     let mut pids = BTreeMap::new();
     let mut status = Vec::new();
@@ -85,7 +108,11 @@ fn write(o: &Options, dir: &ImageDir, held: &mut [Task], report: &mut DumpReport
         status.push(st);
     }
     let mut d = Dumping::new(o, dir, &pids);
-    let written = held.iter().zip(&status).try_for_each(|(t, st)| d.task(t, st)).and_then(|()| d.finish(held, report));
+    let written = held
+        .iter()
+        .zip(&status)
+        .try_for_each(|(t, st)| d.task(t, st))
+        .and_then(|()| d.finish(held, report));
     let running = o.after == After::Running;
     if written.is_err() || running {
         for u in d.cx.undo.iter().rev() {
@@ -167,25 +194,48 @@ impl<'a> Dumping<'a> {
         if t.zombie.is_some() {
             threads.push(pid);
         }
-        let ppid = t.parent.and_then(|p| self.cx.pids.get(&p)).copied().unwrap_or(0);
-        self.pstree.push(pb::PstreeEntry { pid, ppid, pgid: own(&st.ns_pgid), sid: own(&st.ns_sid), threads });
+        let ppid = t
+            .parent
+            .and_then(|p| self.cx.pids.get(&p))
+            .copied()
+            .unwrap_or(0);
+        self.pstree.push(pb::PstreeEntry {
+            pid,
+            ppid,
+            pgid: own(&st.ns_pgid),
+            sid: own(&st.ns_sid),
+            threads,
+        });
         if let Some(code) = t.zombie {
             return self.zombie(t, pid, st, code);
         }
-        let on = |e: Error| e.on(format!("task {} ({})", t.pid.0, String::from_utf8_lossy(&st.name))).at(Phase::Tree);
+        let on = |e: Error| {
+            e.on(format!(
+                "task {} ({})",
+                t.pid.0,
+                String::from_utf8_lossy(&st.name)
+            ))
+            .at(Phase::Tree)
+        };
         self.same_namespaces(t).map_err(on)?;
         if st.thread_features.iter().any(|f| f == b"shstk") {
-            return Err(Error::new("E4009", Blame::Container, format!("task {} uses shadow stacks", t.pid.0))
-                .why("their contents cannot be rebuilt by this version")
-                .advice("start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off")
-                .at(Phase::Tree));
+            return Err(Error::new(
+                "E4009",
+                Blame::Container,
+                format!("task {} uses shadow stacks", t.pid.0),
+            )
+            .why("their contents cannot be rebuilt by this version")
+            .advice("start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off")
+            .at(Phase::Tree));
         }
         let smaps = t.proc.smaps()?;
         let maps: Vec<MapsLine> = smaps.iter().map(|s| s.map.clone()).collect();
         let timers = t.proc.timers()?;
         if st.seccomp != 0 {
             for th in &t.threads {
-                th.tracee.set_options(stasis_kernel::ptrace::TRACESYSGOOD | stasis_kernel::ptrace::SUSPEND_SECCOMP)?;
+                th.tracee.set_options(
+                    stasis_kernel::ptrace::TRACESYSGOOD | stasis_kernel::ptrace::SUSPEND_SECCOMP,
+                )?;
             }
         }
         let ids = self.ids(t)?;
@@ -196,12 +246,14 @@ impl<'a> Dumping<'a> {
         let asked = process::ask(t, st, &maps, &timers, &mut self.gadgets).map_err(on)?;
         self.cores(t, pid, st, &asked, &timers).map_err(on)?;
         if new_mm {
-            let (mm, runs) = mm::describe(self, t, &stat, &asked, &smaps).map_err(|e| e.at(Phase::Memory))?;
+            let (mm, runs) =
+                mm::describe(self, t, &stat, &asked, &smaps).map_err(|e| e.at(Phase::Memory))?;
             self.dir.write_one(&Kind::Mm.file_of(pid), &mm)?;
             self.memory.push((t.pid, Kind::Pagemap.file_of(pid), runs));
         }
         self.fs(t, pid, st)?;
-        self.descriptors(t, ids.files_id).map_err(|e| e.at(Phase::Files))
+        self.descriptors(t, ids.files_id)
+            .map_err(|e| e.at(Phase::Files))
     }
     fn zombie(&mut self, t: &Task, pid: u32, st: &Status, code: i32) -> Result<()> {
         let core = pb::CoreEntry {
@@ -218,7 +270,14 @@ impl<'a> Dumping<'a> {
         debug!("task {pid} is a zombie");
         Ok(self.dir.write_one(&Kind::Core.file_of(pid), &core)?)
     }
-    fn cores(&mut self, t: &Task, pid: u32, st: &Status, asked: &Asked, timers: &[stasis_kernel::procfs::Timer]) -> Result<()> {
+    fn cores(
+        &mut self,
+        t: &Task,
+        pid: u32,
+        st: &Status,
+        asked: &Asked,
+        timers: &[stasis_kernel::procfs::Timer],
+    ) -> Result<()> {
         for (i, (th, told)) in t.threads.iter().zip(&asked.threads).enumerate() {
             let proc = t.proc.task(th.tid)?;
             let st = if i == 0 { st.clone() } else { proc.status()? };
@@ -254,11 +313,19 @@ impl<'a> Dumping<'a> {
     }
     /// The index of a filter in seccomp.img; equal chains are stored once.
     fn filter(&mut self, filter: Vec<u8>, flags: u32, prev: Option<u32>) -> u32 {
-        let f = pb::SeccompFilter { filter, prev, flags: (flags != 0).then_some(flags) };
-        let at = self.seccomp.iter().position(|x| *x == f).unwrap_or_else(|| {
-            self.seccomp.push(f);
-            self.seccomp.len() - 1
-        });
+        let f = pb::SeccompFilter {
+            filter,
+            prev,
+            flags: (flags != 0).then_some(flags),
+        };
+        let at = self
+            .seccomp
+            .iter()
+            .position(|x| *x == f)
+            .unwrap_or_else(|| {
+                self.seccomp.push(f);
+                self.seccomp.len() - 1
+            });
         at as u32
     }
     /// Which kernel objects tasks share: equal numbers mean the same object. Number 1 is the engine's own.
@@ -289,9 +356,15 @@ impl<'a> Dumping<'a> {
             if let Some((_, own)) = self.own_ns.iter().find(|(n, _)| *n == name)
                 && *own != ino
             {
-                return Err(Error::new("E4011", Blame::Container, format!("its {name} namespace is another than the engine's"))
-                    .why("containers with namespaces of their own are not supported by this version")
-                    .advice(format!("run stasis inside the namespace (nsenter --{name})")));
+                return Err(Error::new(
+                    "E4011",
+                    Blame::Container,
+                    format!("its {name} namespace is another than the engine's"),
+                )
+                .why("containers with namespaces of their own are not supported by this version")
+                .advice(format!(
+                    "run stasis inside the namespace (nsenter --{name})"
+                )));
             }
         }
         Ok(())
@@ -299,7 +372,14 @@ impl<'a> Dumping<'a> {
     fn fs(&mut self, t: &Task, pid: u32, st: &Status) -> Result<()> {
         let cwd_id = self.place(t, "cwd")?;
         let root_id = self.place(t, "root")?;
-        Ok(self.dir.write_one(&Kind::Fs.file_of(pid), &pb::FsEntry { cwd_id, root_id, umask: st.umask })?)
+        Ok(self.dir.write_one(
+            &Kind::Fs.file_of(pid),
+            &pb::FsEntry {
+                cwd_id,
+                root_id,
+                umask: st.umask,
+            },
+        )?)
     }
     /// Pages, shared images and the inventory.
     fn finish(&mut self, held: &[Task], report: &mut DumpReport) -> Result<pb::InventoryEntry> {
@@ -309,7 +389,8 @@ impl<'a> Dumping<'a> {
         let memory = std::mem::take(&mut self.memory);
         for (pid, image, runs) in &memory {
             let pages_id = self.cx.new_pages_id();
-            let n = memory::write(self.dir, *pid, image, pages_id, runs).map_err(|e| e.on(format!("memory of task {}", pid.0)).at(Phase::Memory))?;
+            let n = memory::write(self.dir, *pid, image, pages_id, runs)
+                .map_err(|e| e.on(format!("memory of task {}", pid.0)).at(Phase::Memory))?;
             report.pages_written += n;
             report.pages_scanned += n;
             crate::kill_point();
@@ -318,7 +399,12 @@ impl<'a> Dumping<'a> {
         report.memwrite_us = report.memdump_us;
         self.dir.write_all(&Kind::Pstree.file(), &self.pstree)?;
         crate::kinds::finish(&mut self.cx)?;
-        self.dir.write_one(&Kind::Seccomp.file(), &pb::SeccompEntry { seccomp_filters: std::mem::take(&mut self.seccomp) })?;
+        self.dir.write_one(
+            &Kind::Seccomp.file(),
+            &pb::SeccompEntry {
+                seccomp_filters: std::mem::take(&mut self.seccomp),
+            },
+        )?;
         self.dir.write_all(&Kind::Files.file(), &self.cx.entries)?;
         self.cx.finish_writers()?;
         report.tasks = held.len() as u32;
@@ -330,7 +416,13 @@ impl<'a> Dumping<'a> {
         Ok(pb::InventoryEntry {
             img_version: 2,
             fdinfo_per_id: Some(true),
-            root_ids: Some(pb::TaskKobjIdsEntry { vm_id: 1, files_id: 1, fs_id: 1, sighand_id: 1, ..root_ids() }),
+            root_ids: Some(pb::TaskKobjIdsEntry {
+                vm_id: 1,
+                files_id: 1,
+                fs_id: 1,
+                sighand_id: 1,
+                ..root_ids()
+            }),
             ns_per_id: Some(true),
             root_cg_set: Some(1),
             lsmtype: Some(pb::Lsmtype::NoLsm as i32),
@@ -358,5 +450,9 @@ fn root_ids() -> pb::TaskKobjIdsEntry {
 /// Open flags a mapping needs of its file.
 pub fn open_flags_of(m: &MapsLine, flags: VmFlags) -> u32 {
     // KERNEL: a shared mapping that may become writable was made from a file opened for writing (mm/mmap.c, VM_MAYWRITE)
-    if m.shared && flags.contains(VmFlags::MAY_WRITE) { libc::O_RDWR as u32 } else { libc::O_RDONLY as u32 }
+    if m.shared && flags.contains(VmFlags::MAY_WRITE) {
+        libc::O_RDWR as u32
+    } else {
+        libc::O_RDONLY as u32
+    }
 }

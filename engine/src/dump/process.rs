@@ -43,10 +43,17 @@ impl GadgetCache {
     /// Finds sequences in the text of a stopped process.
     fn find(&mut self, pid: HostPid, maps: &[MapsLine]) -> Gadgets {
         let mut g = Gadgets::default();
-        let text = maps.iter().filter(|m| m.prot & libc::PROT_EXEC as u32 != 0 && m.prot & libc::PROT_READ as u32 != 0);
+        let text = maps.iter().filter(|m| {
+            m.prot & libc::PROT_EXEC as u32 != 0 && m.prot & libc::PROT_READ as u32 != 0
+        });
         // the C library is likelier than the program to have both; files are searched once
         let mut text: Vec<_> = text.filter(|m| m.name() != MapName::Vsyscall).collect();
-        text.sort_by_key(|m| (!m.path.windows(4).any(|w| w == b"libc" || w == b"ld-m"), m.ino == 0));
+        text.sort_by_key(|m| {
+            (
+                !m.path.windows(4).any(|w| w == b"libc" || w == b"ld-m"),
+                m.ino == 0,
+            )
+        });
         for m in text {
             let found = self.in_mapping(pid, m);
             if g.call_ret == 0 {
@@ -64,8 +71,16 @@ impl GadgetCache {
     fn in_mapping(&mut self, pid: HostPid, m: &MapsLine) -> Gadgets {
         let key = (m.dev, m.ino, m.offset);
         let shift = |g: Gadgets, by: u64| Gadgets {
-            call_ret: if g.call_ret == 0 { 0 } else { g.call_ret.wrapping_add(by) },
-            sigreturn: if g.sigreturn == 0 { 0 } else { g.sigreturn.wrapping_add(by) },
+            call_ret: if g.call_ret == 0 {
+                0
+            } else {
+                g.call_ret.wrapping_add(by)
+            },
+            sigreturn: if g.sigreturn == 0 {
+                0
+            } else {
+                g.sigreturn.wrapping_add(by)
+            },
         };
         if m.ino != 0
             && let Some(g) = self.0.get(&key)
@@ -86,7 +101,11 @@ impl GadgetCache {
             }
             g.search(at, &buf[..n]);
             // sequences that straddle two pieces are found from 16 bytes before
-            at += if n == buf.len() { n as u64 - 16 } else { n as u64 };
+            at += if n == buf.len() {
+                n as u64 - 16
+            } else {
+                n as u64
+            };
         }
         if m.ino != 0 {
             self.0.insert(key, shift(g, m.start.wrapping_neg()));
@@ -106,13 +125,22 @@ pub fn tape(timers: &[Timer]) -> Vec<Call> {
     for s in 1..=NSIG {
         let sig = Arg::Named(s as u64, stasis_kernel::names::signal(s).into_owned());
         // SIGKILL and SIGSTOP may be asked too: their action is always the default
-        t.push(Call::new(libc::SYS_rt_sigaction, vec![sig, Arg::Null, Arg::Out(32), Arg::Int(8)]));
+        t.push(Call::new(
+            libc::SYS_rt_sigaction,
+            vec![sig, Arg::Null, Arg::Out(32), Arg::Int(8)],
+        ));
     }
     for which in 0..3 {
-        t.push(Call::new(libc::SYS_getitimer, vec![Arg::Int(which), Arg::Out(32)]));
+        t.push(Call::new(
+            libc::SYS_getitimer,
+            vec![Arg::Int(which), Arg::Out(32)],
+        ));
     }
     for x in timers {
-        t.push(Call::new(libc::SYS_timer_gettime, vec![Arg::Int(x.id as u64), Arg::Out(32)]));
+        t.push(Call::new(
+            libc::SYS_timer_gettime,
+            vec![Arg::Int(x.id as u64), Arg::Out(32)],
+        ));
     }
     t.push(prctl(37, "PR_GET_CHILD_SUBREAPER", vec![Arg::Out(4)]));
     t.push(prctl(25, "PR_GET_TSC", vec![Arg::Out(4)]));
@@ -125,7 +153,17 @@ pub fn tape(timers: &[Timer]) -> Vec<Call> {
     t.push(prctl(58, "PR_GET_IO_FLUSHER", vec![Arg::Int(0); 4]));
     t.push(prctl(34, "PR_MCE_KILL_GET", vec![Arg::Int(0); 4]));
     t.push(prctl(68, "PR_GET_MEMORY_MERGE", vec![Arg::Int(0); 4]));
-    t.push(Call::new(libc::SYS_membarrier, vec![Arg::Named(512, "MEMBARRIER_CMD_GET_REGISTRATIONS".into()), Arg::Int(0), Arg::Int(0)]).any());
+    t.push(
+        Call::new(
+            libc::SYS_membarrier,
+            vec![
+                Arg::Named(512, "MEMBARRIER_CMD_GET_REGISTRATIONS".into()),
+                Arg::Int(0),
+                Arg::Int(0),
+            ],
+        )
+        .any(),
+    );
     t
 }
 
@@ -133,9 +171,19 @@ pub fn tape(timers: &[Timer]) -> Vec<Call> {
 pub fn thread_tape() -> Vec<Call> {
     vec![
         Call::new(libc::SYS_sigaltstack, vec![Arg::Null, Arg::Out(24)]),
-        Call::new(libc::SYS_prctl, vec![Arg::Named(40, "PR_GET_TID_ADDRESS".into()), Arg::Out(8)]).any(),
-        Call::new(libc::SYS_prctl, vec![Arg::Named(2, "PR_GET_PDEATHSIG".into()), Arg::Out(4)]),
-        Call::new(libc::SYS_prctl, vec![Arg::Named(27, "PR_GET_SECUREBITS".into())]),
+        Call::new(
+            libc::SYS_prctl,
+            vec![Arg::Named(40, "PR_GET_TID_ADDRESS".into()), Arg::Out(8)],
+        )
+        .any(),
+        Call::new(
+            libc::SYS_prctl,
+            vec![Arg::Named(2, "PR_GET_PDEATHSIG".into()), Arg::Out(4)],
+        ),
+        Call::new(
+            libc::SYS_prctl,
+            vec![Arg::Named(27, "PR_GET_SECUREBITS".into())],
+        ),
     ]
 }
 
@@ -150,7 +198,13 @@ fn told(a: &Answers, from: usize) -> Told {
 }
 
 /// Asks a stopped process and all its threads.
-pub fn ask(task: &Task, st: &Status, maps: &[MapsLine], timers: &[Timer], cache: &mut GadgetCache) -> Result<Asked> {
+pub fn ask(
+    task: &Task,
+    st: &Status,
+    maps: &[MapsLine],
+    timers: &[Timer],
+    cache: &mut GadgetCache,
+) -> Result<Asked> {
     let pid = task.pid;
     let mut gadgets = cache.find(pid, maps);
     let mut planted = None;
@@ -166,20 +220,38 @@ pub fn ask(task: &Task, st: &Status, maps: &[MapsLine], timers: &[Timer], cache:
     r
 }
 
-fn ask_with(task: &Task, st: &Status, maps: &[MapsLine], timers: &[Timer], gadgets: Gadgets) -> Result<Asked> {
+fn ask_with(
+    task: &Task,
+    st: &Status,
+    maps: &[MapsLine],
+    timers: &[Timer],
+    gadgets: Gadgets,
+) -> Result<Asked> {
     let pid = task.pid;
     let dead = dead_stack(task, maps)?;
     // signals that are ignored by default: one that is neither caught nor pending
     let free = |s: &&i32| (st.shd_pnd | st.sig_pnd) & (1 << (**s - 1)) == 0;
     let quiet = |s: &&i32| st.sig_cgt & (1 << (**s - 1)) == 0;
     let candidates = [libc::SIGURG, libc::SIGWINCH];
-    let end = candidates.iter().filter(free).find(quiet).or_else(|| candidates.iter().find(free)).copied();
+    let end = candidates
+        .iter()
+        .filter(free)
+        .find(quiet)
+        .or_else(|| candidates.iter().find(free))
+        .copied();
     let whole = tape(timers);
     let own = thread_tape();
     let mut asked = None;
     let mut threads = Vec::with_capacity(task.threads.len());
     for (i, th) in task.threads.iter().enumerate() {
-        let pending = if i == 0 { 0 } else { task.proc.task(th.tid).and_then(|p| Ok(p.status().map_or(u64::MAX, |s| s.sig_pnd))).unwrap_or(u64::MAX) };
+        let pending = if i == 0 {
+            0
+        } else {
+            task.proc
+                .task(th.tid)
+                .and_then(|p| Ok(p.status().map_or(u64::MAX, |s| s.sig_pnd)))
+                .unwrap_or(u64::MAX)
+        };
         let away = Away {
             regs: th.regs,
             mask: th.mask,
@@ -189,7 +261,12 @@ fn ask_with(task: &Task, st: &Status, maps: &[MapsLine], timers: &[Timer], gadge
         };
         let mut e = Excursion::begin(&th.tracee, pid.0, away, dead)?;
         crate::kill_point();
-        let r = if i == 0 { e.play(&whole).and_then(|w| e.play(&own).map(|o| (Some(w), o))) } else { e.play(&own).map(|o| (None, o)) };
+        let r = if i == 0 {
+            e.play(&whole)
+                .and_then(|w| e.play(&own).map(|o| (Some(w), o)))
+        } else {
+            e.play(&own).map(|o| (None, o))
+        };
         crate::kill_point();
         e.finish()?;
         let (w, o) = r?;
@@ -208,7 +285,9 @@ fn ask_with(task: &Task, st: &Status, maps: &[MapsLine], timers: &[Timer], gadge
     Ok(Asked {
         actions: (0..n).map(|i| four(i, 2)).collect(),
         itimers: (0..3).map(|i| four(n + i, 1)).collect(),
-        timers: (0..k).map(|i| (four(n + 3 + i, 1), some(rets + i).unwrap_or(0))).collect(),
+        timers: (0..k)
+            .map(|i| (four(n + 3 + i, 1), some(rets + i).unwrap_or(0)))
+            .collect(),
         subreaper: int(n + 3 + k) != 0,
         brk: w.ret(rets + k),
         dumpable: w.ret(rets + k + 1) as i32,
@@ -229,11 +308,20 @@ fn ask_with(task: &Task, st: &Status, maps: &[MapsLine], timers: &[Timer], gadge
 /// Unused executable bytes: the zero padding behind the vDSO image.
 fn padding(task: &Task, maps: &[MapsLine]) -> Result<(vm::Mem, u64)> {
     let none = |why: &str| {
-        Error::new("E4007", Blame::Container, format!("task {} cannot be asked", task.pid.0))
-            .why(why)
-            .advice("its text has no rt_sigreturn trampoline and it has no vDSO: link it with a C library")
+        Error::new(
+            "E4007",
+            Blame::Container,
+            format!("task {} cannot be asked", task.pid.0),
+        )
+        .why(why)
+        .advice(
+            "its text has no rt_sigreturn trampoline and it has no vDSO: link it with a C library",
+        )
     };
-    let m = maps.iter().find(|m| m.name() == MapName::Vdso).ok_or_else(|| none("no vDSO"))?;
+    let m = maps
+        .iter()
+        .find(|m| m.name() == MapName::Vdso)
+        .ok_or_else(|| none("no vDSO"))?;
     let mut b = vec![0u8; m.len() as usize];
     vm::read(task.pid, RemotePtr(m.start), &mut b)?;
     let at = b.len() - Gadgets::PLANT_LEN;
@@ -247,7 +335,13 @@ fn padding(task: &Task, maps: &[MapsLine]) -> Result<(vm::Mem, u64)> {
 fn dead_stack(task: &Task, maps: &[MapsLine]) -> Result<DeadStack> {
     const GUARD: u64 = 4096;
     let low = |m: &MapsLine| {
-        let used = task.threads.iter().map(|t| t.regs.rsp).filter(|sp| (m.start..m.end).contains(sp)).min().unwrap_or(m.end);
+        let used = task
+            .threads
+            .iter()
+            .map(|t| t.regs.rsp)
+            .filter(|sp| (m.start..m.end).contains(sp))
+            .min()
+            .unwrap_or(m.end);
         let room = used.saturating_sub(GUARD).saturating_sub(m.start);
         (room as usize >= excursion::NEED).then(|| DeadStack {
             start: m.start,
@@ -255,69 +349,115 @@ fn dead_stack(task: &Task, maps: &[MapsLine]) -> Result<DeadStack> {
         })
     };
     let writable = |m: &&MapsLine| m.prot & libc::PROT_WRITE as u32 != 0 && !m.shared;
-    if let Some(d) = maps.iter().filter(writable).find(|m| m.name() == MapName::Stack).and_then(low) {
+    if let Some(d) = maps
+        .iter()
+        .filter(writable)
+        .find(|m| m.name() == MapName::Stack)
+        .and_then(low)
+    {
         return Ok(d);
     }
     let sp = task.leader().regs.rsp;
-    let below = maps.iter().filter(writable).find(|m| (m.start..m.end).contains(&sp)).and_then(|m| {
-        let room = sp.saturating_sub(1024).saturating_sub(m.start) & !63;
-        let len = (room as usize).min(excursion::NEED + 8192);
-        (len >= excursion::NEED).then(|| DeadStack { start: (sp - 1024 - len as u64) & !63, len })
-    });
+    let below = maps
+        .iter()
+        .filter(writable)
+        .find(|m| (m.start..m.end).contains(&sp))
+        .and_then(|m| {
+            let room = sp.saturating_sub(1024).saturating_sub(m.start) & !63;
+            let len = (room as usize).min(excursion::NEED + 8192);
+            (len >= excursion::NEED).then(|| DeadStack {
+                start: (sp - 1024 - len as u64) & !63,
+                len,
+            })
+        });
     below.ok_or_else(|| {
-        Error::new("E4008", Blame::Container, format!("task {} has no unused stack", task.pid.0))
-            .why(format!("{} bytes below the stack pointer are needed", excursion::NEED))
-            .advice("try again when the task is less deep in its calls")
+        Error::new(
+            "E4008",
+            Blame::Container,
+            format!("task {} has no unused stack", task.pid.0),
+        )
+        .why(format!(
+            "{} bytes below the stack pointer are needed",
+            excursion::NEED
+        ))
+        .advice("try again when the task is less deep in its calls")
     })
 }
 
 /// The part of the leader's core entry that stands for the process.
-pub fn core(task: &Task, st: &Status, asked: &Asked, timers: &[Timer]) -> Result<pb::TaskCoreEntry> {
+pub fn core(
+    task: &Task,
+    st: &Status,
+    asked: &Asked,
+    timers: &[Timer],
+) -> Result<pb::TaskCoreEntry> {
     let stat = task.proc.stat()?;
     let mut rlimits = Vec::with_capacity(16);
     for r in 0..16 {
         let (cur, max) = sched::rlimit(task.pid, r)?;
         rlimits.push(pb::RlimitEntry { cur, max });
     }
-    let it = |v: &[u64; 4]| pb::ItimerEntry { isec: v[0], iusec: v[1], vsec: v[2], vusec: v[3] };
-    let posix = timers.iter().zip(&asked.timers).map(|(t, (v, over))| pb::PosixTimerEntry {
-        it_id: t.id as u32,
-        clock_id: t.clock as u32,
-        si_signo: t.signal as u32,
-        it_sigev_notify: match (t.notify, t.to_thread) {
-            (TimerNotify::Signal, false) => 0,
-            (TimerNotify::None, _) => 1,
-            (TimerNotify::Thread, _) => 2,
-            (TimerNotify::Signal, true) => 4,
-        },
-        sival_ptr: t.sigval,
-        overrun: *over,
+    let it = |v: &[u64; 4]| pb::ItimerEntry {
         isec: v[0],
-        insec: v[1],
+        iusec: v[1],
         vsec: v[2],
-        vnsec: v[3],
-        notify_thread_id: t.to_thread.then_some(t.target),
-    });
-    let actions = asked.actions.iter().zip(1..).filter(|(_, s)| !matches!(*s, libc::SIGKILL | libc::SIGSTOP)).map(|(a, _)| pb::SaEntry {
-        sigaction: a[0],
-        flags: a[1],
-        restorer: a[2],
-        mask: a[3],
-        compat_sigaction: Some(false),
-        mask_extended: None,
-    });
+        vusec: v[3],
+    };
+    let posix = timers
+        .iter()
+        .zip(&asked.timers)
+        .map(|(t, (v, over))| pb::PosixTimerEntry {
+            it_id: t.id as u32,
+            clock_id: t.clock as u32,
+            si_signo: t.signal as u32,
+            it_sigev_notify: match (t.notify, t.to_thread) {
+                (TimerNotify::Signal, false) => 0,
+                (TimerNotify::None, _) => 1,
+                (TimerNotify::Thread, _) => 2,
+                (TimerNotify::Signal, true) => 4,
+            },
+            sival_ptr: t.sigval,
+            overrun: *over,
+            isec: v[0],
+            insec: v[1],
+            vsec: v[2],
+            vnsec: v[3],
+            notify_thread_id: t.to_thread.then_some(t.target),
+        });
+    let actions = asked
+        .actions
+        .iter()
+        .zip(1..)
+        .filter(|(_, s)| !matches!(*s, libc::SIGKILL | libc::SIGSTOP))
+        .map(|(a, _)| pb::SaEntry {
+            sigaction: a[0],
+            flags: a[1],
+            restorer: a[2],
+            mask: a[3],
+            compat_sigaction: Some(false),
+            mask_extended: None,
+        });
     let mut habits = asked.habits.clone();
     if stat.exit_signal != libc::SIGCHLD {
         habits.exit_signal = Some(stat.exit_signal as u32);
     }
     Ok(pb::TaskCoreEntry {
-        task_state: if task.stopped_by.is_some() { STOPPED } else { ALIVE },
+        task_state: if task.stopped_by.is_some() {
+            STOPPED
+        } else {
+            ALIVE
+        },
         exit_code: 0,
         personality: task.proc.personality()?,
         flags: stat.flags,
         blk_sigset: task.leader().mask,
         comm: String::from_utf8_lossy(&st.name).into_owned(),
-        timers: Some(pb::TaskTimersEntry { real: it(&asked.itimers[0]), virt: it(&asked.itimers[1]), prof: it(&asked.itimers[2]), posix: posix.collect() }),
+        timers: Some(pb::TaskTimersEntry {
+            real: it(&asked.itimers[0]),
+            virt: it(&asked.itimers[1]),
+            prof: it(&asked.itimers[2]),
+            posix: posix.collect(),
+        }),
         rlimits: Some(pb::TaskRlimitsEntry { rlimits }),
         signals_s: Some(super::thread::queue(task.leader().tracee.pending(true)?)),
         loginuid: task.proc.loginuid().ok().map(|l| l.unwrap_or(u32::MAX)),

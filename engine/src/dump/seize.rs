@@ -19,7 +19,10 @@ pub fn tree(root: HostPid, options: usize, deadline: Instant, held: &mut Vec<Tas
         let before = held.len();
         let mut i = 0;
         while i < held.len() {
-            let (pid, children) = (held[i].pid, held[i].proc.children().map_err(|e| parse(e, held[i].pid))?);
+            let (pid, children) = (
+                held[i].pid,
+                held[i].proc.children().map_err(|e| parse(e, held[i].pid))?,
+            );
             for c in children {
                 if held.iter().any(|t| t.pid == c) {
                     continue;
@@ -37,15 +40,26 @@ pub fn tree(root: HostPid, options: usize, deadline: Instant, held: &mut Vec<Tas
 }
 
 fn parse(e: stasis_kernel::error::Error, pid: HostPid) -> Error {
-    if e.is_gone() { no_such(pid) } else { Error::from(e) }
+    if e.is_gone() {
+        no_such(pid)
+    } else {
+        Error::from(e)
+    }
 }
 
 fn no_such(pid: HostPid) -> Error {
-    Error::new("E4001", Blame::Container, format!("no task {}", pid.0)).why("it does not exist or ended meanwhile").advice("check the pid (as this pid namespace sees it) and try again")
+    Error::new("E4001", Blame::Container, format!("no task {}", pid.0))
+        .why("it does not exist or ended meanwhile")
+        .advice("check the pid (as this pid namespace sees it) and try again")
 }
 
 /// Stops one process; `None` if it is gone before it could be seized (and is nobody's zombie).
-fn process(pid: HostPid, parent: Option<HostPid>, options: usize, deadline: Instant) -> Result<Option<Task>> {
+fn process(
+    pid: HostPid,
+    parent: Option<HostPid>,
+    options: usize,
+    deadline: Instant,
+) -> Result<Option<Task>> {
     let proc = match ProcDir::open(pid) {
         Ok(p) => p,
         Err(e) if e.is_gone() => return Ok(None),
@@ -59,7 +73,12 @@ fn process(pid: HostPid, parent: Option<HostPid>, options: usize, deadline: Inst
             Err(e) => return Err(e.into()),
         };
         if stat.is_kernel_thread() {
-            return Err(Error::new("E4002", Blame::Container, format!("task {} is a kernel thread", pid.0)).advice("name a process"));
+            return Err(Error::new(
+                "E4002",
+                Blame::Container,
+                format!("task {} is a kernel thread", pid.0),
+            )
+            .advice("name a process"));
         }
         let tids = match task.proc.tasks() {
             Ok(t) => t,
@@ -82,7 +101,13 @@ fn process(pid: HostPid, parent: Option<HostPid>, options: usize, deadline: Inst
             }
             match Tracee::seize(tid.0, options | TRACESYSGOOD) {
                 Ok(t) => {
-                    t.interrupt().or_else(|e| if e.errno == Errno::ESRCH { Ok(()) } else { Err(e) })?;
+                    t.interrupt().or_else(|e| {
+                        if e.errno == Errno::ESRCH {
+                            Ok(())
+                        } else {
+                            Err(e)
+                        }
+                    })?;
                     new.push((tid, t));
                 }
                 Err(e) if e.errno == Errno::ESRCH => {}
@@ -90,9 +115,13 @@ fn process(pid: HostPid, parent: Option<HostPid>, options: usize, deadline: Inst
                     // a zombie cannot be seized either; the next pass sees it
                     let tracer = task.proc.status().map(|s| s.tracer.0).unwrap_or(0);
                     if tracer != 0 {
-                        return Err(Error::new("E4004", Blame::Container, format!("task {} is traced by process {tracer}", pid.0))
-                            .why("a task has one tracer at most")
-                            .advice("end the debugger or strace first"));
+                        return Err(Error::new(
+                            "E4004",
+                            Blame::Container,
+                            format!("task {} is traced by process {tracer}", pid.0),
+                        )
+                        .why("a task has one tracer at most")
+                        .advice("end the debugger or strace first"));
                     }
                     if task.proc.stat().is_ok_and(|s| s.state.is_exited()) {
                         continue;

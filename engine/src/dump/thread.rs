@@ -24,9 +24,13 @@ pub fn look(th: &mut Thread, pid: HostPid) -> Result<()> {
 }
 
 fn compat(tid: HostPid) -> Error {
-    Error::new("E4006", Blame::Container, format!("task {} is a 32-bit task", tid.0))
-        .why("its registers are those of the i386 ABI")
-        .advice("32-bit tasks are not supported; run the 64-bit build of the program")
+    Error::new(
+        "E4006",
+        Blame::Container,
+        format!("task {} is a 32-bit task", tid.0),
+    )
+    .why("its registers are those of the i386 ABI")
+    .advice("32-bit tasks are not supported; run the 64-bit build of the program")
 }
 
 /// A thread stopped inside a restartable sequence must go on at the abort handler.
@@ -118,7 +122,11 @@ pub fn core(th: &Thread, proc: &ProcDir, st: &Status, told: &Told) -> Result<pb:
 }
 
 /// What the CRIU format has no field for.
-fn extension(th: &Thread, proc: &ProcDir, sched: &stasis_kernel::sched::Attr) -> Result<pb::StasisThreadEntry> {
+fn extension(
+    th: &Thread,
+    proc: &ProcDir,
+    sched: &stasis_kernel::sched::Attr,
+) -> Result<pb::StasisThreadEntry> {
     let sud = th.sud.filter(|s| s.mode != 0);
     Ok(pb::StasisThreadEntry {
         timerslack_ns: proc.timerslack_ns().ok(),
@@ -139,7 +147,12 @@ fn extension(th: &Thread, proc: &ProcDir, sched: &stasis_kernel::sched::Attr) ->
 /// Queued signals as an image has them.
 pub fn queue(infos: Vec<[u8; 128]>) -> pb::SignalQueueEntry {
     pb::SignalQueueEntry {
-        signals: infos.into_iter().map(|i| pb::SiginfoEntry { siginfo: i.to_vec() }).collect(),
+        signals: infos
+            .into_iter()
+            .map(|i| pb::SiginfoEntry {
+                siginfo: i.to_vec(),
+            })
+            .collect(),
     }
 }
 
@@ -202,23 +215,32 @@ fn gpregs(r: &stasis_kernel::ptrace::Regs) -> pb::UserX86RegsEntry {
 }
 
 fn u32s(b: &[u8]) -> Vec<u32> {
-    b.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four bytes"))).collect()
+    b.chunks_exact(4)
+        .map(|c| u32::from_le_bytes(c.try_into().expect("four bytes")))
+        .collect()
 }
 
 fn u64s(b: &[u8]) -> Vec<u64> {
-    b.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes"))).collect()
+    b.chunks_exact(8)
+        .map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes")))
+        .collect()
 }
 
 /// State components the format has fields for: x87, SSE, AVX, AVX-512 (three), PKRU.
 const IN_FORMAT: u64 = 0x2e7;
 
 fn more_than_format(x: &[u8]) -> bool {
-    x.len() >= 576 && u64::from_le_bytes(x[512..520].try_into().expect("eight bytes")) & !IN_FORMAT != 0
+    x.len() >= 576
+        && u64::from_le_bytes(x[512..520].try_into().expect("eight bytes")) & !IN_FORMAT != 0
 }
 
 fn fpregs(x: &[u8]) -> pb::UserX86FpregsEntry {
     let h = |i: usize| u32::from(u16::from_le_bytes([x[i], x[i + 1]]));
-    let part = |c| xstate::place(c).filter(|(o, n)| o + n <= x.len()).map_or(&[][..], |(o, n)| &x[o..o + n]);
+    let part = |c| {
+        xstate::place(c)
+            .filter(|(o, n)| o + n <= x.len())
+            .map_or(&[][..], |(o, n)| &x[o..o + n])
+    };
     let xsave = (x.len() >= 576).then(|| pb::UserX86XsaveEntry {
         xstate_bv: u64::from_le_bytes(x[512..520].try_into().expect("eight bytes")) & IN_FORMAT,
         ymmh_space: u32s(part(xstate::Component::Ymm)),

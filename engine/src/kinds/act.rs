@@ -160,7 +160,9 @@ impl fmt::Display for Act {
             }
             Act::Nameless(n) => n.fmt(f),
             Act::Owner(o) => o.fmt(f),
-            Act::SharedMemory { file, size } => write!(f, "shared_memory({size} bytes) -> file#{}", file.0),
+            Act::SharedMemory { file, size } => {
+                write!(f, "shared_memory({size} bytes) -> file#{}", file.0)
+            }
         }
     }
 }

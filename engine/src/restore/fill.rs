@@ -19,9 +19,14 @@ pub fn pages(dir: &ImageDir, pid: HostPid, m: &Plan) -> Result<u64> {
     }
     let name = Kind::Pages.file_of(m.pages_id);
     let file = dir.open_raw(&name)?;
-    let size = file.metadata().map_err(|e| Error::new("E5020", Blame::Image, name.clone()).why(e))?.len();
+    let size = file
+        .metadata()
+        .map_err(|e| Error::new("E5020", Blame::Image, name.clone()).why(e))?
+        .len();
     if m.pages.iter().any(|(_, len, at)| at + len > size) {
-        return Err(Error::new("E5021", Blame::Image, name).why("it is shorter than its pagemap says").advice("the image is truncated: copy or dump it again"));
+        return Err(Error::new("E5021", Blame::Image, name)
+            .why("it is shorter than its pagemap says")
+            .advice("the image is truncated: copy or dump it again"));
     }
     let mut pieces = Vec::new();
     for (addr, len, at) in &m.pages {
@@ -46,7 +51,13 @@ pub fn pages(dir: &ImageDir, pid: HostPid, m: &Plan) -> Result<u64> {
             }
         }
     };
-    let workers = if total > 8 << 20 { std::thread::available_parallelism().map_or(1, |n| n.get()).min(4) } else { 1 };
+    let workers = if total > 8 << 20 {
+        std::thread::available_parallelism()
+            .map_or(1, |n| n.get())
+            .min(4)
+    } else {
+        1
+    };
     if workers == 1 {
         work();
     } else {
@@ -56,11 +67,19 @@ pub fn pages(dir: &ImageDir, pid: HostPid, m: &Plan) -> Result<u64> {
             }
         });
     }
-    failed.into_inner().expect("workers have ended").map_or(Ok(total / 4096), Err)
+    failed
+        .into_inner()
+        .expect("workers have ended")
+        .map_or(Ok(total / 4096), Err)
 }
 
 fn piece(pid: HostPid, file: &File, (addr, at, n): (u64, u64, u64), buf: &mut [u8]) -> Result<()> {
     let buf = &mut buf[..n as usize];
-    file.read_exact_at(buf, at).map_err(|e| Error::new("E5020", Blame::Image, "pages image").why(e))?;
-    vm::write(pid, RemotePtr(addr), buf).map_err(|e| Error::new("E5022", Blame::Image, format!("pages at {addr:#x}")).why(e).advice("the pagemap names pages outside the mappings: dump again"))
+    file.read_exact_at(buf, at)
+        .map_err(|e| Error::new("E5020", Blame::Image, "pages image").why(e))?;
+    vm::write(pid, RemotePtr(addr), buf).map_err(|e| {
+        Error::new("E5022", Blame::Image, format!("pages at {addr:#x}"))
+            .why(e)
+            .advice("the pagemap names pages outside the mappings: dump again")
+    })
 }

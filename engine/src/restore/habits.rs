@@ -34,11 +34,22 @@ pub enum Outside {
 impl fmt::Display for Outside {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Outside::Proc { tid, file, text, .. } => write!(f, "/proc/{tid}/{file} = {text}"),
-            Outside::Sched(tid, b) => write!(f, "sched_setattr({tid}, policy {}, nice {})", b[4], i32::from_le_bytes([b[16], b[17], b[18], b[19]])),
+            Outside::Proc {
+                tid, file, text, ..
+            } => write!(f, "/proc/{tid}/{file} = {text}"),
+            Outside::Sched(tid, b) => write!(
+                f,
+                "sched_setattr({tid}, policy {}, nice {})",
+                b[4],
+                i32::from_le_bytes([b[16], b[17], b[18], b[19]])
+            ),
             Outside::Affinity(tid, m) => write!(f, "sched_setaffinity({tid}, {m:x?})"),
             Outside::Ioprio(tid, p) => write!(f, "ioprio_set({tid}, {p:#x})"),
-            Outside::Rlimit(pid, r, s, h) => write!(f, "prlimit({pid}, {}, {s}, {h})", names::rlimit(u64::from(*r))),
+            Outside::Rlimit(pid, r, s, h) => write!(
+                f,
+                "prlimit({pid}, {}, {s}, {h})",
+                names::rlimit(u64::from(*r))
+            ),
         }
     }
 }
@@ -67,7 +78,10 @@ pub fn plan(t: &TaskImages, own_hands: bool, p: &mut TaskPlan) -> Result<()> {
         rows.push(prctl(36, "PR_SET_CHILD_SUBREAPER", &[1, 0, 0, 0]));
     }
     if t.tc.personality != 0 {
-        rows.push(Call::new(libc::SYS_personality, vec![Arg::Hex(u64::from(t.tc.personality))]));
+        rows.push(Call::new(
+            libc::SYS_personality,
+            vec![Arg::Hex(u64::from(t.tc.personality))],
+        ));
     }
     if t.mm.as_ref().is_some_and(|m| m.thp_disabled == Some(true)) {
         rows.push(prctl(41, "PR_SET_THP_DISABLE", &[1, 0, 0, 0]));
@@ -77,16 +91,39 @@ pub fn plan(t: &TaskImages, own_hands: bool, p: &mut TaskPlan) -> Result<()> {
         own(s, &mut rows, p);
     }
     timers(t, &mut rows, &mut p.arm);
-    queue(t.tc.signals_s.as_ref(), |info| Call::new(libc::SYS_rt_sigqueueinfo, vec![Arg::Int(u64::from(t.entry.pid)), signal(number(info)), Arg::In(info.to_vec())]), &mut rows)?;
+    queue(
+        t.tc.signals_s.as_ref(),
+        |info| {
+            Call::new(
+                libc::SYS_rt_sigqueueinfo,
+                vec![
+                    Arg::Int(u64::from(t.entry.pid)),
+                    signal(number(info)),
+                    Arg::In(info.to_vec()),
+                ],
+            )
+        },
+        &mut rows,
+    )?;
     for (i, (tid, core)) in t.threads.iter().enumerate() {
-        let mut own_rows = if i == 0 { std::mem::take(&mut rows) } else { Vec::new() };
+        let mut own_rows = if i == 0 {
+            std::mem::take(&mut rows)
+        } else {
+            Vec::new()
+        };
         thread(t, *tid, core, &mut own_rows, &mut p.outside)?;
         p.habits.push(own_rows);
     }
     for (r, l) in t.tc.rlimits.iter().flat_map(|r| &r.rlimits).enumerate() {
-        p.outside.push(Outside::Rlimit(t.entry.pid, r as u32, l.cur, l.max));
+        p.outside
+            .push(Outside::Rlimit(t.entry.pid, r as u32, l.cur, l.max));
     }
-    let proc = |file, text: String| Outside::Proc { tid: t.entry.pid, file, text, optional: true };
+    let proc = |file, text: String| Outside::Proc {
+        tid: t.entry.pid,
+        file,
+        text,
+        optional: true,
+    };
     if let Some(a) = t.tc.oom_score_adj {
         p.outside.push(proc("oom_score_adj", a.to_string()));
     }
@@ -102,9 +139,18 @@ fn actions(tc: &pb::TaskCoreEntry, rows: &mut Vec<Call>) -> Result<()> {
         let a = match at.next() {
             Some(a) => a,
             None if tc.sigactions.is_empty() => return Ok(()),
-            None => return Err(Error::new("E5008", Blame::Image, "signal actions").why("there are fewer than 62").advice("dump again")),
+            None => {
+                return Err(Error::new("E5008", Blame::Image, "signal actions")
+                    .why("there are fewer than 62")
+                    .advice("dump again"));
+            }
         };
-        let act = |w: &[u64]| Call::new(libc::SYS_rt_sigaction, vec![signal(s), Arg::In(words(w)), Arg::Null, Arg::Int(8)]);
+        let act = |w: &[u64]| {
+            Call::new(
+                libc::SYS_rt_sigaction,
+                vec![signal(s), Arg::In(words(w)), Arg::Null, Arg::Int(8)],
+            )
+        };
         if s == libc::SIGCHLD as u64 {
             // KERNEL: ignoring a signal throws pending ones away: those of zombies and helpers of the restore
             rows.push(act(&[1, 0, 0, 0]));
@@ -118,7 +164,13 @@ fn actions(tc: &pb::TaskCoreEntry, rows: &mut Vec<Call>) -> Result<()> {
 fn membarrier(mask: u32, rows: &mut Vec<Call>) {
     for bit in (0..32).filter(|b| mask & 1 << b != 0) {
         // KERNEL: the mask has the command that uses a registration's bit, the registration's own is the command to repeat
-        rows.push(Call::new(libc::SYS_membarrier, vec![Arg::Hex(1 << bit), Arg::Int(0), Arg::Int(0)]).any());
+        rows.push(
+            Call::new(
+                libc::SYS_membarrier,
+                vec![Arg::Hex(1 << bit), Arg::Int(0), Arg::Int(0)],
+            )
+            .any(),
+        );
     }
 }
 
@@ -133,11 +185,20 @@ fn own(s: &pb::StasisTaskEntry, rows: &mut Vec<Call>, p: &mut TaskPlan) {
         rows.push(prctl(57, "PR_SET_IO_FLUSHER", &[1, 0, 0, 0]).any());
     }
     if let Some(c) = s.coredump_filter {
-        p.outside.push(Outside::Proc { tid: p.pid, file: "coredump_filter", text: format!("{c:#x}"), optional: true });
+        p.outside.push(Outside::Proc {
+            tid: p.pid,
+            file: "coredump_filter",
+            text: format!("{c:#x}"),
+            optional: true,
+        });
     }
     // the last two would hinder what follows
     if s.mdwe.is_some_and(|m| m != 0) {
-        p.arm.push(prctl(65, "PR_SET_MDWE", &[u64::from(s.mdwe.unwrap_or(0)), 0, 0, 0]));
+        p.arm.push(prctl(
+            65,
+            "PR_SET_MDWE",
+            &[u64::from(s.mdwe.unwrap_or(0)), 0, 0, 0],
+        ));
     }
     if s.tsc == Some(2) {
         p.arm.push(prctl(26, "PR_SET_TSC", &[2, 0, 0, 0]));
@@ -149,7 +210,10 @@ fn timers(t: &TaskImages, rows: &mut Vec<Call>, arm: &mut Vec<Call>) {
     for (which, i) in [(0, &timers.real), (1, &timers.virt), (2, &timers.prof)] {
         let w = [i.isec, i.iusec, i.vsec, i.vusec];
         if w[2] != 0 || w[3] != 0 {
-            arm.push(Call::new(libc::SYS_setitimer, vec![Arg::Int(which), Arg::In(words(&w)), Arg::Null]));
+            arm.push(Call::new(
+                libc::SYS_setitimer,
+                vec![Arg::Int(which), Arg::In(words(&w)), Arg::Null],
+            ));
         }
     }
     if timers.posix.is_empty() {
@@ -165,50 +229,131 @@ fn timers(t: &TaskImages, rows: &mut Vec<Call>, arm: &mut Vec<Call>) {
         ev.extend_from_slice(&x.notify_thread_id.unwrap_or(0).to_le_bytes());
         ev.resize(64, 0);
         let id = x.it_id.to_le_bytes().to_vec();
-        rows.push(Call::new(libc::SYS_timer_create, vec![Arg::Named(u64::from(x.clock_id), names::clock(x.clock_id as i32).into_owned()), Arg::In(ev), Arg::InOut(id)]));
+        rows.push(Call::new(
+            libc::SYS_timer_create,
+            vec![
+                Arg::Named(
+                    u64::from(x.clock_id),
+                    names::clock(x.clock_id as i32).into_owned(),
+                ),
+                Arg::In(ev),
+                Arg::InOut(id),
+            ],
+        ));
         let w = [x.isec, x.insec, x.vsec, x.vnsec];
         if w[2] != 0 || w[3] != 0 {
-            arm.push(Call::new(libc::SYS_timer_settime, vec![Arg::Int(u64::from(x.it_id)), Arg::Int(0), Arg::In(words(&w)), Arg::Null]));
+            arm.push(Call::new(
+                libc::SYS_timer_settime,
+                vec![
+                    Arg::Int(u64::from(x.it_id)),
+                    Arg::Int(0),
+                    Arg::In(words(&w)),
+                    Arg::Null,
+                ],
+            ));
         }
     }
     rows.push(prctl(77, "PR_TIMER_CREATE_RESTORE_IDS", &[0, 0, 0, 0]));
 }
 
 fn number(info: &[u8]) -> u64 {
-    u64::from(u32::from_le_bytes(info[..4].try_into().expect("checked by queue")))
+    u64::from(u32::from_le_bytes(
+        info[..4].try_into().expect("checked by queue"),
+    ))
 }
 
-fn queue(q: Option<&pb::SignalQueueEntry>, row: impl Fn(&[u8]) -> Call, rows: &mut Vec<Call>) -> Result<()> {
+fn queue(
+    q: Option<&pb::SignalQueueEntry>,
+    row: impl Fn(&[u8]) -> Call,
+    rows: &mut Vec<Call>,
+) -> Result<()> {
     for s in q.iter().flat_map(|q| &q.signals) {
         if s.siginfo.len() != 128 || !(1..=64).contains(&number(&s.siginfo)) {
-            return Err(Error::new("E5009", Blame::Image, "a pending signal").why("it is not a siginfo of 128 bytes with a signal number").advice("dump again"));
+            return Err(Error::new("E5009", Blame::Image, "a pending signal")
+                .why("it is not a siginfo of 128 bytes with a signal number")
+                .advice("dump again"));
         }
         rows.push(row(&s.siginfo));
     }
     Ok(())
 }
 
-fn thread(t: &TaskImages, tid: u32, core: &pb::CoreEntry, rows: &mut Vec<Call>, outside: &mut Vec<Outside>) -> Result<()> {
+fn thread(
+    t: &TaskImages,
+    tid: u32,
+    core: &pb::CoreEntry,
+    rows: &mut Vec<Call>,
+    outside: &mut Vec<Outside>,
+) -> Result<()> {
     let (Some(info), Some(tc)) = (&core.thread_info, &core.thread_core) else {
         return Err(Error::bug("a thread without registers passed the checks"));
     };
     rows.push(comm(tc.comm.as_deref().unwrap_or(&t.tc.comm)));
-    rows.push(Call::new(libc::SYS_set_tid_address, vec![Arg::Hex(info.clear_tid_addr)]).must_be(u64::from(tid)));
+    rows.push(
+        Call::new(
+            libc::SYS_set_tid_address,
+            vec![Arg::Hex(info.clear_tid_addr)],
+        )
+        .must_be(u64::from(tid)),
+    );
     if tc.futex_rla_len != 0 {
-        rows.push(Call::new(libc::SYS_set_robust_list, vec![Arg::Hex(tc.futex_rla), Arg::Int(u64::from(tc.futex_rla_len))]));
+        rows.push(Call::new(
+            libc::SYS_set_robust_list,
+            vec![
+                Arg::Hex(tc.futex_rla),
+                Arg::Int(u64::from(tc.futex_rla_len)),
+            ],
+        ));
     }
     if let Some(s) = &tc.sas {
         let b: Vec<u8> = words(&[s.ss_sp, u64::from(s.ss_flags & !1), s.ss_size]);
-        rows.push(Call::new(libc::SYS_sigaltstack, vec![Arg::In(b), Arg::Null]));
+        rows.push(Call::new(
+            libc::SYS_sigaltstack,
+            vec![Arg::In(b), Arg::Null],
+        ));
     }
     if let Some(r) = tc.rseq_entry.as_ref().filter(|r| r.rseq_abi_pointer != 0) {
-        rows.push(Call::new(libc::SYS_rseq, vec![Arg::Hex(r.rseq_abi_pointer), Arg::Int(u64::from(r.rseq_abi_size)), Arg::Int(0), Arg::Hex(u64::from(r.signature))]));
+        rows.push(Call::new(
+            libc::SYS_rseq,
+            vec![
+                Arg::Hex(r.rseq_abi_pointer),
+                Arg::Int(u64::from(r.rseq_abi_size)),
+                Arg::Int(0),
+                Arg::Hex(u64::from(r.signature)),
+            ],
+        ));
     }
-    queue(tc.signals_p.as_ref(), |i| Call::new(libc::SYS_rt_tgsigqueueinfo, vec![Arg::Int(u64::from(t.entry.pid)), Arg::Int(u64::from(tid)), signal(number(i)), Arg::In(i.to_vec())]), rows)?;
+    queue(
+        tc.signals_p.as_ref(),
+        |i| {
+            Call::new(
+                libc::SYS_rt_tgsigqueueinfo,
+                vec![
+                    Arg::Int(u64::from(t.entry.pid)),
+                    Arg::Int(u64::from(tid)),
+                    signal(number(i)),
+                    Arg::In(i.to_vec()),
+                ],
+            )
+        },
+        rows,
+    )?;
     let x = tc.stasis.as_ref();
     let policy = tc.sched_policy.unwrap_or(0);
-    let deadline = x.map_or([0; 3], |x| [x.sched_runtime.unwrap_or(0), x.sched_deadline.unwrap_or(0), x.sched_period.unwrap_or(0)]);
-    let attr = stasis_kernel::sched::Attr::bytes(policy, x.and_then(|x| x.sched_flags).unwrap_or(0), tc.sched_nice.unwrap_or(0), tc.sched_prio.unwrap_or(0), deadline);
+    let deadline = x.map_or([0; 3], |x| {
+        [
+            x.sched_runtime.unwrap_or(0),
+            x.sched_deadline.unwrap_or(0),
+            x.sched_period.unwrap_or(0),
+        ]
+    });
+    let attr = stasis_kernel::sched::Attr::bytes(
+        policy,
+        x.and_then(|x| x.sched_flags).unwrap_or(0),
+        tc.sched_nice.unwrap_or(0),
+        tc.sched_prio.unwrap_or(0),
+        deadline,
+    );
     outside.push(Outside::Sched(tid, attr));
     if let Some(x) = x {
         if let Some(a) = &x.affinity {

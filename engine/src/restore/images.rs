@@ -41,27 +41,39 @@ pub struct Images {
 }
 
 fn bad(what: impl Into<String>, why: &str) -> Error {
-    Error::new("E5001", Blame::Image, what).why(why).advice("the image is damaged or was made by something else: dump again")
+    Error::new("E5001", Blame::Image, what)
+        .why(why)
+        .advice("the image is damaged or was made by something else: dump again")
 }
 
 fn unsupported(what: impl Into<String>, why: &str) -> Error {
-    Error::new("E5002", Blame::Image, what).why(why).advice("this version restores process trees in the namespaces of the caller")
+    Error::new("E5002", Blame::Image, what)
+        .why(why)
+        .advice("this version restores process trees in the namespaces of the caller")
 }
 
 /// Reads everything but page contents and what kinds read themselves.
 pub fn load(dir: &ImageDir) -> Result<Images> {
     let inv: pb::InventoryEntry = dir.read_one(&Kind::Inventory.file()).map_err(|e| {
         if e.is_missing() {
-            Error::new("E5003", Blame::Image, "no inventory.img in the folder").why("the dump did not finish, or this is not an image folder").advice("name the folder of a finished dump with -D")
+            Error::new("E5003", Blame::Image, "no inventory.img in the folder")
+                .why("the dump did not finish, or this is not an image folder")
+                .advice("name the folder of a finished dump with -D")
         } else {
             e.into()
         }
     })?;
     if !matches!(inv.img_version, 1 | 2) {
-        return Err(unsupported(format!("image version {}", inv.img_version), "only versions 1 and 2 are known"));
+        return Err(unsupported(
+            format!("image version {}", inv.img_version),
+            "only versions 1 and 2 are known",
+        ));
     }
     if inv.fdinfo_per_id != Some(true) {
-        return Err(unsupported("inventory.img", "images of CRIU before 0.4 have no descriptor table ids"));
+        return Err(unsupported(
+            "inventory.img",
+            "images of CRIU before 0.4 have no descriptor table ids",
+        ));
     }
     let root_ids = inv.root_ids.clone();
     let mut tasks: Vec<TaskImages> = Vec::new();
@@ -74,15 +86,30 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
         if pid == 0 || pid > i32::MAX as u32 || !seen.insert(pid) {
             return Err(bad(name(), "its pid is not a pid, or is there twice"));
         }
-        if i > 0 && !tasks.iter().any(|t| t.entry.pid == entry.ppid && !t.is_zombie()) {
+        if i > 0
+            && !tasks
+                .iter()
+                .any(|t| t.entry.pid == entry.ppid && !t.is_zombie())
+        {
             return Err(bad(name(), "its parent is not in the tree before it"));
         }
         let core: pb::CoreEntry = dir.read_one(&Kind::Core.file_of(pid))?;
         if core.mtype != pb::core_entry::March::X8664 as i32 {
             return Err(unsupported(name(), "it was dumped on another architecture"));
         }
-        let tc = core.tc.clone().ok_or_else(|| bad(name(), "its core has no task part"))?;
-        let mut t = TaskImages { entry, tc, threads: Vec::new(), ids: pb::TaskKobjIdsEntry::default(), mm: None, pages: None, fs: pb::FsEntry::default() };
+        let tc = core
+            .tc
+            .clone()
+            .ok_or_else(|| bad(name(), "its core has no task part"))?;
+        let mut t = TaskImages {
+            entry,
+            tc,
+            threads: Vec::new(),
+            ids: pb::TaskKobjIdsEntry::default(),
+            mm: None,
+            pages: None,
+            fs: pb::FsEntry::default(),
+        };
         if t.is_zombie() {
             tasks.push(t);
             continue;
@@ -100,11 +127,15 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             if tid == 0 || tid > i32::MAX as u32 || !seen.insert(tid) {
                 return Err(bad(name(), "a thread id is not one, or is there twice"));
             }
-            t.threads.push((tid, dir.read_one(&Kind::Core.file_of(tid))?));
+            t.threads
+                .push((tid, dir.read_one(&Kind::Core.file_of(tid))?));
         }
         for (tid, c) in &t.threads {
             if c.thread_info.is_none() || c.thread_core.is_none() {
-                return Err(bad(format!("core-{tid}.img"), "it has no registers or no thread part"));
+                return Err(bad(
+                    format!("core-{tid}.img"),
+                    "it has no registers or no thread part",
+                ));
             }
         }
         t.fs = dir.read_one(&Kind::Fs.file_of(pid))?;
@@ -139,17 +170,38 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
     }
     for (table, fds) in &tables {
         for fd in fds {
-            let f = files.get(&fd.id).ok_or_else(|| bad(format!("fdinfo-{table}.img"), "a slot names a file that files.img does not have"))?;
+            let f = files.get(&fd.id).ok_or_else(|| {
+                bad(
+                    format!("fdinfo-{table}.img"),
+                    "a slot names a file that files.img does not have",
+                )
+            })?;
             if f.r#type != fd.r#type {
-                return Err(bad(format!("fdinfo-{table}.img"), "a slot and its file have different types"));
+                return Err(bad(
+                    format!("fdinfo-{table}.img"),
+                    "a slot and its file have different types",
+                ));
             }
             if fd.fd > 1 << 30 {
-                return Err(bad(format!("fdinfo-{table}.img"), "a slot number is no descriptor"));
+                return Err(bad(
+                    format!("fdinfo-{table}.img"),
+                    "a slot number is no descriptor",
+                ));
             }
         }
     }
-    let seccomp = if dir.exists(&Kind::Seccomp.file())? { dir.read_one::<pb::SeccompEntry>(&Kind::Seccomp.file())?.seccomp_filters } else { Vec::new() };
-    Ok(Images { tasks, files, tables, seccomp })
+    let seccomp = if dir.exists(&Kind::Seccomp.file())? {
+        dir.read_one::<pb::SeccompEntry>(&Kind::Seccomp.file())?
+            .seccomp_filters
+    } else {
+        Vec::new()
+    };
+    Ok(Images {
+        tasks,
+        files,
+        tables,
+        seccomp,
+    })
 }
 
 fn namespaces(ids: &pb::TaskKobjIdsEntry, root: Option<&pb::TaskKobjIdsEntry>) -> Result<()> {
@@ -165,7 +217,10 @@ fn namespaces(ids: &pb::TaskKobjIdsEntry, root: Option<&pb::TaskKobjIdsEntry>) -
         ("time", ids.time_ns_id, root.time_ns_id),
     ] {
         if a.is_some() && b.is_some() && a != b {
-            return Err(unsupported(format!("{name} namespace"), "it has one of its own"));
+            return Err(unsupported(
+                format!("{name} namespace"),
+                "it has one of its own",
+            ));
         }
     }
     Ok(())
@@ -182,7 +237,10 @@ fn vmas(mm: &pb::MmEntry, pid: u32) -> Result<()> {
         }
         let name = || format!("mapping {:#x}-{:#x} of mm-{pid}.img", v.start, v.end);
         if v.start >= v.end || v.start % 4096 != 0 || v.end % 4096 != 0 || v.end > TASK_SIZE {
-            return Err(bad(name(), "its bounds are not page addresses of user space"));
+            return Err(bad(
+                name(),
+                "its bounds are not page addresses of user space",
+            ));
         }
         if v.status & crate::dump::mm::status::GUARD != 0 {
             continue;
@@ -204,9 +262,15 @@ pub fn pagemap(dir: &ImageDir, name: &str) -> Result<(u32, Vec<pb::PagemapEntry>
     for e in &mut all {
         let n = *e.nr_pages.get_or_insert(u64::from(e.compat_nr_pages));
         if e.in_parent == Some(true) || e.flags.unwrap_or(4) & 1 != 0 {
-            return Err(unsupported(name, "it is incremental: pages are in a parent image"));
+            return Err(unsupported(
+                name,
+                "it is incremental: pages are in a parent image",
+            ));
         }
-        let next = n.checked_mul(4096).and_then(|n| n.checked_add(e.vaddr)).filter(|n| *n <= u64::MAX >> 1);
+        let next = n
+            .checked_mul(4096)
+            .and_then(|n| n.checked_add(e.vaddr))
+            .filter(|n| *n <= u64::MAX >> 1);
         match next {
             Some(n) if e.vaddr >= end && e.vaddr % 4096 == 0 => end = n,
             _ => return Err(bad(name, "its entries overlap or leave the address space")),

@@ -34,10 +34,22 @@ const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 /// Shared anonymous memory: the engine makes each object once, fills it, and every task maps it like a file.
 pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> {
     let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
-    for v in images.tasks.iter().filter_map(|t| t.mm.as_ref()).flat_map(|m| &m.vmas) {
+    for v in images
+        .tasks
+        .iter()
+        .filter_map(|t| t.mm.as_ref())
+        .flat_map(|m| &m.vmas)
+    {
         if v.status & status::ANON_SHARED != 0 && v.status & status::SYSVIPC == 0 {
-            let end = v.pgoff.checked_add(v.end - v.start).filter(|e| *e < 1 << 46);
-            let end = end.ok_or_else(|| Error::new("E5013", Blame::Image, format!("shared memory {}", v.shmid)).why("a mapping of it begins beyond all sizes").advice("dump again"))?;
+            let end = v
+                .pgoff
+                .checked_add(v.end - v.start)
+                .filter(|e| *e < 1 << 46);
+            let end = end.ok_or_else(|| {
+                Error::new("E5013", Blame::Image, format!("shared memory {}", v.shmid))
+                    .why("a mapping of it begins beyond all sizes")
+                    .advice("dump again")
+            })?;
             let size = sizes.entry(v.shmid).or_default();
             *size = end.max(*size);
         }
@@ -46,7 +58,11 @@ pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> 
     let mut made = BTreeMap::new();
     for (shmid, size) in sizes {
         let f = cx.temp();
-        cx.act_at(Stage::First, Act::SharedMemory { file: f, size }, "make shared anonymous memory");
+        cx.act_at(
+            Stage::First,
+            Act::SharedMemory { file: f, size },
+            "make shared anonymous memory",
+        );
         shmem::plan_fill(cx, f, shmid, size, None)?;
         made.insert(shmid, f);
     }
@@ -55,15 +71,30 @@ pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> 
 
 /// Plans one address space.
 pub fn plan(t: &TaskImages, cx: &PlanCx, shared: &BTreeMap<u64, FdRef>) -> Result<Plan> {
-    let mm = t.mm.as_ref().ok_or_else(|| Error::bug("a task without an address space"))?;
-    let mut p = Plan { files: Vec::new(), maps: Vec::new(), mm: (Vec::new(), Vec::new(), 0), vdso: Vec::new(), late: Vec::new(), pages_id: 0, pages: Vec::new() };
+    let mm =
+        t.mm.as_ref()
+            .ok_or_else(|| Error::bug("a task without an address space"))?;
+    let mut p = Plan {
+        files: Vec::new(),
+        maps: Vec::new(),
+        mm: (Vec::new(), Vec::new(), 0),
+        vdso: Vec::new(),
+        late: Vec::new(),
+        pages_id: 0,
+        pages: Vec::new(),
+    };
     let file = |p: &mut Plan, id: u32| -> Result<usize> {
         if !cx.files.contains_key(&id) {
-            return Err(Error::new("E5006", Blame::Image, format!("file {id}")).why("a mapping names a file that files.img does not have").advice("dump again"));
+            return Err(Error::new("E5006", Blame::Image, format!("file {id}"))
+                .why("a mapping names a file that files.img does not have")
+                .advice("dump again"));
         }
         Ok(index_of(p, FdRef(id)))
     };
-    let (pages_id, map) = t.pages.as_ref().ok_or_else(|| Error::bug("a task without a pagemap"))?;
+    let (pages_id, map) = t
+        .pages
+        .as_ref()
+        .ok_or_else(|| Error::bug("a task without a pagemap"))?;
     p.pages_id = *pages_id;
     let mut at = 0;
     for e in map {
@@ -77,32 +108,66 @@ pub fn plan(t: &TaskImages, cx: &PlanCx, shared: &BTreeMap<u64, FdRef>) -> Resul
             continue;
         }
         if v.status & status::GUARD != 0 {
-            p.late.push(Call::new(libc::SYS_madvise, vec![Arg::Hex(v.start), Arg::Hex(len), Arg::Named(102, "MADV_GUARD_INSTALL".into())]));
+            p.late.push(Call::new(
+                libc::SYS_madvise,
+                vec![
+                    Arg::Hex(v.start),
+                    Arg::Hex(len),
+                    Arg::Named(102, "MADV_GUARD_INSTALL".into()),
+                ],
+            ));
             continue;
         }
         if v.status & (status::VDSO | status::VVAR) != 0 {
-            p.vdso.push((v.status & (status::VDSO | status::VVAR), v.start, len));
+            p.vdso
+                .push((v.status & (status::VDSO | status::VVAR), v.start, len));
             // its pages are the kernel's own
             p.pages.retain(|(a, _, _)| !(v.start..v.end).contains(a));
             continue;
         }
         if v.status & (status::AIORING | status::SYSVIPC | status::SOCKET) != 0 {
-            return Err(Error::new("E5007", Blame::Image, format!("mapping {:#x}-{:#x}", v.start, v.end)).why(format!("its kind ({:#x}) is not supported", v.status)));
+            return Err(Error::new(
+                "E5007",
+                Blame::Image,
+                format!("mapping {:#x}-{:#x}", v.start, v.end),
+            )
+            .why(format!("its kind ({:#x}) is not supported", v.status)));
         }
         let mut prot = u64::from(v.prot);
-        let filled = p.pages.iter().any(|(a, n, _)| *a < v.end && a + n > v.start);
+        let filled = p
+            .pages
+            .iter()
+            .any(|(a, n, _)| *a < v.end && a + n > v.start);
         let private = v.flags & libc::MAP_PRIVATE as u32 != 0 || v.flags & 0xf == 0x08;
         if filled && private && prot & libc::PROT_WRITE as u64 == 0 {
             prot |= (libc::PROT_WRITE | libc::PROT_READ) as u64;
-            p.late.push(Call::new(libc::SYS_mprotect, vec![Arg::Hex(v.start), Arg::Hex(len), prot_arg(u64::from(v.prot))]));
+            p.late.push(Call::new(
+                libc::SYS_mprotect,
+                vec![
+                    Arg::Hex(v.start),
+                    Arg::Hex(len),
+                    prot_arg(u64::from(v.prot)),
+                ],
+            ));
         }
         let mut flags = u64::from(v.flags) & !(libc::MAP_LOCKED as u64) | MAP_FIXED_NOREPLACE;
-        let object = (v.status & status::ANON_SHARED != 0).then(|| shared.get(&v.shmid)).flatten();
-        let with_file = object.is_some() || v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
+        let object = (v.status & status::ANON_SHARED != 0)
+            .then(|| shared.get(&v.shmid))
+            .flatten();
+        let with_file =
+            object.is_some() || v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
         let index = if let Some(f) = object {
             flags &= !(libc::MAP_ANONYMOUS as u64);
             Some(index_of(&mut p, *f))
-        } else if with_file { Some(file(&mut p, u32::try_from(v.shmid).map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?)?) } else { None };
+        } else if with_file {
+            Some(file(
+                &mut p,
+                u32::try_from(v.shmid)
+                    .map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?,
+            )?)
+        } else {
+            None
+        };
         let args = vec![
             Arg::Hex(v.start),
             Arg::Hex(len),
@@ -111,14 +176,25 @@ pub fn plan(t: &TaskImages, cx: &PlanCx, shared: &BTreeMap<u64, FdRef>) -> Resul
             Arg::Int(u64::MAX),
             Arg::Hex(if with_file { v.pgoff } else { 0 }),
         ];
-        p.maps.push((Call::new(libc::SYS_mmap, args).must_be(v.start), index));
+        p.maps
+            .push((Call::new(libc::SYS_mmap, args).must_be(v.start), index));
         for bit in 0..64 {
             if v.madv.unwrap_or(0) & 1 << bit != 0 {
-                p.late.push(Call::new(libc::SYS_madvise, vec![Arg::Hex(v.start), Arg::Hex(len), Arg::Named(bit, names::madvise(bit).into_owned())]));
+                p.late.push(Call::new(
+                    libc::SYS_madvise,
+                    vec![
+                        Arg::Hex(v.start),
+                        Arg::Hex(len),
+                        Arg::Named(bit, names::madvise(bit).into_owned()),
+                    ],
+                ));
             }
         }
         if v.flags & libc::MAP_LOCKED as u32 != 0 {
-            p.late.push(Call::new(libc::SYS_mlock, vec![Arg::Hex(v.start), Arg::Hex(len)]));
+            p.late.push(Call::new(
+                libc::SYS_mlock,
+                vec![Arg::Hex(v.start), Arg::Hex(len)],
+            ));
         }
     }
     let exe = file(&mut p, mm.exe_file_id)?;
@@ -140,7 +216,11 @@ pub fn plan(t: &TaskImages, cx: &PlanCx, shared: &BTreeMap<u64, FdRef>) -> Resul
         auxv.truncate(auxv.len() - 2);
     }
     auxv.extend([0, 0]);
-    p.mm = (words, auxv.iter().flat_map(|w| w.to_le_bytes()).collect(), exe);
+    p.mm = (
+        words,
+        auxv.iter().flat_map(|w| w.to_le_bytes()).collect(),
+        exe,
+    );
     Ok(p)
 }
 
@@ -167,15 +247,35 @@ impl Plan {
             rows.push(c);
         }
         let (words, auxv, exe) = &self.mm;
-        let tail: Vec<u8> = (auxv.len() as u32).to_le_bytes().into_iter().chain((*exe as u32).to_le_bytes()).collect();
+        let tail: Vec<u8> = (auxv.len() as u32)
+            .to_le_bytes()
+            .into_iter()
+            .chain((*exe as u32).to_le_bytes())
+            .collect();
         let map = Arg::Struct(vec![
             Part::Bytes(words.iter().flat_map(|w| w.to_le_bytes()).collect()),
             Part::Ptr(Arg::In(auxv.clone())),
             Part::Bytes(tail),
         ]);
-        rows.push(Call::new(libc::SYS_prctl, vec![Arg::Named(35, "PR_SET_MM".into()), Arg::Named(14, "PR_SET_MM_MAP".into()), map, Arg::Int(104), Arg::Int(0)]));
+        rows.push(Call::new(
+            libc::SYS_prctl,
+            vec![
+                Arg::Named(35, "PR_SET_MM".into()),
+                Arg::Named(14, "PR_SET_MM_MAP".into()),
+                map,
+                Arg::Int(104),
+                Arg::Int(0),
+            ],
+        ));
         if !self.files.is_empty() {
-            rows.push(Call::new(libc::SYS_close_range, vec![Arg::Int(0), Arg::Int(self.files.len() as u64 - 1), Arg::Int(0)]));
+            rows.push(Call::new(
+                libc::SYS_close_range,
+                vec![
+                    Arg::Int(0),
+                    Arg::Int(self.files.len() as u64 - 1),
+                    Arg::Int(0),
+                ],
+            ));
         }
         rows
     }
@@ -191,7 +291,10 @@ pub fn receive(service: i32, n: usize) -> Vec<Call> {
     while got < n {
         let k = PER_MESSAGE.min(n - got);
         let control = 16 + k * 4;
-        let iov = Arg::Struct(vec![Part::Ptr(Arg::Out(8)), Part::Bytes(1u64.to_le_bytes().to_vec())]);
+        let iov = Arg::Struct(vec![
+            Part::Ptr(Arg::Out(8)),
+            Part::Bytes(1u64.to_le_bytes().to_vec()),
+        ]);
         let msg = Arg::Struct(vec![
             Part::Bytes(vec![0; 16]),
             Part::Ptr(iov),
@@ -200,10 +303,19 @@ pub fn receive(service: i32, n: usize) -> Vec<Call> {
             Part::Bytes((control as u64).to_le_bytes().to_vec()),
             Part::Bytes(vec![0; 8]),
         ]);
-        rows.push(Call::new(libc::SYS_recvmsg, vec![Arg::Int(service as u64), msg, Arg::Int(0)]).must_be(1));
+        rows.push(
+            Call::new(
+                libc::SYS_recvmsg,
+                vec![Arg::Int(service as u64), msg, Arg::Int(0)],
+            )
+            .must_be(1),
+        );
         got += k;
         // all of this message, and no more, have arrived where they must
-        rows.push(Call::new(libc::SYS_fcntl, vec![Arg::Int(got as u64 - 1), Arg::Named(1, "F_GETFD".into())]));
+        rows.push(Call::new(
+            libc::SYS_fcntl,
+            vec![Arg::Int(got as u64 - 1), Arg::Named(1, "F_GETFD".into())],
+        ));
     }
     rows
 }
@@ -215,10 +327,24 @@ pub fn place(table: &[(FdRef, i32, bool)]) -> Vec<Call> {
     for (i, (_, slot, cloexec)) in table.iter().enumerate().rev() {
         let flag = if *cloexec { libc::O_CLOEXEC as u64 } else { 0 };
         if *slot != i as i32 {
-            rows.push(Call::new(libc::SYS_dup3, vec![Arg::Int(i as u64), Arg::Int(*slot as u64), Arg::Named(flag, names::open_flags(flag))]));
+            rows.push(Call::new(
+                libc::SYS_dup3,
+                vec![
+                    Arg::Int(i as u64),
+                    Arg::Int(*slot as u64),
+                    Arg::Named(flag, names::open_flags(flag)),
+                ],
+            ));
             rows.push(Call::new(libc::SYS_close, vec![Arg::Int(i as u64)]));
         } else if *cloexec {
-            rows.push(Call::new(libc::SYS_fcntl, vec![Arg::Int(i as u64), Arg::Named(2, "F_SETFD".into()), Arg::Int(1)]));
+            rows.push(Call::new(
+                libc::SYS_fcntl,
+                vec![
+                    Arg::Int(i as u64),
+                    Arg::Named(2, "F_SETFD".into()),
+                    Arg::Int(1),
+                ],
+            ));
         }
     }
     rows

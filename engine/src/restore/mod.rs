@@ -24,7 +24,10 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
     let dir = ImageDir::open(&o.images)?;
     let images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
     let plan = plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?;
-    let mut report = RestoreReport { warnings: plan.warnings.clone(), ..Default::default() };
+    let mut report = RestoreReport {
+        warnings: plan.warnings.clone(),
+        ..Default::default()
+    };
     report.pid = perform::perform(o, &dir, &images, &plan, &mut report)?;
     report.restore_us = begun.elapsed().as_micros() as u64;
     Ok(report)
@@ -34,5 +37,7 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
 pub fn show_plan(o: &Options) -> Result<String> {
     let dir = ImageDir::open(&o.images)?;
     let images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
-    Ok(plan::show(&plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?))
+    Ok(plan::show(
+        &plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?,
+    ))
 }

@@ -65,9 +65,18 @@ impl Drop for Performance<'_> {
 
 impl<'a> Performance<'a> {
     /// Opens files and makes the first stub.
-    pub fn begin(o: &'a Options, dir: &'a ImageDir, images: &'a Images, plan: &'a Plan) -> Result<Self> {
+    pub fn begin(
+        o: &'a Options,
+        dir: &'a ImageDir,
+        images: &'a Images,
+        plan: &'a Plan,
+    ) -> Result<Self> {
         let (socket, theirs) = fds::seqpacket_pair()?;
-        let reel = Reel::create(plan.hole + REEL_OFFSET, plan.slots, (REEL_ROOM / 2) as usize)?;
+        let reel = Reel::create(
+            plan.hole + REEL_OFFSET,
+            plan.slots,
+            (REEL_ROOM / 2) as usize,
+        )?;
         let mut p = Self {
             o,
             dir,
@@ -82,7 +91,8 @@ impl<'a> Performance<'a> {
             committed: false,
         };
         p.open(&[Stage::First, Stage::Second])?;
-        let pid = spawn_stub(&p.reel, plan.hole, &theirs).map_err(|e| Error::from(e).at(Phase::Birth))?;
+        let pid =
+            spawn_stub(&p.reel, plan.hole, &theirs).map_err(|e| Error::from(e).at(Phase::Birth))?;
         p.stub = Some(HostPid(pid));
         Ok(p)
     }
@@ -90,7 +100,11 @@ impl<'a> Performance<'a> {
         let known = |pid: u32| Some(HostPid(pid as i32));
         for (_, act, why) in self.plan.host.iter().filter(|h| stages.contains(&h.0)) {
             crate::kill_point();
-            let mut on = Stagehand { host: &mut self.host, dir: self.dir, pid: &known };
+            let mut on = Stagehand {
+                host: &mut self.host,
+                dir: self.dir,
+                pid: &known,
+            };
             act.perform(&mut on).map_err(|e| opening(act, why, e))?;
         }
         Ok(())
@@ -98,8 +112,21 @@ impl<'a> Performance<'a> {
     /// Plays one tape in each slot named.
     fn play(&mut self, tapes: &[(usize, &[Call])], phase: Phase) -> Result<Vec<Played>> {
         let tapes: Vec<_> = tapes.iter().filter(|t| !t.1.is_empty()).copied().collect();
-        let pids: Vec<i32> = self.stub.iter().map(|s| s.0).chain(self.leaders.iter().flatten().map(|t| t.tid)).collect();
-        let mut alive = || pids.iter().find(|p| ProcDir::open(HostPid(**p)).and_then(|d| Ok(d.stat().map_or(true, |s| s.state.is_exited()))).unwrap_or(true)).map(|p| format!("task {p} died"));
+        let pids: Vec<i32> = self
+            .stub
+            .iter()
+            .map(|s| s.0)
+            .chain(self.leaders.iter().flatten().map(|t| t.tid))
+            .collect();
+        let mut alive = || {
+            pids.iter()
+                .find(|p| {
+                    ProcDir::open(HostPid(**p))
+                        .and_then(|d| Ok(d.stat().map_or(true, |s| s.state.is_exited())))
+                        .unwrap_or(true)
+                })
+                .map(|p| format!("task {p} died"))
+        };
         let r = self.reel.play(&tapes, &mut alive);
         crate::kill_point();
         r.map_err(|e| {
@@ -127,22 +154,38 @@ impl<'a> Performance<'a> {
         let service = self.plan.service_fd;
         let stub = self.stub.ok_or_else(|| Error::bug("no stub"))?;
         let rows = [
-            Call::new(libc::SYS_fcntl, vec![Arg::Int(STUB_SOCKET as u64), Arg::Named(0, "F_DUPFD".into()), Arg::Int(service as u64)]).must_be(service as u64),
-            Call::new(libc::SYS_close_range, vec![Arg::Int(0), Arg::Int(service as u64 - 1), Arg::Int(0)]),
+            Call::new(
+                libc::SYS_fcntl,
+                vec![
+                    Arg::Int(STUB_SOCKET as u64),
+                    Arg::Named(0, "F_DUPFD".into()),
+                    Arg::Int(service as u64),
+                ],
+            )
+            .must_be(service as u64),
+            Call::new(
+                libc::SYS_close_range,
+                vec![Arg::Int(0), Arg::Int(service as u64 - 1), Arg::Int(0)],
+            ),
         ];
         self.play(&[(0, &rows)], Phase::Birth)?;
         let mut at = self.plan.hole + (1 << 20);
         let mut rows = Vec::new();
         for m in ProcDir::open(stub)?.maps()? {
             let len = m.len();
-            if m.start >= self.reel.addr() && m.end <= self.reel.addr() + self.reel.len() as u64 || m.name() == MapName::Vsyscall {
+            if m.start >= self.reel.addr() && m.end <= self.reel.addr() + self.reel.len() as u64
+                || m.name() == MapName::Vsyscall
+            {
                 continue;
             }
             let kind = match m.name() {
                 MapName::Vdso => crate::dump::mm::status::VDSO,
                 MapName::Vvar | MapName::VvarVclock => crate::dump::mm::status::VVAR,
                 _ => {
-                    rows.push(Call::new(libc::SYS_munmap, vec![Arg::Hex(m.start), Arg::Hex(len)]));
+                    rows.push(Call::new(
+                        libc::SYS_munmap,
+                        vec![Arg::Hex(m.start), Arg::Hex(len)],
+                    ));
                     continue;
                 }
             };
@@ -169,7 +212,10 @@ impl<'a> Performance<'a> {
             for (i, t) in tasks.iter().enumerate() {
                 if let Some(p) = t.parent.filter(|p| born[*p] && !born[i]) {
                     self.reel.expect_parent(t.slot, tasks[p].pid as i32);
-                    tapes.entry(tasks[p].slot).or_default().push(t.birth.clone());
+                    tapes
+                        .entry(tasks[p].slot)
+                        .or_default()
+                        .push(t.birth.clone());
                     new.push(i);
                 }
             }
@@ -178,19 +224,32 @@ impl<'a> Performance<'a> {
             }
             let all: Vec<_> = tapes.iter().map(|(s, t)| (*s, &t[..])).collect();
             self.play(&all, Phase::Birth).map_err(taken)?;
-            let sessions: Vec<_> = new.iter().map(|i| (tasks[*i].slot, &tasks[*i].session[..])).collect();
+            let sessions: Vec<_> = new
+                .iter()
+                .map(|i| (tasks[*i].slot, &tasks[*i].session[..]))
+                .collect();
             self.play(&sessions, Phase::Birth)?;
             new.iter().for_each(|i| born[*i] = true);
         }
         let groups: Vec<_> = tasks.iter().filter(|t| !t.group.is_empty()).collect();
         for leaders in [true, false] {
-            let some: Vec<_> = groups.iter().filter(|t| (t.group == plan::own_group(t.pid)) == leaders).map(|t| (t.slot, &t.group[..])).collect();
+            let some: Vec<_> = groups
+                .iter()
+                .filter(|t| (t.group == plan::own_group(t.pid)) == leaders)
+                .map(|t| (t.slot, &t.group[..]))
+                .collect();
             self.play(&some, Phase::Birth)?;
         }
         for (i, t) in tasks.iter().enumerate() {
             if t.end.is_none() {
                 let options = EXITKILL | TRACESYSGOOD;
-                let seized = Tracee::seize(t.pid as i32, options | SUSPEND_SECCOMP).or_else(|e| if e.errno == Errno::EPERM { Tracee::seize(t.pid as i32, options) } else { Err(e) });
+                let seized = Tracee::seize(t.pid as i32, options | SUSPEND_SECCOMP).or_else(|e| {
+                    if e.errno == Errno::EPERM {
+                        Tracee::seize(t.pid as i32, options)
+                    } else {
+                        Err(e)
+                    }
+                });
                 self.leaders[i] = Some(seized?);
             }
         }
@@ -202,14 +261,25 @@ impl<'a> Performance<'a> {
     }
     /// Children of ours that were born but not seized.
     fn born(&self) -> Vec<i32> {
-        ProcDir::open(HostPid::own()).and_then(|d| Ok(d.children().unwrap_or_default())).unwrap_or_default().into_iter().map(|p| p.0).filter(|p| self.plan.tasks.iter().any(|t| t.pid as i32 == *p)).collect()
+        ProcDir::open(HostPid::own())
+            .and_then(|d| Ok(d.children().unwrap_or_default()))
+            .unwrap_or_default()
+            .into_iter()
+            .map(|p| p.0)
+            .filter(|p| self.plan.tasks.iter().any(|t| t.pid as i32 == *p))
+            .collect()
     }
     /// Sends open files through the service socket.
     fn ship(&self, files: &[FdRef]) -> Result<()> {
         for part in files.chunks(memory::PER_MESSAGE) {
             let fds: Vec<BorrowedFd> = part
                 .iter()
-                .map(|f| self.host.fd(*f).map(OwnedFd::as_fd).ok_or_else(|| Error::bug(format!("file#{} was never opened", f.0))))
+                .map(|f| {
+                    self.host
+                        .fd(*f)
+                        .map(OwnedFd::as_fd)
+                        .ok_or_else(|| Error::bug(format!("file#{} was never opened", f.0)))
+                })
                 .collect::<Result<_>>()?;
             fds::send_fds(self.socket.as_fd(), &[0], &fds)?;
         }
@@ -226,25 +296,36 @@ impl<'a> Performance<'a> {
         }
         for t in &self.plan.tasks {
             let Some(m) = &t.memory else { continue };
-            report.pages_restored += fill::pages(self.dir, HostPid(t.pid as i32), m).map_err(|e| e.on(format!("memory of task {}", t.pid)).at(Phase::Fill))?;
+            report.pages_restored += fill::pages(self.dir, HostPid(t.pid as i32), m)
+                .map_err(|e| e.on(format!("memory of task {}", t.pid)).at(Phase::Fill))?;
             crate::kill_point();
         }
         Ok(())
     }
     /// Brings the parked vDSO to where the image has it, or drops it.
     fn vdso(&self, m: &memory::Plan) -> Vec<Call> {
-        let total = |v: &[(u32, u64, u64)], kind: u32| v.iter().filter(|x| x.0 == kind).map(|x| x.2).sum::<u64>();
+        let total = |v: &[(u32, u64, u64)], kind: u32| {
+            v.iter().filter(|x| x.0 == kind).map(|x| x.2).sum::<u64>()
+        };
         let mut rows = Vec::new();
         for kind in [crate::dump::mm::status::VVAR, crate::dump::mm::status::VDSO] {
             let fits = total(&m.vdso, kind) == total(&self.parked, kind);
-            let mut to = m.vdso.iter().find(|x| x.0 == kind).map(|x| x.1).filter(|_| fits);
+            let mut to = m
+                .vdso
+                .iter()
+                .find(|x| x.0 == kind)
+                .map(|x| x.1)
+                .filter(|_| fits);
             for (_, at, len) in self.parked.iter().filter(|x| x.0 == kind) {
                 match &mut to {
                     Some(t) => {
                         rows.push(move_to(*at, *len, *t));
                         *t += len;
                     }
-                    None => rows.push(Call::new(libc::SYS_munmap, vec![Arg::Hex(*at), Arg::Hex(*len)])),
+                    None => rows.push(Call::new(
+                        libc::SYS_munmap,
+                        vec![Arg::Hex(*at), Arg::Hex(*len)],
+                    )),
                 }
             }
         }
@@ -253,7 +334,12 @@ impl<'a> Performance<'a> {
     /// Threads and descriptors.
     fn place(&mut self) -> Result<()> {
         self.open(&[Stage::Tasks])?;
-        let births: Vec<(usize, Vec<Call>)> = self.plan.tasks.iter().map(|t| (t.slot, t.threads.iter().map(|th| th.2.clone()).collect())).collect();
+        let births: Vec<(usize, Vec<Call>)> = self
+            .plan
+            .tasks
+            .iter()
+            .map(|t| (t.slot, t.threads.iter().map(|th| th.2.clone()).collect()))
+            .collect();
         let births: Vec<_> = births.iter().map(|(s, b)| (*s, &b[..])).collect();
         self.play(&births, Phase::Place).map_err(taken)?;
         for t in &self.plan.tasks {
@@ -272,10 +358,24 @@ impl<'a> Performance<'a> {
             }
             self.directories(t, i)?;
         }
-        let placed: Vec<_> = self.plan.tasks.iter().map(|t| (t.slot, &t.placed[..])).collect();
+        let placed: Vec<_> = self
+            .plan
+            .tasks
+            .iter()
+            .map(|t| (t.slot, &t.placed[..]))
+            .collect();
         self.play(&placed, Phase::Place)?;
-        let close = [Call::new(libc::SYS_close, vec![Arg::Int(self.plan.service_fd as u64)])];
-        let owners: Vec<_> = self.plan.tasks.iter().filter(|t| t.table.is_some()).map(|t| (t.slot, &close[..])).collect();
+        let close = [Call::new(
+            libc::SYS_close,
+            vec![Arg::Int(self.plan.service_fd as u64)],
+        )];
+        let owners: Vec<_> = self
+            .plan
+            .tasks
+            .iter()
+            .filter(|t| t.table.is_some())
+            .map(|t| (t.slot, &close[..]))
+            .collect();
         self.play(&owners, Phase::Place).map(|_| ())
     }
     fn directories(&mut self, t: &TaskPlan, i: &TaskImages) -> Result<()> {
@@ -284,8 +384,16 @@ impl<'a> Performance<'a> {
         let s = self.plan.service_fd as u64;
         let recv = memory::receive(self.plan.service_fd, 2);
         let free: Vec<u64> = {
-            let held: std::collections::BTreeSet<i32> = self.table_of(i.ids.files_id).into_iter().chain([self.plan.service_fd]).collect();
-            (0..).filter(|n| !held.contains(n)).take(2).map(|n| n as u64).collect()
+            let held: std::collections::BTreeSet<i32> = self
+                .table_of(i.ids.files_id)
+                .into_iter()
+                .chain([self.plan.service_fd])
+                .collect();
+            (0..)
+                .filter(|n| !held.contains(n))
+                .take(2)
+                .map(|n| n as u64)
+                .collect()
         };
         let mut rows = vec![recv[0].clone()];
         for (n, chroot) in [(free[0], true), (free[1], false)] {
@@ -303,61 +411,139 @@ impl<'a> Performance<'a> {
         self.play(&[(t.slot, &rows)], Phase::Place).map(|_| ())
     }
     fn root_is_ours(&self, i: &TaskImages) -> bool {
-        self.images.files.get(&i.fs.root_id).and_then(|f| f.reg.as_ref()).is_some_and(|r| r.name == "/")
+        self.images
+            .files
+            .get(&i.fs.root_id)
+            .and_then(|f| f.reg.as_ref())
+            .is_some_and(|r| r.name == "/")
     }
     fn table_of(&self, files_id: u32) -> Vec<i32> {
-        let owner = self.images.tasks.iter().position(|t| !t.is_zombie() && t.ids.files_id == files_id);
-        owner.and_then(|i| self.plan.tasks[i].table.as_ref()).map_or(Vec::new(), |t| t.iter().map(|s| s.1).collect())
+        let owner = self
+            .images
+            .tasks
+            .iter()
+            .position(|t| !t.is_zombie() && t.ids.files_id == files_id);
+        owner
+            .and_then(|i| self.plan.tasks[i].table.as_ref())
+            .map_or(Vec::new(), |t| t.iter().map(|s| s.1).collect())
     }
     /// Protections and advice, habits of all threads, what is set from outside.
     fn habits(&mut self, report: &mut RestoreReport) -> Result<()> {
-        let zombies: Vec<_> = self.plan.tasks.iter().filter_map(|t| t.end.as_ref().map(|e| (t.slot, &e[..]))).collect();
+        let zombies: Vec<_> = self
+            .plan
+            .tasks
+            .iter()
+            .filter_map(|t| t.end.as_ref().map(|e| (t.slot, &e[..])))
+            .collect();
         self.bury(&zombies)?;
-        let late: Vec<_> = self.plan.tasks.iter().filter_map(|t| t.memory.as_ref().map(|m| (t.slot, &m.late[..]))).collect();
+        let late: Vec<_> = self
+            .plan
+            .tasks
+            .iter()
+            .filter_map(|t| t.memory.as_ref().map(|m| (t.slot, &m.late[..])))
+            .collect();
         self.play(&late, Phase::Habits)?;
         for t in &self.plan.tasks {
             for x in &t.outside {
                 outside(t.pid, x, report)?;
             }
         }
-        let habits: Vec<_> = self.plan.tasks.iter().flat_map(|t| t.habits.iter().enumerate().map(|(k, h)| (t.slot + k, &h[..]))).collect();
+        let habits: Vec<_> = self
+            .plan
+            .tasks
+            .iter()
+            .flat_map(|t| {
+                t.habits
+                    .iter()
+                    .enumerate()
+                    .map(|(k, h)| (t.slot + k, &h[..]))
+            })
+            .collect();
         self.play(&habits, Phase::Habits).map(|_| ())
     }
     /// Lets zombies end: their tapes do not come back.
     fn bury(&mut self, zombies: &[(usize, &[Call])]) -> Result<()> {
         for (slot, tape) in zombies {
-            let pid = self.plan.tasks.iter().find(|t| t.slot == *slot).map_or(0, |t| t.pid as i32);
-            let gone = || ProcDir::open(HostPid(pid)).and_then(|d| Ok(d.stat().map_or(true, |s| s.state.is_exited()))).unwrap_or(true);
-            self.reel.play_last(*slot, tape, &mut || gone()).map_err(|e| played(&e, &format!("task {pid}")).at(Phase::Habits))?;
+            let pid = self
+                .plan
+                .tasks
+                .iter()
+                .find(|t| t.slot == *slot)
+                .map_or(0, |t| t.pid as i32);
+            let gone = || {
+                ProcDir::open(HostPid(pid))
+                    .and_then(|d| Ok(d.stat().map_or(true, |s| s.state.is_exited())))
+                    .unwrap_or(true)
+            };
+            self.reel
+                .play_last(*slot, tape, &mut || gone())
+                .map_err(|e| played(&e, &format!("task {pid}")).at(Phase::Habits))?;
         }
         Ok(())
     }
     /// Timers, credentials, seccomp.
     fn privileges(&mut self) -> Result<()> {
-        let arm: Vec<_> = self.plan.tasks.iter().map(|t| (t.slot, &t.arm[..])).collect();
+        let arm: Vec<_> = self
+            .plan
+            .tasks
+            .iter()
+            .map(|t| (t.slot, &t.arm[..]))
+            .collect();
         self.play(&arm, Phase::Privileges)?;
-        let all: Vec<_> = self.plan.tasks.iter().flat_map(|t| t.privileges.iter().enumerate().map(|(k, h)| (t.slot + k, &h[..]))).collect();
+        let all: Vec<_> = self
+            .plan
+            .tasks
+            .iter()
+            .flat_map(|t| {
+                t.privileges
+                    .iter()
+                    .enumerate()
+                    .map(|(k, h)| (t.slot + k, &h[..]))
+            })
+            .collect();
         self.play(&all, Phase::Privileges).map(|_| ())
     }
     /// Registers, and off they go.
     fn run(mut self) -> Result<i32> {
         let mut threads = Vec::new();
         for (i, t) in self.plan.tasks.iter().enumerate() {
-            let Some(leader) = self.leaders[i].take() else { continue };
+            let Some(leader) = self.leaders[i].take() else {
+                continue;
+            };
             leader.interrupt()?;
             threads.push((i, 0, leader));
             for k in 1..=t.threads.len() {
                 let tid = t.threads[k - 1].0 as i32;
-                let th = Tracee::seize(tid, EXITKILL | TRACESYSGOOD | SUSPEND_SECCOMP).or_else(|e| if e.errno == Errno::EPERM { Tracee::seize(tid, EXITKILL | TRACESYSGOOD) } else { Err(e) })?;
+                let th =
+                    Tracee::seize(tid, EXITKILL | TRACESYSGOOD | SUSPEND_SECCOMP).or_else(|e| {
+                        if e.errno == Errno::EPERM {
+                            Tracee::seize(tid, EXITKILL | TRACESYSGOOD)
+                        } else {
+                            Err(e)
+                        }
+                    })?;
                 th.interrupt()?;
                 threads.push((i, k, th));
             }
         }
         for (i, k, th) in &threads {
             let t = &self.images.tasks[*i];
-            th.wait_stop()?.ok_or_else(|| Error::new("E4001", Blame::Host, format!("task {} was killed while it was restored", t.entry.pid)))?;
+            th.wait_stop()?.ok_or_else(|| {
+                Error::new(
+                    "E4001",
+                    Blame::Host,
+                    format!("task {} was killed while it was restored", t.entry.pid),
+                )
+            })?;
             let core = &t.threads[*k].1;
-            super::regs::set(th, core, &self.plan.tasks[*i], *k == 0 && self.plan.tasks[*i].memory.is_some(), &self.reel).map_err(|e| e.on(format!("thread {}", t.threads[*k].0)).at(Phase::Run))?;
+            super::regs::set(
+                th,
+                core,
+                &self.plan.tasks[*i],
+                *k == 0 && self.plan.tasks[*i].memory.is_some(),
+                &self.reel,
+            )
+            .map_err(|e| e.on(format!("thread {}", t.threads[*k].0)).at(Phase::Run))?;
         }
         crate::kill_point();
         // from here on a lost engine lets them run: all or nothing
@@ -367,8 +553,14 @@ impl<'a> Performance<'a> {
         self.committed = true;
         for (i, k, th) in threads {
             let t = &self.plan.tasks[i];
-            let stop = if self.o.after == After::Stopped { Some(libc::SIGSTOP) } else { t.stopped_by };
-            if k == 0 && let Some(sig) = stop {
+            let stop = if self.o.after == After::Stopped {
+                Some(libc::SIGSTOP)
+            } else {
+                t.stopped_by
+            };
+            if k == 0
+                && let Some(sig) = stop
+            {
                 stasis_kernel::ptrace::kill(t.pid as i32, sig)?;
             }
             th.detach(0)?;
@@ -378,7 +570,13 @@ impl<'a> Performance<'a> {
 }
 
 /// Performs a plan: the tree runs when this returns its root's pid.
-pub fn perform(o: &Options, dir: &ImageDir, images: &Images, plan: &Plan, report: &mut RestoreReport) -> Result<i32> {
+pub fn perform(
+    o: &Options,
+    dir: &ImageDir,
+    images: &Images,
+    plan: &Plan,
+    report: &mut RestoreReport,
+) -> Result<i32> {
     let begun = Instant::now();
     let mut p = Performance::begin(o, dir, images, plan).map_err(|e| e.at(Phase::Open))?;
     p.tidy_stub()?;
@@ -396,7 +594,17 @@ pub fn perform(o: &Options, dir: &ImageDir, images: &Images, plan: &Plan, report
 
 fn move_to(from: u64, len: u64, to: u64) -> Call {
     const MAYMOVE_FIXED: u64 = 3;
-    Call::new(libc::SYS_mremap, vec![Arg::Hex(from), Arg::Hex(len), Arg::Hex(len), Arg::Named(MAYMOVE_FIXED, "MREMAP_MAYMOVE|MREMAP_FIXED".into()), Arg::Hex(to)]).must_be(to)
+    Call::new(
+        libc::SYS_mremap,
+        vec![
+            Arg::Hex(from),
+            Arg::Hex(len),
+            Arg::Hex(len),
+            Arg::Named(MAYMOVE_FIXED, "MREMAP_MAYMOVE|MREMAP_FIXED".into()),
+            Arg::Hex(to),
+        ],
+    )
+    .must_be(to)
 }
 
 fn opening(act: &Act, why: &str, e: Error) -> Error {
@@ -404,41 +612,88 @@ fn opening(act: &Act, why: &str, e: Error) -> Error {
         return e.at(Phase::Open);
     }
     let advice = match &e.what {
-        w if w.contains("ENOENT") => "the file was removed since the dump: bring it back, or dump again",
-        w if w.contains("EACCES") || w.contains("EPERM") => "restore as the user that could open it",
+        w if w.contains("ENOENT") => {
+            "the file was removed since the dump: bring it back, or dump again"
+        }
+        w if w.contains("EACCES") || w.contains("EPERM") => {
+            "restore as the user that could open it"
+        }
         _ => "see the call; the plan (`stasis plan`) shows what comes before it",
     };
-    Error::new("E6100", Blame::Host, format!("cannot {why}")).why(e.what).advice(advice).at(Phase::Open)
+    Error::new("E6100", Blame::Host, format!("cannot {why}"))
+        .why(e.what)
+        .advice(advice)
+        .at(Phase::Open)
 }
 
 fn taken(e: Error) -> Error {
-    if e.why.contains("EEXIST") { Error { code: "E6101", advice: "a process or thread with this pid runs already: restore in a pid namespace of its own, or end it".into(), blame: Blame::Host, ..e } } else { e }
+    if e.why.contains("EEXIST") {
+        Error { code: "E6101", advice: "a process or thread with this pid runs already: restore in a pid namespace of its own, or end it".into(), blame: Blame::Host, ..e }
+    } else {
+        e
+    }
 }
 
 fn played(e: &PlayError, who: &str) -> Error {
     match e {
-        PlayError::Row { row, rows, shown, errno, .. } => {
-            let blame = if matches!(*errno, libc::EPERM | libc::EACCES | libc::ENOMEM | libc::EEXIST | libc::EAGAIN) { Blame::Host } else { Blame::Kernel };
-            Error::new("E6102", blame, format!("{who}: row {row} of {rows} of its tape failed")).why(shown).advice("`stasis plan` shows the whole tape; `stasis check` what this host lacks")
+        PlayError::Row {
+            row,
+            rows,
+            shown,
+            errno,
+            ..
+        } => {
+            let blame = if matches!(
+                *errno,
+                libc::EPERM | libc::EACCES | libc::ENOMEM | libc::EEXIST | libc::EAGAIN
+            ) {
+                Blame::Host
+            } else {
+                Blame::Kernel
+            };
+            Error::new(
+                "E6102",
+                blame,
+                format!("{who}: row {row} of {rows} of its tape failed"),
+            )
+            .why(shown)
+            .advice("`stasis plan` shows the whole tape; `stasis check` what this host lacks")
         }
-        e => Error::new("E6103", Blame::Host, who.to_string()).why(e).advice("the kernel log may say who killed it (out of memory?)"),
+        e => Error::new("E6103", Blame::Host, who.to_string())
+            .why(e)
+            .advice("the kernel log may say who killed it (out of memory?)"),
     }
 }
 
 fn outside(pid: u32, x: &Outside, report: &mut RestoreReport) -> Result<()> {
     let r = match x {
-        Outside::Proc { tid, file, text, .. } => ProcDir::open(HostPid(*tid as i32)).and_then(|d| {
-            let now = d.bytes(file).ok().map(|b| String::from_utf8_lossy(&b).trim().to_string());
-            let same = now.as_deref() == Some(text) || now.is_some_and(|n| format!("0x{}", n.trim_start_matches('0')) == *text);
-            if same { Ok(()) } else { d.write(file, text.as_bytes()) }
+        Outside::Proc {
+            tid, file, text, ..
+        } => ProcDir::open(HostPid(*tid as i32)).and_then(|d| {
+            let now = d
+                .bytes(file)
+                .ok()
+                .map(|b| String::from_utf8_lossy(&b).trim().to_string());
+            let same = now.as_deref() == Some(text)
+                || now.is_some_and(|n| format!("0x{}", n.trim_start_matches('0')) == *text);
+            if same {
+                Ok(())
+            } else {
+                d.write(file, text.as_bytes())
+            }
         }),
         Outside::Sched(tid, b) => stasis_kernel::sched::set_attr(HostPid(*tid as i32), b),
         Outside::Affinity(tid, m) => stasis_kernel::sched::set_affinity(HostPid(*tid as i32), m),
         Outside::Ioprio(tid, p) => stasis_kernel::sched::set_ioprio(HostPid(*tid as i32), *p),
-        Outside::Rlimit(pid, r, s, h) => stasis_kernel::sched::set_rlimit(HostPid(*pid as i32), *r, (*s, *h)),
+        Outside::Rlimit(pid, r, s, h) => {
+            stasis_kernel::sched::set_rlimit(HostPid(*pid as i32), *r, (*s, *h))
+        }
     };
     if let Err(e) = r {
-        let w = format!("task {pid}: {x} was not set: {}", answer(-(e.errno as i64) as u64));
+        let w = format!(
+            "task {pid}: {x} was not set: {}",
+            answer(-(e.errno as i64) as u64)
+        );
         warn!("{w}");
         report.warnings.push(w);
     }

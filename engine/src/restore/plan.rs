@@ -74,9 +74,28 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     files(images, &mut cx)?;
     let shared = memory::shared(images, &mut cx)?;
     let hole = hole(images)?;
-    let highest = images.tables.values().flatten().map(|f| f.fd as i32).chain(cx.lent.iter().map(|l| l.1)).max().unwrap_or(2);
-    let mut plan = Plan { host: Vec::new(), tasks: Vec::new(), hole, service_fd: (highest + 1).max(64), slots: 1, warnings: Vec::new() };
-    let index: BTreeMap<u32, usize> = images.tasks.iter().enumerate().map(|(i, t)| (t.entry.pid, i)).collect();
+    let highest = images
+        .tables
+        .values()
+        .flatten()
+        .map(|f| f.fd as i32)
+        .chain(cx.lent.iter().map(|l| l.1))
+        .max()
+        .unwrap_or(2);
+    let mut plan = Plan {
+        host: Vec::new(),
+        tasks: Vec::new(),
+        hole,
+        service_fd: (highest + 1).max(64),
+        slots: 1,
+        warnings: Vec::new(),
+    };
+    let index: BTreeMap<u32, usize> = images
+        .tasks
+        .iter()
+        .enumerate()
+        .map(|(i, t)| (t.entry.pid, i))
+        .collect();
     let mut tables = BTreeMap::new();
     let mut spaces = BTreeMap::new();
     let mut fs = BTreeMap::new();
@@ -116,19 +135,32 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         }
         if let std::collections::btree_map::Entry::Vacant(v) = tables.entry(t.ids.files_id) {
             v.insert(i);
-            let slots = images.tables[&t.ids.files_id].iter().map(|f| (FdRef(f.id), f.fd as i32, f.flags & 1 != 0));
-            let lent = cx.lent.iter().filter(|l| l.0 == t.entry.pid).map(|l| (l.2, l.1, false));
+            let slots = images.tables[&t.ids.files_id]
+                .iter()
+                .map(|f| (FdRef(f.id), f.fd as i32, f.flags & 1 != 0));
+            let lent = cx
+                .lent
+                .iter()
+                .filter(|l| l.0 == t.entry.pid)
+                .map(|l| (l.2, l.1, false));
             let mut table: Vec<_> = slots.chain(lent).collect();
             table.sort_by_key(|s| s.1);
             if table.windows(2).any(|w| w[0].1 == w[1].1) {
-                return Err(Error::new("E5004", Blame::Image, format!("fdinfo-{}.img", t.ids.files_id)).why("two entries have the same slot").advice("dump again"));
+                return Err(Error::new(
+                    "E5004",
+                    Blame::Image,
+                    format!("fdinfo-{}.img", t.ids.files_id),
+                )
+                .why("two entries have the same slot")
+                .advice("dump again"));
             }
             p.table = Some(table);
         }
         fs.entry(t.ids.fs_id).or_insert(i);
         let own_hands = *hands.entry(t.ids.sighand_id).or_insert(i) == i;
         for (k, (tid, _)) in t.threads.iter().enumerate().skip(1) {
-            p.threads.push((*tid, slot + k, thread_birth(*tid, slot + k)));
+            p.threads
+                .push((*tid, slot + k, thread_birth(*tid, slot + k)));
         }
         habits::plan(t, own_hands, &mut p).map_err(on)?;
         privileges::plan(t, &images.seccomp, &mut p).map_err(on)?;
@@ -168,12 +200,21 @@ fn files(images: &Images, cx: &mut PlanCx) -> Result<()> {
         cx.enter(stage);
         for f in images.files.values() {
             let Some(kind) = kinds::by_type(f.r#type) else {
-                return Err(Error::new("E5012", Blame::Image, format!("file {} of files.img", f.id))
-                    .why(format!("its type {} ({}) is not supported", f.r#type, pb::FdTypes::try_from(f.r#type).map_or("unknown", |t| t.as_str_name())))
-                    .advice("see docs/not-supported"));
+                return Err(Error::new(
+                    "E5012",
+                    Blame::Image,
+                    format!("file {} of files.img", f.id),
+                )
+                .why(format!(
+                    "its type {} ({}) is not supported",
+                    f.r#type,
+                    pb::FdTypes::try_from(f.r#type).map_or("unknown", |t| t.as_str_name())
+                ))
+                .advice("see docs/not-supported"));
             };
             if kind.stage() == stage {
-                kind.plan(f, cx).map_err(|e| e.of(kind.name()).at(Phase::Plan))?;
+                kind.plan(f, cx)
+                    .map_err(|e| e.of(kind.name()).at(Phase::Plan))?;
             }
         }
     }
@@ -190,7 +231,17 @@ fn hole(images: &Images) -> Result<u64> {
         .filter_map(|t| t.mm.as_ref())
         .flat_map(|m| &m.vmas)
         // stacks grow: keep well away below them
-        .map(|v| (v.start.saturating_sub(if v.flags & libc::MAP_GROWSDOWN as u32 != 0 { 64 << 20 } else { 0 }), v.end))
+        .map(|v| {
+            (
+                v.start
+                    .saturating_sub(if v.flags & libc::MAP_GROWSDOWN as u32 != 0 {
+                        64 << 20
+                    } else {
+                        0
+                    }),
+                v.end,
+            )
+        })
         .collect();
     used.sort_unstable();
     let mut at = LOW;
@@ -202,7 +253,9 @@ fn hole(images: &Images) -> Result<u64> {
     }
     let at = at.next_multiple_of(2 << 20);
     if at + need > TASK_SIZE {
-        return Err(Error::new("E5005", Blame::Image, "no free addresses").why("the tasks together use the whole address space").advice("nothing can be done: please report it"));
+        return Err(Error::new("E5005", Blame::Image, "no free addresses")
+            .why("the tasks together use the whole address space")
+            .advice("nothing can be done: please report it"));
     }
     Ok(at)
 }
@@ -242,12 +295,21 @@ fn birth(t: &TaskImages, parent: Option<&TaskImages>, slot: usize) -> Call {
             }
         }
     }
-    let exit_signal = t.tc.stasis.as_ref().and_then(|s| s.exit_signal).map_or(libc::SIGCHLD as u64, u64::from);
+    let exit_signal =
+        t.tc.stasis
+            .as_ref()
+            .and_then(|s| s.exit_signal)
+            .map_or(libc::SIGCHLD as u64, u64::from);
     clone3(flags, exit_signal, t.entry.pid, slot)
 }
 
 fn thread_birth(tid: u32, slot: usize) -> Call {
-    let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+    let flags = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
     clone3(flags as u64, 0, tid, slot)
 }
 
@@ -255,23 +317,37 @@ fn thread_birth(tid: u32, slot: usize) -> Call {
 fn family(images: &Images, i: usize, o: &Options, p: &mut TaskPlan) -> Result<()> {
     let t = &images.tasks[i].entry;
     if t.sid == t.pid {
-        p.session.push(Call::new(libc::SYS_setsid, vec![]).must_be(u64::from(t.pid)));
+        p.session
+            .push(Call::new(libc::SYS_setsid, vec![]).must_be(u64::from(t.pid)));
     } else if i == 0 && !o.shell_job {
-        return Err(Error::new("E2010", Blame::Caller, format!("task {} is not a session leader", t.pid))
-            .why(format!("it was dumped from session {}, which is not in the image", t.sid))
-            .advice("pass --shell-job to restore it into the session of the caller"));
+        return Err(Error::new(
+            "E2010",
+            Blame::Caller,
+            format!("task {} is not a session leader", t.pid),
+        )
+        .why(format!(
+            "it was dumped from session {}, which is not in the image",
+            t.sid
+        ))
+        .advice("pass --shell-job to restore it into the session of the caller"));
     }
     let member = |pid: u32| images.tasks.iter().any(|x| x.entry.pid == pid);
     if t.pgid != t.sid && member(t.pgid) || t.pgid == t.pid && t.sid != t.pid {
         // leaders before members: the driver plays groups twice, see perform
-        p.group.push(Call::new(libc::SYS_setpgid, vec![Arg::Int(0), Arg::Int(u64::from(t.pgid))]));
+        p.group.push(Call::new(
+            libc::SYS_setpgid,
+            vec![Arg::Int(0), Arg::Int(u64::from(t.pgid))],
+        ));
     }
     Ok(())
 }
 
 /// The row by which a task becomes the leader of a group of its own.
 pub fn own_group(pid: u32) -> Vec<Call> {
-    vec![Call::new(libc::SYS_setpgid, vec![Arg::Int(0), Arg::Int(u64::from(pid))])]
+    vec![Call::new(
+        libc::SYS_setpgid,
+        vec![Arg::Int(0), Arg::Int(u64::from(pid))],
+    )]
 }
 
 /// A zombie ends as it did: with its exit code, or by its signal.
@@ -280,16 +356,58 @@ fn end(t: &TaskImages) -> Vec<Call> {
     let mut rows = vec![comm(&t.tc.comm)];
     let sig = code & 0x7f;
     if sig == 0 {
-        rows.push(Call::new(libc::SYS_exit_group, vec![Arg::Int(u64::from(code >> 8 & 0xff))]).any());
+        rows.push(
+            Call::new(
+                libc::SYS_exit_group,
+                vec![Arg::Int(u64::from(code >> 8 & 0xff))],
+            )
+            .any(),
+        );
     } else {
         let limit: Vec<u8> = vec![0; 16];
-        rows.push(Call::new(libc::SYS_prlimit64, vec![Arg::Int(0), Arg::Named(4, "RLIMIT_CORE".into()), Arg::In(limit), Arg::Null]).any());
-        let sig_name = Arg::Named(u64::from(sig), stasis_kernel::names::signal(sig as i32).into_owned());
-        rows.push(Call::new(libc::SYS_rt_sigaction, vec![sig_name.clone(), Arg::In(vec![0; 32]), Arg::Null, Arg::Int(8)]).any());
+        rows.push(
+            Call::new(
+                libc::SYS_prlimit64,
+                vec![
+                    Arg::Int(0),
+                    Arg::Named(4, "RLIMIT_CORE".into()),
+                    Arg::In(limit),
+                    Arg::Null,
+                ],
+            )
+            .any(),
+        );
+        let sig_name = Arg::Named(
+            u64::from(sig),
+            stasis_kernel::names::signal(sig as i32).into_owned(),
+        );
+        rows.push(
+            Call::new(
+                libc::SYS_rt_sigaction,
+                vec![
+                    sig_name.clone(),
+                    Arg::In(vec![0; 32]),
+                    Arg::Null,
+                    Arg::Int(8),
+                ],
+            )
+            .any(),
+        );
         rows.push(Call::new(libc::SYS_getpid, vec![]));
         rows.push(Call::new(libc::SYS_kill, vec![Arg::Ret(3), sig_name]));
         // delivered as soon as it is unblocked
-        rows.push(Call::new(libc::SYS_rt_sigprocmask, vec![Arg::Named(1, "SIG_UNBLOCK".into()), Arg::In(vec![0xff; 8]), Arg::Null, Arg::Int(8)]).any());
+        rows.push(
+            Call::new(
+                libc::SYS_rt_sigprocmask,
+                vec![
+                    Arg::Named(1, "SIG_UNBLOCK".into()),
+                    Arg::In(vec![0xff; 8]),
+                    Arg::Null,
+                    Arg::Int(8),
+                ],
+            )
+            .any(),
+        );
     }
     rows
 }
@@ -298,13 +416,20 @@ fn end(t: &TaskImages) -> Vec<Call> {
 pub fn comm(name: &str) -> Call {
     let mut b: Vec<u8> = name.bytes().filter(|b| *b != 0).take(15).collect();
     b.resize(16, 0);
-    Call::new(libc::SYS_prctl, vec![Arg::Named(15, "PR_SET_NAME".into()), Arg::In(b)])
+    Call::new(
+        libc::SYS_prctl,
+        vec![Arg::Named(15, "PR_SET_NAME".into()), Arg::In(b)],
+    )
 }
 
 /// The plan for people: every tape and host call, run by nobody.
 pub fn show(p: &Plan) -> String {
     let mut s = String::new();
-    let _ = writeln!(s, "hole for the reel at {:#x}, {} slots, service descriptor {}", p.hole, p.slots, p.service_fd);
+    let _ = writeln!(
+        s,
+        "hole for the reel at {:#x}, {} slots, service descriptor {}",
+        p.hole, p.slots, p.service_fd
+    );
     for w in &p.warnings {
         let _ = writeln!(s, "warning: {w}");
     }
@@ -329,11 +454,19 @@ pub fn show(p: &Plan) -> String {
             tape("map", &m.tape(p.service_fd));
         }
         for (tid, slot, birth) in &t.threads {
-            tape(&format!("thread {tid} in slot {slot}"), std::slice::from_ref(birth));
+            tape(
+                &format!("thread {tid} in slot {slot}"),
+                std::slice::from_ref(birth),
+            );
         }
         if let Some(table) = &t.table {
             for (f, slot, cloexec) in table {
-                let _ = writeln!(s, "  slot {slot}: file#{}{}", f.0, if *cloexec { " close-on-exec" } else { "" });
+                let _ = writeln!(
+                    s,
+                    "  slot {slot}: file#{}{}",
+                    f.0,
+                    if *cloexec { " close-on-exec" } else { "" }
+                );
             }
         }
         let mut tape = |name: &str, rows: &[Call]| {

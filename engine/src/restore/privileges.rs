@@ -21,7 +21,10 @@ fn prctl(op: u64, name: &str, args: &[u64]) -> Call {
 /// Plans the last rows of each thread.
 pub fn plan(t: &TaskImages, filters: &[pb::SeccompFilter], p: &mut TaskPlan) -> Result<()> {
     for (i, (_, core)) in t.threads.iter().enumerate() {
-        let tc = core.thread_core.as_ref().ok_or_else(|| Error::bug("a thread without its part passed the checks"))?;
+        let tc = core
+            .thread_core
+            .as_ref()
+            .ok_or_else(|| Error::bug("a thread without its part passed the checks"))?;
         let mut rows = Vec::new();
         if let Some(c) = &tc.creds {
             creds(c, &mut rows);
@@ -34,16 +37,31 @@ pub fn plan(t: &TaskImages, filters: &[pb::SeccompFilter], p: &mut TaskPlan) -> 
                 rows.push(prctl(4, "PR_SET_DUMPABLE", &[d as u64]));
             }
         }
-        rows.push(prctl(1, "PR_SET_PDEATHSIG", &[u64::from(tc.pdeath_sig.unwrap_or(0))]));
+        rows.push(prctl(
+            1,
+            "PR_SET_PDEATHSIG",
+            &[u64::from(tc.pdeath_sig.unwrap_or(0))],
+        ));
         if tc.creds.as_ref().is_some_and(|c| c.no_new_privs == Some(1)) {
             rows.push(prctl(38, "PR_SET_NO_NEW_PRIVS", &[1, 0, 0, 0]));
         }
-        let mode = tc.seccomp_mode.or(if i == 0 { t.tc.old_seccomp_mode } else { None }).unwrap_or(0);
+        let mode = tc
+            .seccomp_mode
+            .or(if i == 0 { t.tc.old_seccomp_mode } else { None })
+            .unwrap_or(0);
         match mode {
             0 => {}
             1 => rows.push(prctl(22, "PR_SET_SECCOMP", &[1, 0, 0, 0])),
-            2 => seccomp(tc.seccomp_filter.or(t.tc.old_seccomp_filter), filters, &mut rows)?,
-            _ => return Err(Error::new("E5010", Blame::Image, "seccomp mode").why("it is none of 0, 1, 2").advice("dump again")),
+            2 => seccomp(
+                tc.seccomp_filter.or(t.tc.old_seccomp_filter),
+                filters,
+                &mut rows,
+            )?,
+            _ => {
+                return Err(Error::new("E5010", Blame::Image, "seccomp mode")
+                    .why("it is none of 0, 1, 2")
+                    .advice("dump again"));
+            }
         }
         p.privileges.push(rows);
     }
@@ -56,18 +74,42 @@ fn set(v: &[u32]) -> u64 {
 
 fn creds(c: &pb::CredsEntry, rows: &mut Vec<Call>) {
     const KEEP_CAPS_AND_NO_FIXUP: u64 = 1 << 4 | 1 << 2;
-    let (inh, prm, eff, bnd, amb) = (set(&c.cap_inh), set(&c.cap_prm), set(&c.cap_eff), set(&c.cap_bnd), set(&c.cap_amb));
+    let (inh, prm, eff, bnd, amb) = (
+        set(&c.cap_inh),
+        set(&c.cap_prm),
+        set(&c.cap_eff),
+        set(&c.cap_bnd),
+        set(&c.cap_amb),
+    );
     rows.push(prctl(28, "PR_SET_SECUREBITS", &[KEEP_CAPS_AND_NO_FIXUP]));
     let ids: Vec<u8> = c.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
-    rows.push(Call::new(libc::SYS_setgroups, vec![Arg::Int(c.groups.len() as u64), Arg::In(ids)]));
+    rows.push(Call::new(
+        libc::SYS_setgroups,
+        vec![Arg::Int(c.groups.len() as u64), Arg::In(ids)],
+    ));
     let id = |v: u32| Arg::Int(u64::from(v));
-    rows.push(Call::new(libc::SYS_setresgid, vec![id(c.gid), id(c.egid), id(c.sgid)]));
+    rows.push(Call::new(
+        libc::SYS_setresgid,
+        vec![id(c.gid), id(c.egid), id(c.sgid)],
+    ));
     rows.push(Call::new(libc::SYS_setfsgid, vec![id(c.fsgid)]).any());
-    rows.push(Call::new(libc::SYS_setresuid, vec![id(c.uid), id(c.euid), id(c.suid)]));
+    rows.push(Call::new(
+        libc::SYS_setresuid,
+        vec![id(c.uid), id(c.euid), id(c.suid)],
+    ));
     rows.push(Call::new(libc::SYS_setfsuid, vec![id(c.fsuid)]).any());
     for cap in (0..CAPS).filter(|n| bnd & 1 << n == 0) {
         // capabilities this kernel does not know answer EINVAL
-        rows.push(Call::new(libc::SYS_prctl, vec![Arg::Named(24, "PR_CAPBSET_DROP".into()), Arg::Named(cap, names::capability(cap as u32).into_owned())]).any());
+        rows.push(
+            Call::new(
+                libc::SYS_prctl,
+                vec![
+                    Arg::Named(24, "PR_CAPBSET_DROP".into()),
+                    Arg::Named(cap, names::capability(cap as u32).into_owned()),
+                ],
+            )
+            .any(),
+        );
     }
     rows.push(prctl(28, "PR_SET_SECUREBITS", &[u64::from(c.secbits)]));
     let mut data = Vec::new();
@@ -76,8 +118,15 @@ fn creds(c: &pb::CredsEntry, rows: &mut Vec<Call>) {
             data.extend_from_slice(&((s >> half) as u32).to_le_bytes());
         }
     }
-    let head: Vec<u8> = 0x2008_0522u32.to_le_bytes().into_iter().chain([0; 4]).collect();
-    rows.push(Call::new(libc::SYS_capset, vec![Arg::In(head), Arg::In(data)]));
+    let head: Vec<u8> = 0x2008_0522u32
+        .to_le_bytes()
+        .into_iter()
+        .chain([0; 4])
+        .collect();
+    rows.push(Call::new(
+        libc::SYS_capset,
+        vec![Arg::In(head), Arg::In(data)],
+    ));
     rows.push(prctl(47, "PR_CAP_AMBIENT(CLEAR_ALL)", &[4, 0, 0, 0]).any());
     for cap in (0..CAPS).filter(|n| amb & 1 << n != 0) {
         rows.push(prctl(47, "PR_CAP_AMBIENT(RAISE)", &[2, cap, 0, 0]));
@@ -86,11 +135,17 @@ fn creds(c: &pb::CredsEntry, rows: &mut Vec<Call>) {
 
 /// A filter and those before it, oldest first.
 fn seccomp(last: Option<u32>, filters: &[pb::SeccompFilter], rows: &mut Vec<Call>) -> Result<()> {
-    let bad = |why: &str| Error::new("E5011", Blame::Image, "seccomp.img").why(why).advice("dump again");
+    let bad = |why: &str| {
+        Error::new("E5011", Blame::Image, "seccomp.img")
+            .why(why)
+            .advice("dump again")
+    };
     let mut chain = Vec::new();
     let mut at = last;
     while let Some(i) = at {
-        let f = filters.get(i as usize).ok_or_else(|| bad("a thread names a filter that is not there"))?;
+        let f = filters
+            .get(i as usize)
+            .ok_or_else(|| bad("a thread names a filter that is not there"))?;
         if chain.len() > filters.len() {
             return Err(bad("filters name each other in a circle"));
         }
@@ -104,8 +159,18 @@ fn seccomp(last: Option<u32>, filters: &[pb::SeccompFilter], rows: &mut Vec<Call
         let n = (f.filter.len() / 8) as u16;
         let mut head = n.to_le_bytes().to_vec();
         head.resize(8, 0);
-        let prog = Arg::Struct(vec![Part::Bytes(head), Part::Ptr(Arg::In(f.filter.clone()))]);
-        rows.push(Call::new(libc::SYS_seccomp, vec![Arg::Named(1, "SECCOMP_SET_MODE_FILTER".into()), Arg::Hex(u64::from(f.flags.unwrap_or(0))), prog]));
+        let prog = Arg::Struct(vec![
+            Part::Bytes(head),
+            Part::Ptr(Arg::In(f.filter.clone())),
+        ]);
+        rows.push(Call::new(
+            libc::SYS_seccomp,
+            vec![
+                Arg::Named(1, "SECCOMP_SET_MODE_FILTER".into()),
+                Arg::Hex(u64::from(f.flags.unwrap_or(0))),
+                prog,
+            ],
+        ));
     }
     Ok(())
 }

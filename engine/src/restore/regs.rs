@@ -7,7 +7,13 @@ use stasis_kernel::xstate::{self, Component};
 use stasis_proto::pb;
 
 /// Sets everything of a stopped thread. `leader` also drops the reel from its address space.
-pub fn set(th: &Tracee, core: &pb::CoreEntry, t: &TaskPlan, leader: bool, reel: &Reel) -> Result<()> {
+pub fn set(
+    th: &Tracee,
+    core: &pb::CoreEntry,
+    t: &TaskPlan,
+    leader: bool,
+    reel: &Reel,
+) -> Result<()> {
     let (Some(info), Some(tc)) = (&core.thread_info, &core.thread_core) else {
         return Err(Error::bug("a thread without registers passed the checks"));
     };
@@ -17,11 +23,18 @@ pub fn set(th: &Tracee, core: &pb::CoreEntry, t: &TaskPlan, leader: bool, reel: 
     let g = &info.gpregs;
     let x = xsave(&th.xstate()?, &info.fpregs, tc.stasis.as_ref())?;
     th.set_xstate(&x)?;
-    let mask = tc.blk_sigset.unwrap_or_else(|| core.tc.as_ref().map_or(0, |t| t.blk_sigset));
+    let mask = tc
+        .blk_sigset
+        .unwrap_or_else(|| core.tc.as_ref().map_or(0, |t| t.blk_sigset));
     th.set_sigmask(mask)?;
     if let Some(s) = tc.stasis.as_ref().filter(|s| s.sud_mode.unwrap_or(0) != 0) {
         let w = |v: Option<u64>| v.unwrap_or(0);
-        th.set_sud(&SudConfig { mode: w(s.sud_mode), selector: w(s.sud_selector), offset: w(s.sud_offset), len: w(s.sud_len) })?;
+        th.set_sud(&SudConfig {
+            mode: w(s.sud_mode),
+            selector: w(s.sud_selector),
+            offset: w(s.sud_offset),
+            len: w(s.sud_len),
+        })?;
     }
     th.set_regs(&regs(g))?;
     Ok(())
@@ -29,9 +42,16 @@ pub fn set(th: &Tracee, core: &pb::CoreEntry, t: &TaskPlan, leader: bool, reel: 
 
 fn regs(g: &pb::UserX86RegsEntry) -> Regs {
     let mut r = stasis_kernel::ptrace::no_regs();
-    (r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8) = (g.r15, g.r14, g.r13, g.r12, g.bp, g.bx, g.r11, g.r10, g.r9, g.r8);
-    (r.rax, r.rcx, r.rdx, r.rsi, r.rdi, r.orig_rax, r.rip, r.eflags, r.rsp) = (g.ax, g.cx, g.dx, g.si, g.di, g.orig_ax, g.ip, g.flags, g.sp);
-    (r.cs, r.ss, r.ds, r.es, r.fs, r.gs, r.fs_base, r.gs_base) = (g.cs, g.ss, g.ds, g.es, g.fs, g.gs, g.fs_base, g.gs_base);
+    (
+        r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8,
+    ) = (
+        g.r15, g.r14, g.r13, g.r12, g.bp, g.bx, g.r11, g.r10, g.r9, g.r8,
+    );
+    (
+        r.rax, r.rcx, r.rdx, r.rsi, r.rdi, r.orig_rax, r.rip, r.eflags, r.rsp,
+    ) = (g.ax, g.cx, g.dx, g.si, g.di, g.orig_ax, g.ip, g.flags, g.sp);
+    (r.cs, r.ss, r.ds, r.es, r.fs, r.gs, r.fs_base, r.gs_base) =
+        (g.cs, g.ss, g.ds, g.es, g.fs, g.gs, g.fs_base, g.gs_base);
     // an image of another engine may hold a call that was interrupted: it is made again
     let mut r = stasis_kernel::excursion::restartable(r);
     r.orig_rax = u64::MAX;
@@ -42,7 +62,13 @@ fn regs(g: &pb::UserX86RegsEntry) -> Regs {
 fn drop_reel(th: &Tracee, t: &TaskPlan, reel: &Reel) -> Result<()> {
     let at = syscall_instruction(t)?;
     let mut r = th.regs()?;
-    (r.rax, r.rdi, r.rsi, r.rip, r.orig_rax) = (libc::SYS_munmap as u64, reel.addr(), reel.len() as u64, at, u64::MAX);
+    (r.rax, r.rdi, r.rsi, r.rip, r.orig_rax) = (
+        libc::SYS_munmap as u64,
+        reel.addr(),
+        reel.len() as u64,
+        at,
+        u64::MAX,
+    );
     th.set_regs(&r)?;
     for _ in 0..2 {
         th.syscall()?;
@@ -50,13 +76,21 @@ fn drop_reel(th: &Tracee, t: &TaskPlan, reel: &Reel) -> Result<()> {
             match th.wait(true)? {
                 Event::Syscall => break,
                 Event::Interrupted | Event::GroupStop(_) | Event::Other(_) => th.syscall()?,
-                e => return Err(Error::new("E6104", Blame::Host, "the last call of a task did not come back").why(format!("{e:?}"))),
+                e => {
+                    return Err(Error::new(
+                        "E6104",
+                        Blame::Host,
+                        "the last call of a task did not come back",
+                    )
+                    .why(format!("{e:?}")));
+                }
             }
         }
     }
     let r = th.regs()?;
     if r.rax != 0 {
-        return Err(Error::new("E6104", Blame::Kernel, "munmap of the reel").why(stasis_kernel::call::answer(r.rax)));
+        return Err(Error::new("E6104", Blame::Kernel, "munmap of the reel")
+            .why(stasis_kernel::call::answer(r.rax)));
     }
     Ok(())
 }
@@ -66,7 +100,14 @@ fn syscall_instruction(t: &TaskPlan) -> Result<u64> {
     use stasis_kernel::ids::{HostPid, RemotePtr};
     let pid = HostPid(t.pid as i32);
     let maps = stasis_kernel::procfs::ProcDir::open(pid)?.maps()?;
-    let mut text: Vec<_> = maps.iter().filter(|m| m.prot & libc::PROT_EXEC as u32 != 0 && m.prot & libc::PROT_READ as u32 != 0 && m.start < super::images::TASK_SIZE).collect();
+    let mut text: Vec<_> = maps
+        .iter()
+        .filter(|m| {
+            m.prot & libc::PROT_EXEC as u32 != 0
+                && m.prot & libc::PROT_READ as u32 != 0
+                && m.start < super::images::TASK_SIZE
+        })
+        .collect();
     text.sort_by_key(|m| m.name() != stasis_kernel::procfs::MapName::Vdso);
     for m in text {
         let mut b = vec![0u8; m.len().min(1 << 20) as usize];
@@ -76,14 +117,29 @@ fn syscall_instruction(t: &TaskPlan) -> Result<u64> {
             return Ok(m.start + o as u64);
         }
     }
-    Err(Error::new("E6105", Blame::Image, format!("task {} has no text to leave from", t.pid)).why("no mapping of it holds a syscall instruction"))
+    Err(Error::new(
+        "E6105",
+        Blame::Image,
+        format!("task {} has no text to leave from", t.pid),
+    )
+    .why("no mapping of it holds a syscall instruction"))
 }
 
 /// An XSAVE area for this CPU from what the image has.
-fn xsave(now: &[u8], f: &pb::UserX86FpregsEntry, ext: Option<&pb::StasisThreadEntry>) -> Result<Vec<u8>> {
+fn xsave(
+    now: &[u8],
+    f: &pb::UserX86FpregsEntry,
+    ext: Option<&pb::StasisThreadEntry>,
+) -> Result<Vec<u8>> {
     if let Some(x) = ext.and_then(|e| e.xstate.as_ref()) {
         if x.len() != now.len() {
-            return Err(Error::new("E5030", Blame::Image, "extended registers").why(format!("{} bytes on the dumping CPU, {} here", x.len(), now.len())).advice("restore on a CPU of the same family"));
+            return Err(Error::new("E5030", Blame::Image, "extended registers")
+                .why(format!(
+                    "{} bytes on the dumping CPU, {} here",
+                    x.len(),
+                    now.len()
+                ))
+                .advice("restore on a CPU of the same family"));
         }
         return Ok(x.clone());
     }
@@ -101,7 +157,13 @@ fn xsave(now: &[u8], f: &pb::UserX86FpregsEntry, ext: Option<&pb::StasisThreadEn
     put(8, &f.rip.to_le_bytes());
     put(16, &f.rdp.to_le_bytes());
     put(24, &f.mxcsr.to_le_bytes());
-    let w32 = |v: &[u32], n: usize| v.iter().chain(std::iter::repeat(&0)).take(n).flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let w32 = |v: &[u32], n: usize| {
+        v.iter()
+            .chain(std::iter::repeat(&0))
+            .take(n)
+            .flat_map(|x| x.to_le_bytes())
+            .collect::<Vec<u8>>()
+    };
     put(32, &w32(&f.st_space, 32));
     put(160, &w32(&f.xmm_space, 64));
     let mut bv = 3u64;
@@ -119,7 +181,9 @@ fn xsave(now: &[u8], f: &pb::UserX86FpregsEntry, ext: Option<&pb::StasisThreadEn
             match place {
                 Some((o, _)) => put(o, &bytes),
                 None if bv & 1 << c as u32 != 0 => {
-                    return Err(Error::new("E5030", Blame::Image, "extended registers").why(format!("this CPU has no {c:?} state")).advice("restore on a CPU that has what the dumping one had"));
+                    return Err(Error::new("E5030", Blame::Image, "extended registers")
+                        .why(format!("this CPU has no {c:?} state"))
+                        .advice("restore on a CPU that has what the dumping one had"));
                 }
                 None => {}
             }
