@@ -174,3 +174,25 @@ fn close_range_marks() {
     let ret = unsafe { close_range(9, 8, 0) };
     assert_eq!(ret.unwrap_err().errno, Errno::EINVAL);
 }
+
+#[test]
+fn mapped_writes_reach_the_file_and_stay_inside_their_block() {
+    let f = std::fs::File::from(memfd_create(c"mapped", 0).unwrap());
+    f.set_len(3 * 4096 - 8).unwrap();
+    let put = |at: u64, b: &[u8], block: u64| write_mapped(f.as_fd(), at, b, block);
+    put(4096 + 10, b"inside", 4096).unwrap();
+    put(8192, &[1; 4088], 4096).unwrap();
+    let mut b = [0; 6];
+    std::os::unix::fs::FileExt::read_exact_at(&f, &mut b, 4106).unwrap();
+    assert_eq!(&b, b"inside");
+    // over the border of a block, behind the end, no block
+    for (at, len, block) in [
+        (4090, 7, 4096),
+        (8192, 4089, 4096),
+        (1 << 20, 1, 4096),
+        (0, 1, 0),
+    ] {
+        let e = put(at, &vec![0; len], block).unwrap_err();
+        assert_eq!(e.errno, Errno::EINVAL, "{at} {len}");
+    }
+}

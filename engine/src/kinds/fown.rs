@@ -219,3 +219,117 @@ fn word(b: &[u8], at: usize) -> u32 {
     w.copy_from_slice(&b[at..at + 4]);
     u32::from_le_bytes(w)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::regular::Regular;
+    use crate::kinds::testing::dump;
+    use stasis_proto::ImageDir;
+    use std::fs::File;
+    use std::os::fd::{AsFd, OwnedFd};
+
+    fn set(f: &File, cmd: u64, arg: Arg) {
+        let c = Call::new(
+            libc::SYS_fcntl,
+            vec![Arg::Int(f.as_raw_fd() as u64), fcntl(cmd), arg],
+        );
+        Host::default().play(&c).unwrap();
+    }
+
+    fn owner(kind: u32, pid: i32) -> Arg {
+        Arg::In([kind.to_le_bytes(), pid.to_le_bytes()].concat())
+    }
+
+    #[test]
+    fn owner_signal_and_uids_come_back_and_ours_stay() {
+        let me = HostPid::own().0;
+        let group = nix::unistd::getpgrp().as_raw();
+        // a device that knows O_ASYNC
+        let random = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/random")
+                .unwrap()
+        };
+        let (a, b, c) = (random(), random(), random());
+        set(&a, F_SETSIG, Arg::Int(40));
+        set(&a, F_SETOWN_EX, owner(1, me));
+        set(&b, F_SETOWN_EX, owner(F_OWNER_PGRP, group));
+        set(&c, F_SETSIG, Arg::Int(35));
+        set(&c, F_SETFL, Arg::Int(libc::O_ASYNC as u64));
+        let all: Vec<OwnedFd> = vec![a.into(), b.into(), c.into()];
+        let fds: Vec<_> = all.iter().map(|f| f.as_fd()).collect();
+        let mut d = dump(&Regular, &fds).unwrap();
+        let saved = |d: &crate::kinds::testing::Dumped| {
+            let of = |id| d.files[&id].reg.as_ref().unwrap().fown;
+            [of(1), of(2), of(3)]
+        };
+        let want = saved(&d);
+        let short = want.each_ref().map(|f| (f.signum, f.pid_type, f.pid));
+        assert_eq!(
+            short,
+            [(40, 1, me as u32), (0, 2, group as u32), (35, 0, 0)]
+        );
+        // as if an unprivileged process had done it
+        let unprivileged = d.files.get_mut(&1).unwrap().reg.as_mut().unwrap();
+        (unprivileged.fown.uid, unprivileged.fown.euid) = (1234, 1235);
+        let want = saved(&d);
+        let pids = BTreeMap::new();
+        let new = d.files(&Regular);
+        for (f, w) in new.iter().zip(&want) {
+            let fl = crate::kinds::testing::flags(f);
+            assert_eq!(read(f.as_fd(), fl, &pids).unwrap(), *w);
+        }
+        assert_ne!(
+            crate::kinds::testing::flags(&new[2]) & libc::O_ASYNC as u32,
+            0
+        );
+        let ids = nix::unistd::getresuid().unwrap();
+        assert_eq!((ids.real.as_raw(), ids.effective.as_raw()), (0, 0));
+        assert_eq!(nix::sys::prctl::get_dumpable(), Ok(true));
+    }
+
+    #[test]
+    fn an_owner_that_is_not_there_is_an_error_and_our_uids_stay() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = ImageDir::create(tmp.path()).unwrap();
+        let mut host = Host::default();
+        host.insert(FdRef(1), File::open("/dev/random").unwrap().into());
+        let mut go = |pid: &dyn Fn(u32) -> Option<HostPid>| {
+            let owner = Owner {
+                file: FdRef(1),
+                pid: 4242,
+                pid_type: 1,
+                uid: 5,
+                euid: 5,
+            };
+            let mut on = Stagehand {
+                host: &mut host,
+                dir: &dir,
+                pid,
+            };
+            owner.perform(&mut on).unwrap_err().to_string()
+        };
+        assert!(go(&|_| None).contains("process 4242"));
+        // beyond the largest pid
+        assert!(go(&|_| Some(HostPid(i32::MAX))).contains("no such process"));
+        assert!(nix::unistd::geteuid().is_root());
+    }
+
+    #[test]
+    fn an_owner_outside_of_the_trees_namespace_is_an_error() {
+        let f = File::open("/dev/random").unwrap();
+        set(&f, F_SETOWN_EX, owner(1, HostPid::own().0));
+        let pids = BTreeMap::from([(HostPid(i32::MAX), 1)]);
+        let e = read(f.as_fd(), 0, &pids).unwrap_err();
+        assert_eq!(e.code, "E4120");
+        let own = BTreeMap::from([(HostPid::own(), 7)]);
+        assert_eq!(read(f.as_fd(), 0, &own).unwrap().pid, 7);
+        assert_eq!(
+            read(f.as_fd(), libc::O_PATH as u32, &own).unwrap(),
+            pb::FownEntry::default()
+        );
+    }
+}

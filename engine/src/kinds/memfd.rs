@@ -25,7 +25,7 @@ use stasis_proto::pb;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 const TMPFS: i64 = 0x0102_1994;
-const HUGETLBFS: i64 = 0x958f_4584;
+const HUGETLBFS: i64 = 0x9584_58f6;
 const PREFIX: &[u8] = b"/memfd:";
 const F_SEAL_SEAL: u32 = 1;
 const MFD_ALLOW_SEALING: u32 = 2;
@@ -293,5 +293,136 @@ impl FileKind for Memfd {
         }
         fown::plan(cx, file, &m.fown, m.flags);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::testing::{dump, flags, info, see};
+    use nix::fcntl::{FcntlArg, SealFlag};
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::FileExt;
+
+    fn open_again(fd: &File, write: bool) -> File {
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        File::options().read(true).write(write).open(path).unwrap()
+    }
+
+    fn sides(fd: &OwnedFd) -> (Vec<u8>, u32, i64, u32, u32, i64) {
+        see(fd, |s| {
+            let (st, info) = (s.stat, s.info);
+            (
+                s.link.to_vec(),
+                s.flags,
+                info.pos,
+                st.st_mode,
+                st.st_uid,
+                st.st_size,
+            )
+        })
+    }
+
+    #[test]
+    fn contents_holes_seals_owner_and_all_open_files_come_back() {
+        let f = File::from(fds::memfd_create(c"some name", MFD_ALLOW_SEALING).unwrap());
+        f.set_len((64 << 20) + 5).unwrap();
+        f.write_all_at(&vec![3; 3 << 20], (1 << 20) + 100).unwrap();
+        f.write_all_at(b"tail", (64 << 20) + 1).unwrap();
+        nix::unistd::fchown(&f, Some(77.into()), None).unwrap();
+        nix::sys::stat::fchmod(&f, nix::sys::stat::Mode::from_bits_retain(0o640)).unwrap();
+        let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        let reader = open_again(&f, false);
+        let writer = open_again(&f, true);
+        nix::fcntl::fcntl(&f, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        nix::unistd::lseek(&reader, 12345, nix::unistd::Whence::SeekSet).unwrap();
+        nix::fcntl::fcntl(
+            &writer,
+            FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_APPEND),
+        )
+        .unwrap();
+        let plain = fds::memfd_create(c"", 0).unwrap();
+        let all: Vec<OwnedFd> = vec![f.into(), reader.into(), writer.into(), plain];
+        let fds: Vec<_> = all.iter().map(AsFd::as_fd).collect();
+        let before: Vec<_> = all.iter().map(sides).collect();
+        let d = dump(&Memfd, &fds).unwrap();
+        assert_eq!(all.iter().map(sides).collect::<Vec<_>>(), before);
+        // 3 MiB and the pages that they cut, and one page of the tail
+        let pages = std::fs::metadata(d.tmp.path().join("pages-1.img")).unwrap();
+        assert_eq!(pages.len(), (3 << 20) + 4096 + 4096);
+        drop(all);
+
+        let new = d.files(&Memfd);
+        assert_eq!(new.iter().map(sides).collect::<Vec<_>>(), before);
+        let ino = |i: usize| fds::fstat(new[i].as_fd()).unwrap().st_ino;
+        assert!(ino(0) == ino(1) && ino(1) == ino(2) && ino(2) != ino(3));
+        let get = |fd: &OwnedFd| nix::fcntl::fcntl(fd, FcntlArg::F_GET_SEALS).unwrap();
+        assert_eq!(get(&new[0]), seals.bits());
+        assert_eq!(get(&new[3]), F_SEAL_SEAL as i32);
+        let f = File::from(new[1].try_clone().unwrap());
+        let mut b = vec![0; 5 << 20];
+        f.read_exact_at(&mut b, 0).unwrap();
+        let (start, end) = ((1 << 20) + 100, (4 << 20) + 100);
+        assert!(b[..start].iter().chain(&b[end..]).all(|b| *b == 0));
+        assert!(b[start..end].iter().all(|b| *b == 3));
+        f.read_exact_at(&mut b[..4], (64 << 20) + 1).unwrap();
+        assert_eq!(&b[..4], b"tail");
+        assert!(std::os::unix::fs::MetadataExt::blocks(&f.metadata().unwrap()) * 512 < 4 << 20);
+        assert_eq!((flags(&new[1]) & 3, info(&new[1]).pos), (0, 12345));
+    }
+
+    #[test]
+    fn huge_pages_keep_their_size_and_holes() {
+        let f = match fds::memfd_create(c"huge", MFD_HUGETLB | 21 << MFD_HUGE_SHIFT) {
+            Ok(f) => File::from(f),
+            // a kernel without 2 MiB pages
+            Err(e) => return assert_eq!(e.errno, nix::errno::Errno::ENODEV),
+        };
+        f.set_len(8 << 20).unwrap();
+        let f = OwnedFd::from(f);
+        let before = sides(&f);
+        let d = dump(&Memfd, &[f.as_fd()]).unwrap();
+        let pages = std::fs::metadata(d.tmp.path().join("pages-1.img")).unwrap();
+        assert_eq!(pages.len(), 0, "nothing was touched");
+        let new = d.files(&Memfd);
+        assert_eq!(sides(&new[0]), before);
+        assert_eq!(fds::fstat(new[0].as_fd()).unwrap().st_blksize, 2 << 20);
+    }
+
+    #[test]
+    fn damaged_pagemaps_are_refused() {
+        let f = File::from(fds::memfd_create(c"x", 0).unwrap());
+        f.set_len(8192).unwrap();
+        f.write_all_at(&[1; 8192], 0).unwrap();
+        let d = dump(&Memfd, &[f.as_fd()]).unwrap();
+        let dir = stasis_proto::ImageDir::open(d.tmp.path()).unwrap();
+        let ino = fds::fstat(f.as_fd()).unwrap().st_ino;
+        let go = |vaddr: u64, nr: u64, flags: u32| {
+            let mut w = dir.writer(&format!("pagemap-shmem-{ino}.img")).unwrap();
+            w.write(&pb::PagemapHead { pages_id: 1 }).unwrap();
+            w.write(&pb::PagemapEntry {
+                vaddr,
+                nr_pages: Some(nr),
+                flags: Some(flags),
+                ..Default::default()
+            })
+            .unwrap();
+            w.finish().unwrap();
+            d.restore(&Memfd).map(|_| ()).map_err(|e| e.code)
+        };
+        assert_eq!(go(4096, 1, 4), Ok(()));
+        assert_eq!(go(4096, 2, 4), Err("E5104"));
+        assert_eq!(go(u64::MAX - 4095, 2, 4), Err("E5104"));
+        assert_eq!(go(0, u64::MAX, 4), Err("E5104"));
+        assert_eq!(go(0, 1, 1), Err("E5106"));
+        // the pages image is shorter than the map says
+        std::fs::File::options()
+            .write(true)
+            .open(d.tmp.path().join("pages-1.img"))
+            .unwrap()
+            .set_len(4096)
+            .unwrap();
+        assert_eq!(go(0, 2, 4), Err("E5101"));
     }
 }
