@@ -1,0 +1,223 @@
+/*
+ * What is measured: load KIND N [M] FILE
+ *
+ *   trivial            nothing
+ *   tree N             N processes, each with 64 KiB of its own
+ *   threads N          N threads
+ *   files N M          N files and M pipes with three bytes in each
+ *   dirty N            N MiB of anonymous memory, every page different
+ *
+ * Writes "ready" to FILE when the state is built. At SIGTERM it checks the state, writes "ok" or what is wrong to FILE,
+ * and ends. FILE is opened anew each time, so it is no part of the state.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static const char *report;
+static volatile sig_atomic_t told;
+
+static void on_term(int sig)
+{
+	(void)sig;
+	told = 1;
+}
+
+static void say(const char *words)
+{
+	char part[4096];
+	int fd;
+
+	/* appears whole: the reader polls for it */
+	snprintf(part, sizeof(part), "%s.part", report);
+	fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || write(fd, words, strlen(words)) < 0 || close(fd) || rename(part, report))
+		_exit(3);
+}
+
+static void fail(const char *words)
+{
+	say(words);
+	_exit(1);
+}
+
+static void wait_told(void)
+{
+	sigset_t block, old;
+
+	sigemptyset(&block);
+	sigaddset(&block, SIGTERM);
+	sigprocmask(SIG_BLOCK, &block, &old);
+	while (!told)
+		sigsuspend(&old);
+	sigprocmask(SIG_SETMASK, &old, NULL);
+}
+
+static uint64_t mark(uint64_t page)
+{
+	return (page + 1) * 0x9e3779b97f4a7c15ull;
+}
+
+static uint64_t *fill(size_t pages)
+{
+	uint64_t *m = mmap(NULL, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (m == MAP_FAILED)
+		fail("mmap");
+	for (size_t p = 0; p < pages; p++)
+		for (size_t w = 0; w < 512; w++)
+			m[p * 512 + w] = mark(p) ^ w;
+	return m;
+}
+
+static void check_fill(const uint64_t *m, size_t pages)
+{
+	for (size_t p = 0; p < pages; p++)
+		for (size_t w = 0; w < 512; w++)
+			if (m[p * 512 + w] != (mark(p) ^ w))
+				fail("memory differs");
+}
+
+static void *sleeper(void *arg)
+{
+	for (;;)
+		pause();
+	return arg;
+}
+
+static void tree(long n)
+{
+	pid_t *kids = calloc(n, sizeof(*kids));
+	int up[2];
+	char c;
+
+	if (pipe(up))
+		fail("pipe");
+	for (long i = 1; i < n; i++) {
+		kids[i] = fork();
+		if (kids[i] < 0)
+			fail("fork");
+		if (!kids[i]) {
+			uint64_t *m = fill(16);
+
+			if (write(up[1], "x", 1) != 1)
+				_exit(2);
+			close(up[0]);
+			close(up[1]);
+			wait_told();
+			check_fill(m, 16);
+			_exit(42);
+		}
+	}
+	for (long i = 1; i < n; i++)
+		if (read(up[0], &c, 1) != 1)
+			fail("a child did not start");
+	close(up[0]);
+	close(up[1]);
+	/* children close their ends after they wrote: let them */
+	usleep(20000);
+	say("ready");
+	wait_told();
+	for (long i = 1; i < n; i++) {
+		int status;
+
+		if (kill(kids[i], SIGTERM) || waitpid(kids[i], &status, 0) != kids[i])
+			fail("a child is lost");
+		if (!WIFEXITED(status) || WEXITSTATUS(status) != 42)
+			fail("a child's memory differs");
+	}
+}
+
+static void threads(long n)
+{
+	pthread_attr_t attr;
+	pthread_t t;
+	char words[64];
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, 64 * 1024);
+	for (long i = 1; i < n; i++)
+		if (pthread_create(&t, &attr, sleeper, NULL))
+			fail("pthread_create");
+	usleep(50000);
+	say("ready");
+	wait_told();
+	snprintf(words, sizeof(words), "/proc/self/task/%d", getpid());
+	if (access(words, F_OK))
+		fail("no such task");
+}
+
+static void files(long n, long m)
+{
+	int *fds = calloc(n, sizeof(*fds)), (*ends)[2] = calloc(m, sizeof(*ends));
+	struct rlimit lim;
+	char buf[4096];
+
+	getrlimit(RLIMIT_NOFILE, &lim);
+	lim.rlim_cur = lim.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &lim);
+	for (long i = 0; i < n; i++) {
+		snprintf(buf, sizeof(buf), "%s.%ld", report, i);
+		fds[i] = open(buf, O_RDWR | O_CREAT, 0600);
+		if (fds[i] < 0 || write(fds[i], buf, i % 100 + 1) != i % 100 + 1)
+			fail("open");
+	}
+	for (long i = 0; i < m; i++)
+		if (pipe(ends[i]) || write(ends[i][1], "abc", 3) != 3)
+			fail("pipe");
+	say("ready");
+	wait_told();
+	for (long i = 0; i < n; i++)
+		if (lseek(fds[i], 0, SEEK_CUR) != i % 100 + 1)
+			fail("a file's position differs");
+	for (long i = 0; i < m; i++)
+		if (read(ends[i][0], buf, 8) != 3 || memcmp(buf, "abc", 3))
+			fail("a pipe's contents differ");
+}
+
+int main(int argc, char **argv)
+{
+	struct sigaction sa = { .sa_handler = on_term };
+	long n, m;
+
+	if (argc != 5)
+		return 2;
+	n = atol(argv[2]);
+	m = atol(argv[3]);
+	report = argv[4];
+	/* whatever a build tool left open is not what is measured */
+	syscall(SYS_close_range, 3, ~0U, 0);
+	setsid();
+	sigaction(SIGTERM, &sa, NULL);
+	if (!strcmp(argv[1], "trivial")) {
+		say("ready");
+		wait_told();
+	} else if (!strcmp(argv[1], "tree")) {
+		tree(n);
+	} else if (!strcmp(argv[1], "threads")) {
+		threads(n);
+	} else if (!strcmp(argv[1], "files")) {
+		files(n, m);
+	} else if (!strcmp(argv[1], "dirty")) {
+		uint64_t *mem = fill(n * 256);
+
+		say("ready");
+		wait_told();
+		check_fill(mem, n * 256);
+	} else {
+		return 2;
+	}
+	say("ok");
+	return 0;
+}

@@ -1,0 +1,106 @@
+//! Debian packages that tests, demo and bench need. Nothing else of the system is touched.
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+struct Need {
+    /// A program, or an absolute path, that is there when the package is.
+    probe: &'static str,
+    package: &'static str,
+    why: &'static str,
+}
+
+const NEEDS: &[Need] = &[
+    Need {
+        probe: "gcc",
+        package: "gcc",
+        why: "guest programs of the tests are C",
+    },
+    Need {
+        probe: "/usr/include/sys/ptrace.h",
+        package: "libc6-dev",
+        why: "headers for them",
+    },
+    Need {
+        probe: "unshare",
+        package: "util-linux",
+        why: "demo and bench run in namespaces of their own",
+    },
+    Need {
+        probe: "crit",
+        package: "criu",
+        why: "its crit reads our images in tests; its engine is not used",
+    },
+];
+
+fn present(probe: &str) -> bool {
+    if probe.starts_with('/') {
+        return Path::new(probe).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        // where Debian keeps administrators' programs, even if the caller's PATH does not
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|d: PathBuf| d.join(probe).is_file())
+}
+
+/// Runs the verb: says what is missing and why, installs it.
+///
+/// # Errors
+/// Not root, no apt-get, or the installation failed.
+pub fn run() -> Result<()> {
+    let missing: Vec<_> = NEEDS.iter().filter(|n| !present(n.probe)).collect();
+    if missing.is_empty() {
+        println!("setup: everything is there");
+        return Ok(());
+    }
+    for n in &missing {
+        println!("setup: {} is missing: {}", n.package, n.why);
+    }
+    let packages: Vec<_> = missing.iter().map(|n| n.package).collect();
+    let command = format!(
+        "apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if !present("apt-get") {
+        bail!(
+            "this is no Debian: install what corresponds to {}",
+            packages.join(", ")
+        );
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("run as root: {command}");
+    }
+    println!("setup: {command}");
+    apt(&["update", "--quiet"])?;
+    apt(&[
+        &["install", "--yes", "--quiet", "--no-install-recommends"],
+        &packages[..],
+    ]
+    .concat())
+}
+
+fn apt(args: &[&str]) -> Result<()> {
+    let status = Command::new("apt-get")
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .status()
+        .context("apt-get")?;
+    if !status.success() {
+        bail!("apt-get {}: {status}", args.join(" "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_is_found_and_what_is_not_is_not() {
+        assert!(present("sh"));
+        assert!(present("/etc/passwd"));
+        assert!(!present("no-such-program-of-anybody"));
+        assert!(!present("/no/such/file"));
+    }
+}
