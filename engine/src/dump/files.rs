@@ -2,7 +2,7 @@
 use super::Dumping;
 use super::task::Task;
 use crate::error::{Error, Result};
-use crate::kinds::{self, FileKind, Seen, fown, regular, shmem};
+use crate::kinds::{self, FileKind, Seen, fown, locks, regular, shmem};
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::{HostPid, RemoteFd};
 use stasis_kernel::procfs::{FdInfo, MapsLine, VmFlags};
@@ -46,8 +46,14 @@ impl Dumping<'_> {
             let info = t.proc.fdinfo(RemoteFd(slot))?;
             let cloexec = info.cloexec();
             let fd = fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(slot))?;
+            let locked = info.get("lock").is_some().then(|| info.clone());
             let i = self.meet(t, slot, fd, info)?;
             let m = &self.files.met[i];
+            if let Some(info) = locked {
+                let seen = seen(self.cx.pids, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
+                locks::dump(&mut self.cx, t.pid, slot, &info, m.id, &seen)
+                    .map_err(|e| e.of("locks"))?;
+            }
             self.cx.slots.insert((t.pid, slot), m.id);
 
             let m = &self.files.met[i];

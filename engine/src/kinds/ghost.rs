@@ -278,7 +278,7 @@ pub(super) fn plan(
                 names.len() - 1
             }
         };
-        if cx.holders.get(&e.id).is_some_and(|h| !h.is_empty()) {
+        if super::regular::is_opened(cx, e)? {
             names[n].opens.push((e.flags, cx.file(e.id)));
         }
         cx.made

@@ -213,12 +213,37 @@ impl FileKind for Regular {
             .reg
             .as_deref()
             .ok_or_else(|| malformed(entry, "it has no reg_file_entry"))?;
+        if !is_opened(cx, reg)? {
+            return Ok(());
+        }
         let before = cx.stage();
         cx.enter(stage_of(reg).max(before));
         let done = plan_entry(reg, cx);
         cx.enter(before);
         done
     }
+}
+
+/// Is the entry opened under its own id? Entries that no slot has are mapped, executed or entered, but some only hold a path
+/// for another one: of a fifo or terminal, which its kind opens in its own way (plainly, it might wait for ever), or of the
+/// link of a remap.
+pub(super) fn is_opened(cx: &mut PlanCx, reg: &pb::RegFileEntry) -> Result<bool> {
+    if cx.holders.get(&reg.id).is_some_and(|h| !h.is_empty()) {
+        return Ok(true);
+    }
+    let all = cx.image::<pb::RemapFilePathEntry>("remap-fpath.img")?;
+    let link = |r: &pb::RemapFilePathEntry| remap_of(r) == (pb::RemapType::Linked, reg.id);
+    let place = match reg.mode.map(|m| m & libc::S_IFMT) {
+        Some(libc::S_IFIFO | libc::S_IFSOCK) => true,
+        Some(libc::S_IFCHR) => is_tty_path(&reg.name),
+        _ => false,
+    };
+    Ok(!place && !all.iter().any(link))
+}
+
+fn is_tty_path(name: &str) -> bool {
+    let n = name.strip_prefix("/dev/").unwrap_or(name);
+    n.starts_with("pts/") || n.starts_with("tty") || matches!(n, "console" | "ptmx")
 }
 
 fn plan_entry(reg: &pb::RegFileEntry, cx: &mut PlanCx) -> Result<()> {

@@ -98,7 +98,11 @@ impl<'a> Performance<'a> {
     }
     fn open(&mut self, stages: &[Stage]) -> Result<()> {
         let known = |pid: u32| Some(HostPid(pid as i32));
-        for (_, act, why) in self.plan.host.iter().filter(|h| stages.contains(&h.0)) {
+        let of = |s: &Stage| {
+            let s = *s;
+            self.plan.host.iter().filter(move |h| h.0 == s)
+        };
+        for (_, act, why) in stages.iter().flat_map(of) {
             crate::kill_point();
             let mut on = Stagehand {
                 host: &mut self.host,
@@ -504,7 +508,7 @@ impl<'a> Performance<'a> {
         self.play(&all, Phase::Privileges).map(|_| ())
     }
     /// Registers, and off they go.
-    fn run(mut self) -> Result<i32> {
+    fn run(&mut self) -> Result<i32> {
         let mut threads = Vec::new();
         for (i, t) in self.plan.tasks.iter().enumerate() {
             let Some(leader) = self.leaders[i].take() else {
@@ -585,9 +589,13 @@ pub fn perform(
     debug!("all tasks are born");
     p.fill(report)?;
     p.place().map_err(|e| e.at(Phase::Place))?;
+    p.open(&[Stage::Mapped]).map_err(|e| e.at(Phase::Place))?;
     p.habits(report)?;
     p.privileges()?;
     let pid = p.run().map_err(|e| e.at(Phase::Run))?;
+    if let Err(e) = p.open(&[Stage::Last]) {
+        tracing::warn!("the tree runs, but: {e}");
+    }
     info!("restored {} tasks, root {pid}", plan.tasks.len());
     Ok(pid)
 }

@@ -72,6 +72,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     let holders = holders(images);
     let mut cx = PlanCx::new(o, dir, &images.files, &holders);
     files(images, &mut cx)?;
+    kinds::locks::plan(&mut cx).map_err(|e| e.of("locks").at(Phase::Plan))?;
     let shared = memory::shared(images, &mut cx)?;
     let hole = hole(images)?;
     let highest = images
