@@ -1,5 +1,5 @@
 //! What several kinds do alike: status flags, paths beside an entry, questions to a duplicate.
-use super::{DumpCx, PlanCx, Seen, malformed};
+use super::{DumpCx, PlanCx, Seen, fown, malformed, regular};
 use crate::error::Result;
 use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::error::SysError;
@@ -14,8 +14,8 @@ pub const SETTABLE: u32 =
 /// Flags that open(2) of an existing file may be given from an image: nothing that creates, truncates or grabs.
 pub const OPENABLE: u32 = SETTABLE | (libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC) as u32;
 
-/// Row: gives a file exactly the status flags of the image.
-pub fn set_flags(cx: &mut PlanCx, file: FdRef, flags: u32) {
+/// Rows: gives a file exactly the status flags and the owner of the image.
+pub fn settle(cx: &mut PlanCx, file: FdRef, flags: u32, owner: &pb::FownEntry) {
     let f = flags & SETTABLE;
     cx.host(
         Call::new(
@@ -28,6 +28,7 @@ pub fn set_flags(cx: &mut PlanCx, file: FdRef, flags: u32) {
         ),
         "status flags",
     );
+    fown::plan(cx, file, owner, flags);
 }
 
 /// Row: one more slot for the same open file, under another name.
@@ -64,47 +65,31 @@ pub fn at_cwd() -> Arg {
 
 /// Describes the path of a file that is opened by path but is no regular file (fifo, terminal) as the image format
 /// wants it: an entry of type REG that no slot has. Gives its id.
-pub fn path_entry(seen: &Seen, cx: &mut DumpCx) -> u32 {
-    let id = cx.new_id();
-    let name = seen
-        .link
-        .strip_suffix(b" (deleted)")
-        .filter(|_| seen.stat.st_nlink == 0)
-        .unwrap_or(seen.link);
-    let reg = pb::RegFileEntry {
-        id,
-        flags: seen.flags,
-        pos: 0,
-        fown: seen.fown,
-        name: String::from_utf8_lossy(name).into_owned(),
-        mode: Some(seen.stat.st_mode),
-        ..Default::default()
-    };
-    cx.entries.push(pb::FileEntry {
-        r#type: pb::FdTypes::Reg as i32,
-        id,
-        reg: Some(Box::new(reg)),
-        ..Default::default()
-    });
-    id
+pub fn path_entry(seen: &Seen, cx: &mut DumpCx) -> Result<u32> {
+    regular::describe(
+        cx,
+        seen.pid,
+        seen.fd,
+        seen.link,
+        seen.flags,
+        &format!("fd {} of task {}", seen.slot, seen.pid.0),
+    )
 }
 
-/// The path that [`path_entry`] wrote, absolute.
-pub fn path_of(entry: &pb::FileEntry, regf_id: Option<u32>, cx: &PlanCx) -> Result<Vec<u8>> {
+/// The entry that [`path_entry`] made.
+pub fn path_of<'a>(
+    entry: &pb::FileEntry,
+    regf_id: Option<u32>,
+    cx: &PlanCx<'a>,
+) -> Result<&'a pb::RegFileEntry> {
+    // In older images both have one id.
     let id = regf_id.unwrap_or(entry.id);
-    let reg = cx.files.get(&id).and_then(|e| e.reg.as_ref());
-    let reg = reg.ok_or_else(|| {
+    let reg = cx.files.get(&id).and_then(|e| e.reg.as_deref());
+    reg.ok_or_else(|| {
         malformed(
             entry,
             &format!("its path should be in entry {id} of type REG"),
         )
-    })?;
-    let name = reg.name.as_bytes();
-    // Older images lack the slash.
-    Ok(if name.first() == Some(&b'/') {
-        name.to_vec()
-    } else {
-        [b"/", name].concat()
     })
 }
 

@@ -17,7 +17,7 @@
 //!
 //! **What does not come back.** A one-shot target that has fired gets EPOLLERR and EPOLLHUP back, because EPOLL_CTL_ADD
 //! always sets them. An edge that was told already is told once more. A number that is taken by another file is not used.
-use super::common::{body, is_anon, set_flags};
+use super::common::{body, is_anon, settle};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, TaskStage, malformed};
 use crate::error::Result;
 use stasis_kernel::call::{Arg, Call};
@@ -134,7 +134,7 @@ impl FileKind for Epoll {
             .binds(file),
             "epoll instance",
         );
-        set_flags(cx, file, e.flags);
+        settle(cx, file, e.flags, &e.fown);
         let mut holders = cx.holders.get(&entry.id).cloned().unwrap_or_default();
         holders.sort();
         let mut used = BTreeSet::new();

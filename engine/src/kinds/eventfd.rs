@@ -10,7 +10,7 @@
 //! as CRIU would bring it back, and what we dumped comes back whole.
 //!
 //! **What does not come back.** The overflow value 2^64-1, which only the kernel itself can reach, becomes 2^64-2.
-use super::common::{body, is_anon, set_flags};
+use super::common::{body, is_anon, settle};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage};
 use crate::error::Result;
 use stasis_kernel::call::{Arg, Call};
@@ -112,7 +112,7 @@ impl FileKind for EventFd {
                 "a counter beyond 32 bits",
             );
         }
-        set_flags(cx, file, e.flags);
+        settle(cx, file, e.flags, &e.fown);
         Ok(())
     }
 }

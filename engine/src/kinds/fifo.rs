@@ -12,11 +12,10 @@
 //! file was a writer).
 //!
 //! KERNEL: the ring lives from the first open of the inode to the last close.
-use super::common::{at_cwd, body, path_entry, path_of, reopen_row, set_flags};
+use super::common::{body, path_entry, path_of, reopen_row, settle};
 use super::pipe::{PIPEFS_MAGIC, contents, fill, look_into, put};
-use super::{DumpCx, FileKind, PlanCx, Seen, Stage};
+use super::{DumpCx, FileKind, PlanCx, Seen, Stage, regular};
 use crate::error::Result;
-use stasis_kernel::call::{Arg, Call};
 use stasis_proto::pb;
 
 /// The kind.
@@ -57,7 +56,7 @@ impl FileKind for Fifo {
                 p
             }
         };
-        let regf_id = path_entry(seen, cx);
+        let regf_id = path_entry(seen, cx)?;
         let fifo = pb::FifoEntry {
             id,
             pipe_id,
@@ -75,26 +74,15 @@ impl FileKind for Fifo {
     }
     fn plan(&self, entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<()> {
         let e = body(entry, &entry.fifo, "fifo")?;
-        let path = path_of(entry, e.regf_id, cx)?;
-        let flags = cx.files[&e.regf_id.unwrap_or(entry.id)]
-            .reg
-            .as_ref()
-            .map_or(0, |r| r.flags);
+        let reg = path_of(entry, e.regf_id, cx)?;
+        let flags = reg.flags;
         let key = ("fifo", u64::from(e.pipe_id));
         let ring = match cx.made.get(&key) {
             Some(r) => r[0],
             None => {
                 let ring = cx.temp();
-                let o = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY;
-                let row = Call::new(
-                    libc::SYS_openat,
-                    vec![
-                        at_cwd(),
-                        Arg::Str(path),
-                        Arg::Named(o as u64, stasis_kernel::names::open_flags(o as u64)),
-                    ],
-                );
-                cx.host(row.binds(ring), "the fifo, for the time of the restore");
+                let o = libc::O_RDWR | libc::O_NONBLOCK;
+                regular::plan_open(cx, reg.id, o as u32, ring)?;
                 let all = contents(cx, "fifo-data.img")?;
                 if let Some(c) = all.get(&e.pipe_id) {
                     fill(cx, ring, c);
@@ -108,7 +96,7 @@ impl FileKind for Fifo {
             reopen_row(ring, flags & !(libc::O_DIRECT as u32), file),
             "an open file of the fifo",
         );
-        set_flags(cx, file, flags);
+        settle(cx, file, flags, &reg.fown);
         Ok(())
     }
 }

@@ -19,7 +19,7 @@
 //! unless the contents do not fit.
 //!
 //! KERNEL: opening a pipe through /proc with O_DIRECT is EINVAL (it is not FMODE_CAN_ODIRECT); fcntl(F_SETFL) may set it.
-use super::common::{body, dup_row, reopen_row, set_flags};
+use super::common::{body, dup_row, reopen_row, settle};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage};
 use crate::error::{Error, Result};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -313,7 +313,7 @@ impl FileKind for Pipe {
                 "one more open file of the pipe",
             );
         }
-        set_flags(cx, file, e.flags);
+        settle(cx, file, e.flags, &e.fown);
         Ok(())
     }
 }

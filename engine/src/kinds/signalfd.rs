@@ -4,7 +4,7 @@
 //! tasks, not to this file.
 //!
 //! **Restore.** signalfd4(2) with the mask.
-use super::common::{body, is_anon, set_flags};
+use super::common::{body, is_anon, settle};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage};
 use crate::error::Result;
 use stasis_kernel::call::{Arg, Call};
@@ -65,7 +65,7 @@ impl FileKind for SignalFd {
                 stasis_kernel::names::signal_set(e.sigmask)
             ),
         );
-        set_flags(cx, file, e.flags);
+        settle(cx, file, e.flags, &e.fown);
         Ok(())
     }
 }

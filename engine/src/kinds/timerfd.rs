@@ -14,7 +14,7 @@
 //!
 //! KERNEL: timerfd_settime(2) clears the ticks, so they are set behind it. TFD_IOC_SET_TICKS needs
 //! CONFIG_CHECKPOINT_RESTORE.
-use super::common::{ask, body, ioctl_row, is_anon, set_flags};
+use super::common::{ask, body, ioctl_row, is_anon, settle};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, TaskStage, malformed};
 use crate::error::{Error, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -102,7 +102,7 @@ impl FileKind for TimerFd {
             .binds(file),
             "timerfd",
         );
-        set_flags(cx, file, e.flags);
+        settle(cx, file, e.flags, &e.fown);
         let armed = (e.vsec, e.vnsec) != (0, 0);
         let absolute = e.settime_flags & TFD_TIMER_ABSTIME != 0;
         let (mut sec, mut nsec) = (e.vsec, e.vnsec);
