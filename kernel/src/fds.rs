@@ -22,6 +22,27 @@ pub fn pidfd_open(pid: HostPid, flags: u32) -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Makes a process that ends at once, lets `f` use its pid, and reaps it: what `f` opened of it is then of a reaped task.
+pub fn with_stand_in<T>(f: impl FnOnce(HostPid) -> T) -> SysResult<T> {
+    // SAFETY: the child calls nothing but _exit(2), which is safe also when other threads held locks.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: ends the child; nothing of the parent's runs in it.
+        unsafe { libc::_exit(0) }
+    }
+    check(pid.into(), "fork", || "")?;
+    let done = f(HostPid(pid));
+    // SAFETY: only the pid and a null pointer go in. The child is ours and was not reaped, so it cannot be another one.
+    let ret = loop {
+        let r = unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        if r != -1 || Errno::last() != Errno::EINTR {
+            break r;
+        }
+    };
+    check(ret.into(), "waitpid", || format!("pid {pid}"))?;
+    Ok(done)
+}
+
 /// Duplicates slot `fd` of the process behind `pidfd`. Needs PTRACE_MODE_ATTACH; EBADF when the slot is empty.
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RemoteFd) -> SysResult<OwnedFd> {
     // SAFETY: integers go in, a descriptor comes out.

@@ -3,7 +3,7 @@
 //! Almost everything is a [`Call`]. The rest cannot be a row, because its data would not fit (contents), because it judges
 //! what it saw (checks), or because it must clean up after itself whatever happens (names, credentials). Each of them prints
 //! itself like a row, so the whole plan can be read before it is played.
-use super::{fown, ghost};
+use super::{fown, ghost, pidfd};
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
 use stasis_kernel::call::{Call, FdRef};
@@ -42,6 +42,8 @@ pub enum Act {
     },
     /// Who is told by signals about a file.
     Owner(fown::Owner),
+    /// pidfds of a task.
+    PidFd(pidfd::Open),
 }
 
 /// Writes runs of a pages image into a file.
@@ -122,6 +124,7 @@ impl Act {
                 on.host.insert(*file, fd);
                 Ok(())
             }
+            Act::PidFd(p) => p.perform(on),
         }
     }
     /// The call, if it is one.
@@ -163,6 +166,7 @@ impl fmt::Display for Act {
             Act::SharedMemory { file, size } => {
                 write!(f, "shared_memory({size} bytes) -> file#{}", file.0)
             }
+            Act::PidFd(p) => p.fmt(f),
         }
     }
 }

@@ -8,11 +8,14 @@ pub mod act;
 pub mod common;
 pub mod epoll;
 pub mod eventfd;
+pub mod fanotify;
 pub mod fifo;
 pub mod fown;
 pub mod ghost;
+pub mod inotify;
 pub mod locks;
 pub mod memfd;
+pub mod pidfd;
 pub mod pipe;
 pub mod regular;
 pub mod shmem;
@@ -20,6 +23,7 @@ pub mod signalfd;
 #[cfg(test)]
 pub mod testing;
 pub mod timerfd;
+pub mod watched;
 
 pub use act::{Act, Stagehand, Undo};
 
@@ -353,6 +357,9 @@ pub static FILE_KINDS: &[&dyn FileKind] = &[
     &signalfd::SignalFd,
     &timerfd::TimerFd,
     &epoll::Epoll,
+    &inotify::Inotify,
+    &fanotify::Fanotify,
+    &pidfd::PidFd,
     &memfd::Memfd,
     &regular::Regular,
 ];
