@@ -573,6 +573,41 @@ impl<'a> Performance<'a> {
     }
 }
 
+/// The file with the root's pid; gone again unless the tree runs.
+struct PidFile<'a>(Option<&'a std::path::Path>);
+
+impl<'a> PidFile<'a> {
+    /// As CRIU writes it: decimal, no newline; a file that is there already is left alone.
+    fn write(o: &'a Options, pid: u32) -> Result<Self> {
+        use std::io::Write;
+        let Some(path) = o.pidfile.as_deref() else {
+            return Ok(Self(None));
+        };
+        let failed = |e: std::io::Error| {
+            let what = format!("cannot write the pidfile {}", path.display());
+            Error::new("E6103", Blame::Host, what)
+                .why(e)
+                .advice("name a file that does not exist, in a folder that can be written")
+                .at(Phase::Run)
+        };
+        let mut f = std::fs::File::create_new(path).map_err(failed)?;
+        let it = Self(Some(path));
+        write!(f, "{pid}").map_err(failed)?;
+        Ok(it)
+    }
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for PidFile<'_> {
+    fn drop(&mut self) {
+        if let Some(p) = self.0 {
+            let _ = std::fs::remove_file(p);
+        }
+    }
+}
+
 /// Performs a plan: the tree runs when this returns its root's pid.
 pub fn perform(
     o: &Options,
@@ -592,7 +627,10 @@ pub fn perform(
     p.open(&[Stage::Mapped]).map_err(|e| e.at(Phase::Place))?;
     p.habits(report)?;
     p.privileges()?;
+    // before anything runs: a caller that cannot be told the pid must not find a running tree
+    let pidfile = PidFile::write(o, plan.tasks[0].pid)?;
     let pid = p.run().map_err(|e| e.at(Phase::Run))?;
+    pidfile.keep();
     if let Err(e) = p.open(&[Stage::Last]) {
         tracing::warn!("the tree runs, but: {e}");
     }
