@@ -120,7 +120,7 @@ impl Dumping<'_> {
             .iter()
             .copied()
             .find(|k| k.claims(&seen))
-            .ok_or_else(|| unsupported(&seen))?;
+            .ok_or_else(|| kinds::unsupported::name(&seen))?;
         if kind.late() {
             self.files.late.push(self.files.met.len());
         } else {
@@ -276,11 +276,4 @@ fn seen<'a>(
 
 fn fs_type(fd: &OwnedFd) -> i64 {
     nix::sys::statfs::fstatfs(fd).map_or(0, |s| s.filesystem_type().0)
-}
-
-fn unsupported(s: &Seen) -> Error {
-    s.unsupported(
-        "no kind of stasis knows it",
-        "see docs/not-supported; let the program close it first",
-    )
 }

@@ -23,6 +23,7 @@ pub mod signalfd;
 #[cfg(test)]
 pub mod testing;
 pub mod timerfd;
+pub mod unsupported;
 pub mod watched;
 
 pub use act::{Act, Stagehand, Undo};
