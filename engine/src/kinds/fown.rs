@@ -9,12 +9,13 @@
 //!
 //! **Restore.** F_SETSIG when the file is opened; the owner at [`Stage::Tasks`], because a pid must exist to become an owner.
 //! F_SETOWN records the credentials of the caller, so the engine takes the saved uids for the length of that call. Only real
-//! and effective uid change and the saved one stays, so the way back is always open. O_ASYNC is set behind the owner: set by
-//! open(2) it would be a flag without effect.
+//! and effective uid change and the saved one stays, so the way back is always open. O_ASYNC is set last, by a task that has
+//! the file ([`TaskStage::Arm`]): the kernel puts the number of the slot through which that was done into each signal
+//! (`si_fd`). Set by open(2) it would be a flag without effect.
 //!
-//! **What does not come back.** An owner outside the tree: the number is kept only where the tree has no pid namespace of
+//! **What does not come back.** Which of several slots of a file that number was: it becomes the first one's. An owner outside the tree: the number is kept only where the tree has no pid namespace of
 //! its own. F_GETOWNER_UIDS needs CONFIG_CHECKPOINT_RESTORE.
-use super::{Act, PlanCx, Stage, Stagehand};
+use super::{Act, PlanCx, Stage, Stagehand, TaskStage};
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
 use stasis_kernel::call::{Arg, Call, FdRef};
@@ -115,9 +116,12 @@ pub fn plan(cx: &mut PlanCx, file: FdRef, e: &pb::FownEntry, flags: u32) {
         };
         cx.act_at(Stage::Tasks, Act::Owner(owner), "who gets its signals");
     }
-    if flags & libc::O_ASYNC as u32 != 0 {
+    if flags & libc::O_ASYNC as u32 != 0
+        && let Some((pid, slot)) = cx.holders.get(&file.0).and_then(|h| h.first())
+    {
         let f = Arg::Named(flags.into(), names::open_flags(flags.into()));
-        cx.host_at(Stage::Tasks, call(F_SETFL, f), "signals on input");
+        let args = vec![Arg::Int(*slot as u64), fcntl(F_SETFL), f];
+        cx.task(*pid, TaskStage::Arm, Call::new(libc::SYS_fcntl, args));
     }
 }
 
@@ -277,15 +281,22 @@ mod tests {
         (unprivileged.fown.uid, unprivileged.fown.euid) = (1234, 1235);
         let want = saved(&d);
         let pids = BTreeMap::new();
+        let planned = d.restore(&Regular).unwrap();
+        let [(pid, stage, call)] = &planned.task[..] else {
+            panic!("one row for the task: {:?}", planned.task)
+        };
+        // the slot it had: the third file's
+        let slot = Arg::Int(all[2].as_raw_fd() as u64);
+        assert_eq!((*pid, *stage), (me as u32, TaskStage::Arm));
+        assert_eq!(
+            (&call.args[0], call.args[1].to_string()),
+            (&slot, "F_SETFL".into())
+        );
         let new = d.files(&Regular);
         for (f, w) in new.iter().zip(&want) {
             let fl = crate::kinds::testing::flags(f);
             assert_eq!(read(f.as_fd(), fl, &pids).unwrap(), *w);
         }
-        assert_ne!(
-            crate::kinds::testing::flags(&new[2]) & libc::O_ASYNC as u32,
-            0
-        );
         let ids = nix::unistd::getresuid().unwrap();
         assert_eq!((ids.real.as_raw(), ids.effective.as_raw()), (0, 0));
         assert_eq!(nix::sys::prctl::get_dumpable(), Ok(true));

@@ -342,8 +342,8 @@ mod tests {
             act.perform(&mut on).unwrap();
         }
         let fresh: Vec<_> = (1..5).map(|i| host.take(FdRef(i)).unwrap()).collect();
-        for (_, stage, call) in &plan.task {
-            assert_eq!(*stage, TaskStage::Placed);
+        // a lease also sets O_ASYNC, which has a later row that then changes nothing
+        for (_, _, call) in plan.task.iter().filter(|t| t.1 == TaskStage::Placed) {
             // a row of a task names its slot; ours is wherever the file is
             let mut call = call.clone();
             let Arg::Int(slot) = call.args[0] else {

@@ -69,8 +69,46 @@ pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> 
     Ok(made)
 }
 
+fn listed<'a>(cx: &PlanCx<'a>, id: u32) -> Result<&'a stasis_proto::pb::FileEntry> {
+    cx.files.get(&id).ok_or_else(|| {
+        Error::new("E5006", Blame::Image, format!("file {id}"))
+            .why("a mapping names a file that files.img does not have")
+            .advice("dump again")
+    })
+}
+
+/// The file behind a mapping. The mapping says how it must be open, which may be more than its entry says (CRIU describes a
+/// file once, whoever maps it and how); then it is opened once more.
+fn mapped(v: &stasis_proto::pb::VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
+    const ACCESS: u32 = libc::O_ACCMODE as u32;
+    let id = u32::try_from(v.shmid)
+        .map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?;
+    let e = listed(cx, id)?;
+    let shared = v.status & status::FILE_SHARED != 0;
+    let writes = v.prot & libc::PROT_WRITE as u32 != 0;
+    let need = ACCESS
+        & v.fdflags.unwrap_or(match shared && writes {
+            true => libc::O_RDWR as u32,
+            false => libc::O_RDONLY as u32,
+        });
+    let reg = e.reg.as_deref().map(|r| r.flags);
+    let have = reg.or(e.memfd.as_deref().map(|m| m.flags));
+    if have.is_some_and(|h| h & ACCESS == need && h & libc::O_PATH as u32 == 0) {
+        return Ok(FdRef(id));
+    }
+    let key = ("mapped", u64::from(id) << 2 | u64::from(need));
+    if let Some(f) = cx.made.get(&key) {
+        return Ok(f[0]);
+    }
+    let file = cx.temp();
+    cx.enter(Stage::First);
+    crate::kinds::regular::plan_open(cx, id, need, file)?;
+    cx.made.insert(key, vec![file]);
+    Ok(file)
+}
+
 /// Plans one address space.
-pub fn plan(t: &TaskImages, cx: &PlanCx, shared: &BTreeMap<u64, FdRef>) -> Result<Plan> {
+pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> Result<Plan> {
     let mm =
         t.mm.as_ref()
             .ok_or_else(|| Error::bug("a task without an address space"))?;
@@ -82,14 +120,6 @@ pub fn plan(t: &TaskImages, cx: &PlanCx, shared: &BTreeMap<u64, FdRef>) -> Resul
         late: Vec::new(),
         pages_id: 0,
         pages: Vec::new(),
-    };
-    let file = |p: &mut Plan, id: u32| -> Result<usize> {
-        if !cx.files.contains_key(&id) {
-            return Err(Error::new("E5006", Blame::Image, format!("file {id}"))
-                .why("a mapping names a file that files.img does not have")
-                .advice("dump again"));
-        }
-        Ok(index_of(p, FdRef(id)))
     };
     let (pages_id, map) = t
         .pages
@@ -160,11 +190,7 @@ pub fn plan(t: &TaskImages, cx: &PlanCx, shared: &BTreeMap<u64, FdRef>) -> Resul
             flags &= !(libc::MAP_ANONYMOUS as u64);
             Some(index_of(&mut p, *f))
         } else if with_file {
-            Some(file(
-                &mut p,
-                u32::try_from(v.shmid)
-                    .map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?,
-            )?)
+            Some(index_of(&mut p, mapped(v, cx)?))
         } else {
             None
         };
@@ -197,7 +223,7 @@ pub fn plan(t: &TaskImages, cx: &PlanCx, shared: &BTreeMap<u64, FdRef>) -> Resul
             ));
         }
     }
-    let exe = file(&mut p, mm.exe_file_id)?;
+    let exe = index_of(&mut p, FdRef(listed(cx, mm.exe_file_id)?.id));
     let words = vec![
         mm.mm_start_code,
         mm.mm_end_code,

@@ -132,7 +132,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         let on = |e: Error| e.on(format!("task {}", t.entry.pid)).at(Phase::Plan);
         if let std::collections::btree_map::Entry::Vacant(v) = spaces.entry(t.ids.vm_id) {
             v.insert(i);
-            p.memory = Some(memory::plan(t, &cx, &shared).map_err(on)?);
+            p.memory = Some(memory::plan(t, &mut cx, &shared).map_err(on)?);
         }
         if let std::collections::btree_map::Entry::Vacant(v) = tables.entry(t.ids.files_id) {
             v.insert(i);
