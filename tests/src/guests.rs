@@ -121,7 +121,28 @@ macro_rules! with_guests {
 #[macro_export]
 macro_rules! with_works {
     ($with:ident) => {
-        $with! {}
+        $with! {
+            dir: dump_restore, leave_running, generations;
+            cwd_removed: dump_restore, leave_running, generations;
+            chroot: dump_restore, leave_running, generations;
+            devices: dump_restore, leave_running, generations;
+            fd_flags: dump_restore, leave_running, generations;
+            file_reg: dump_restore, leave_running, generations;
+            file_shared: dump_restore, leave_running, generations;
+            files_many: dump_restore, leave_running, generations;
+            flock: dump_restore, leave_running, generations;
+            fown: dump_restore, leave_running, generations;
+            ghost: dump_restore, leave_running, generations;
+            ghost_sparse: dump_restore, leave_running, generations;
+            lease: dump_restore, leave_running, generations;
+            link_remap: dump_restore, leave_running, generations;
+            lock_ofd: dump_restore, leave_running, generations;
+            lock_posix: dump_restore, leave_running, generations;
+            memfd: dump_restore, leave_running, generations;
+            opath: dump_restore, leave_running, generations;
+            proc_files: dump_restore, leave_running, generations;
+            map_file_shared: dump_restore, leave_running, generations;
+        }
     };
 }
 

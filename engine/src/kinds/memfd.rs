@@ -11,10 +11,11 @@
 //! /proc/self/fd/N. Seals come last of all, when the mappings exist ([`Stage::Mapped`]): F_SEAL_WRITE and
 //! F_SEAL_FUTURE_WRITE would forbid them and the filling.
 //!
-//! **What does not come back.** Inode number, times; which of several open files was the first.
+//! **What does not come back.** Inode number, times; which of several open files was the first. A memfd that may be executed
+//! cannot be restored where the sysctl vm.memfd_noexec forbids them.
 //!
 //! Kernel facts: a memfd made without MFD_ALLOW_SEALING has exactly F_SEAL_SEAL, so that value stands for "made without".
-//! Writable private mappings and seals of execution: MFD_NOEXEC_SEAL is F_SEAL_EXEC and a mode without x (KERNEL(>=6.3)).
+//! MFD_NOEXEC_SEAL is F_SEAL_EXEC and a mode without x. KERNEL(>=6.3)
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, fown, malformed, regular, shmem};
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call, FdRef};

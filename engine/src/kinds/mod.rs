@@ -15,6 +15,8 @@ pub mod ghost;
 pub mod inotify;
 pub mod locks;
 pub mod memfd;
+mod nameless;
+mod paths;
 pub mod pidfd;
 pub mod pipe;
 pub mod regular;

@@ -1,11 +1,16 @@
 use super::*;
 use crate::kinds::testing::{self, dump, dump_with, flags};
+use nix::fcntl::{AT_FDCWD, openat};
+use nix::sys::stat::Mode;
 use stasis_kernel::host::Host;
 use stasis_proto::ImageDir;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
 fn link_of(fd: impl AsFd) -> String {
     let l = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap();

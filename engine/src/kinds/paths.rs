@@ -1,0 +1,267 @@
+//! From an open file to the name by which a restore will find it; see [`super::regular`].
+use super::act::Undo;
+use super::regular::proc_pid;
+use super::{DumpCx, ghost};
+use crate::error::{Blame, Error, Result};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+use stasis_kernel::error::SysError;
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::procfs::ProcDir;
+use stasis_kernel::{fds, names};
+use stasis_proto::pb;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+const PROC_SUPER: i64 = 0x9fa0;
+const DEVPTS_SUPER: i64 = 0x1cd1;
+const NFS_SUPER: i64 = 0x6969;
+const DELETED: &[u8] = b" (deleted)";
+
+/// A file as the dump of paths needs it, be it in a slot, mapped, executed or a working directory.
+pub(super) struct FileView<'a> {
+    pub fd: BorrowedFd<'a>,
+    pub stat: libc::stat,
+    pub fs_type: i64,
+    pub link: &'a [u8],
+    /// A task that has it.
+    pub pid: HostPid,
+    /// For messages.
+    pub place: String,
+    /// The open file behind `fd` holds a write lease: opening the file once more would break it.
+    pub write_lease: bool,
+}
+
+impl FileView<'_> {
+    /// The file for reading, with pread only if `write_lease`.
+    pub fn contents(&self) -> Result<File> {
+        if self.write_lease {
+            return Ok(File::from(fds::dup(self.fd)?));
+        }
+        let this = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        // our reading is not an access of the application's; only its owner and root may ask for that
+        openat(
+            AT_FDCWD,
+            this.as_str(),
+            flags | OFlag::O_NOATIME,
+            Mode::empty(),
+        )
+        .or_else(|_| openat(AT_FDCWD, this.as_str(), flags, Mode::empty()))
+        .map(File::from)
+        .map_err(|e| SysError::new("openat", e, self.place.clone()).into())
+    }
+    fn refuse(&self, code: &'static str, why: impl std::fmt::Display, advice: &str) -> Error {
+        Error::new(
+            code,
+            Blame::Container,
+            format!("cannot dump {}", self.place),
+        )
+        .why(why)
+        .advice(advice)
+    }
+}
+
+/// The name by which a restore finds the file; a deleted one is carried, or linked.
+pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<String> {
+    let full = std::str::from_utf8(v.link).map_err(|_| {
+        v.refuse(
+            "E4101",
+            "its name is not UTF-8, which the image format needs",
+            "rename it",
+        )
+    })?;
+    let bare = full.strip_suffix(" (deleted)").unwrap_or(full);
+    if v.fs_type == PROC_SUPER {
+        return proc_name(v, full).map(str::to_owned);
+    }
+    if v.fs_type == DEVPTS_SUPER {
+        // its files are the kernel's; a terminal whose peer is gone has no name, and none is to be carried
+        return Ok(bare.to_owned());
+    }
+    if v.stat.st_nlink == 0 {
+        ghost::dump(cx, v, id)?;
+        return Ok(bare.to_owned());
+    }
+    let root = root_of(v.pid)?;
+    if v.fs_type == NFS_SUPER && silly(full) {
+        // the server keeps this name only until the last close
+        link(cx, v, &root, full, id)?;
+        return Ok(full.to_owned());
+    }
+    let found = match look(&root, full) {
+        Ok(st) => Some(st),
+        Err(Errno::ENOENT) => None,
+        Err(e) => return Err(SysError::new("newfstatat", e, v.place.clone()).into()),
+    };
+    let same = |st: &FileStat| (st.st_dev, st.st_ino) == (v.stat.st_dev, v.stat.st_ino);
+    let device = matches!(v.stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
+    match found {
+        Some(st) if same(&st) => Ok(full.to_owned()),
+        Some(st)
+            if cx.options.evasive_devices
+                && device
+                && (st.st_rdev, st.st_mode & libc::S_IFMT)
+                    == (v.stat.st_rdev, v.stat.st_mode & libc::S_IFMT) =>
+        {
+            Ok(full.to_owned())
+        }
+        None | Some(_) if v.link.ends_with(DELETED) => {
+            if v.stat.st_mode & libc::S_IFMT == libc::S_IFDIR || !link(cx, v, &root, bare, id)? {
+                ghost::dump(cx, v, id)?;
+            }
+            Ok(bare.to_owned())
+        }
+        Some(st) => Err(v.refuse(
+            "E4113",
+            format!(
+                "its path leads to another file now (device {}:{} inode {} instead of {}:{} inode {}): \
+                 a mount hides it, or it was replaced",
+                libc::major(st.st_dev),
+                libc::minor(st.st_dev),
+                st.st_ino,
+                libc::major(v.stat.st_dev),
+                libc::minor(v.stat.st_dev),
+                v.stat.st_ino
+            ),
+            "close it, or unmount what hides it, before the dump",
+        )),
+        None => Err(v.refuse(
+            "E4114",
+            "its path leads nowhere, though it was not deleted: its mount is detached or hidden",
+            "close it before the dump",
+        )),
+    }
+}
+
+fn proc_name<'a>(v: &FileView, full: &'a str) -> Result<&'a str> {
+    let Some((pid, rest)) = proc_pid(full.strip_suffix(" (deleted)").unwrap_or(full)) else {
+        return Ok(full);
+    };
+    let gone = || {
+        v.refuse(
+            "E4102",
+            format!("it belongs to /proc of task {pid}, which is gone"),
+            "close it before the dump",
+        )
+    };
+    if full.ends_with(" (deleted)") {
+        return Err(gone());
+    }
+    let root = root_of(v.pid)?;
+    if look(&root, &format!("/proc/{pid}")).is_err() {
+        return Err(gone());
+    }
+    let thread = rest
+        .strip_prefix("task/")
+        .and_then(|r| r.split('/').next())
+        .and_then(|t| t.parse::<i32>().ok());
+    match thread {
+        Some(t) if t != pid => Err(v.refuse(
+            "E4103",
+            format!(
+                "it belongs to /proc of thread {t}, and threads are born after files are opened"
+            ),
+            "close it before the dump",
+        )),
+        _ => Ok(full),
+    }
+}
+
+/// The root from which the paths that /proc shows us of this task's files are to be looked up.
+fn root_of(pid: HostPid) -> Result<OwnedFd> {
+    let theirs = ProcDir::open(pid)?;
+    let ours = ProcDir::open(HostPid::own())?;
+    let of = if theirs.ns("mnt")? == ours.ns("mnt")? {
+        ours
+    } else {
+        theirs
+    };
+    Ok(of.open_root()?)
+}
+
+fn look(root: &OwnedFd, path: &str) -> nix::Result<FileStat> {
+    let rel = path.trim_start_matches('/');
+    let rel = if rel.is_empty() { "." } else { rel };
+    fstatat(root, rel, AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+/// Names that NFS clients give to files deleted while open: `.nfs` and 24 hexadecimal digits.
+fn silly(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.strip_prefix(".nfs")
+        .is_some_and(|n| n.len() >= 24 && n.bytes().take(24).all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Makes a further hard link to a file whose name is gone, beside that name or in the nearest folder above that is still
+/// there. False: the file has no names at all in truth (overlayfs).
+fn link(cx: &mut DumpCx, v: &FileView, root: &OwnedFd, bare: &str, id: u32) -> Result<bool> {
+    if !cx.options.link_remap {
+        return Err(v.refuse(
+            "E4111",
+            format!(
+                "it was deleted, but has {} other name{} that cannot be found",
+                v.stat.st_nlink,
+                if v.stat.st_nlink == 1 { "" } else { "s" }
+            ),
+            "pass --link-remap, which makes a hard link beside it until the restore",
+        ));
+    }
+    let this = format!("/proc/self/fd/{}", v.fd.as_raw_fd());
+    let to = cx.new_id();
+    let name = format!("link_remap.{to}");
+    for up in Path::new(bare).ancestors().skip(1) {
+        let rel = up.strip_prefix("/").unwrap_or(up);
+        let rel = if rel.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            rel
+        };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = match openat(root, rel, flags, Mode::empty()) {
+            Ok(d) => d,
+            Err(Errno::ENOENT) => continue,
+            Err(e) => return Err(SysError::new("openat", e, up.display().to_string()).into()),
+        };
+        let path = up.join(&name);
+        match nix::unistd::linkat(
+            AT_FDCWD,
+            this.as_str(),
+            dir.as_fd(),
+            name.as_str(),
+            AtFlags::AT_SYMLINK_FOLLOW,
+        ) {
+            Ok(()) => {}
+            Err(Errno::ENOENT) => return Ok(false),
+            Err(e) => {
+                return Err(v.refuse(
+                    "E4111",
+                    format!("linkat to {}: {}", path.display(), names::errno(e as i32)),
+                    "close it before the dump",
+                ));
+            }
+        }
+        let shown = path.to_string_lossy().into_owned();
+        cx.undo.push(Undo::Unlink { dir, name, path });
+        cx.entries.push(pb::FileEntry {
+            r#type: pb::FdTypes::Reg as i32,
+            id: to,
+            reg: Some(Box::new(pb::RegFileEntry {
+                id: to,
+                name: shown,
+                ..Default::default()
+            })),
+            ..Default::default()
+        });
+        let remap = pb::RemapFilePathEntry {
+            orig_id: id,
+            remap_id: to,
+            remap_type: Some(pb::RemapType::Linked as i32),
+        };
+        cx.put("remap-fpath.img", &remap, &[])?;
+        return Ok(true);
+    }
+    Ok(false)
+}
