@@ -43,6 +43,58 @@ pub fn with_stand_in<T>(f: impl FnOnce(HostPid) -> T) -> SysResult<T> {
     Ok(done)
 }
 
+/// Opens /dev/tty as an open file of the terminal behind `tty`, although that is not our controlling terminal: a helper
+/// process that shares our descriptors leads a session of its own, takes the terminal, and opens it. The session ends with the
+/// helper. EPERM when a session has the terminal already.
+pub fn open_current_tty(tty: BorrowedFd<'_>, flags: i32) -> SysResult<OwnedFd> {
+    // The place for the new file; the helper puts it there.
+    let place = dup(tty)?;
+    let (from, to) = (tty.as_raw_fd(), place.as_raw_fd());
+    // SAFETY: as fork(2), but with a shared descriptor table; no stack is given, so the child runs on its own copy of ours.
+    // The child makes system calls only, and ends by _exit(2).
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            libc::CLONE_FILES | libc::SIGCHLD,
+            0,
+            0,
+            0,
+            0,
+        )
+    };
+    if pid == 0 {
+        // SAFETY: system calls on integers and a constant string.
+        unsafe {
+            let done = libc::setsid() >= 0 && libc::ioctl(from, libc::TIOCSCTTY, 0) == 0 && {
+                let fd = libc::open(
+                    c"/dev/tty".as_ptr(),
+                    flags | libc::O_CLOEXEC | libc::O_NOCTTY,
+                );
+                fd >= 0 && libc::dup3(fd, to, libc::O_CLOEXEC) == to && libc::close(fd) == 0
+            };
+            libc::_exit(if done { 0 } else { *libc::__errno_location() })
+        }
+    }
+    check(pid, "clone", || "")?;
+    let mut status = 0;
+    // SAFETY: `status` is a place for an int; the child is ours and was not reaped.
+    let ret = loop {
+        let r = unsafe { libc::waitpid(pid as i32, &mut status, 0) };
+        if r != -1 || Errno::last() != Errno::EINTR {
+            break r;
+        }
+    };
+    check(ret.into(), "waitpid", || format!("pid {pid}"))?;
+    match libc::WEXITSTATUS(status) {
+        0 if libc::WIFEXITED(status) => Ok(place),
+        e => Err(SysError::new(
+            "open",
+            Errno::from_raw(e),
+            "/dev/tty in a session of its own",
+        )),
+    }
+}
+
 /// Duplicates slot `fd` of the process behind `pidfd`. Needs PTRACE_MODE_ATTACH; EBADF when the slot is empty.
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RemoteFd) -> SysResult<OwnedFd> {
     // SAFETY: integers go in, a descriptor comes out.

@@ -3,7 +3,7 @@
 //! Almost everything is a [`Call`]. The rest cannot be a row, because its data would not fit (contents), because it judges
 //! what it saw (checks), or because it must clean up after itself whatever happens (names, credentials). Each of them prints
 //! itself like a row, so the whole plan can be read before it is played.
-use super::{fown, ghost, pidfd};
+use super::{fown, ghost, pidfd, tty_acts};
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
 use stasis_kernel::call::{Call, FdRef};
@@ -44,6 +44,12 @@ pub enum Act {
     Owner(fown::Owner),
     /// pidfds of a task.
     PidFd(pidfd::Open),
+    /// A terminal pair.
+    Pty(tty_acts::Pty),
+    /// An open /dev/tty.
+    CurrentTty(tty_acts::CurrentTty),
+    /// What is queued in a terminal pair.
+    Queue(tty_acts::Queue),
 }
 
 /// Writes runs of a pages image into a file.
@@ -125,6 +131,9 @@ impl Act {
                 Ok(())
             }
             Act::PidFd(p) => p.perform(on),
+            Act::Pty(p) => p.perform(on),
+            Act::CurrentTty(t) => t.perform(on),
+            Act::Queue(q) => q.perform(on),
         }
     }
     /// The call, if it is one.
@@ -167,6 +176,9 @@ impl fmt::Display for Act {
                 write!(f, "shared_memory({size} bytes) -> file#{}", file.0)
             }
             Act::PidFd(p) => p.fmt(f),
+            Act::Pty(p) => p.fmt(f),
+            Act::CurrentTty(t) => t.fmt(f),
+            Act::Queue(q) => q.fmt(f),
         }
     }
 }
@@ -257,6 +269,8 @@ pub enum Undo {
         /// The whole path, for messages.
         path: PathBuf,
     },
+    /// What was queued in a terminal.
+    Terminal(tty_acts::Taken),
 }
 
 impl Undo {
@@ -273,6 +287,7 @@ impl Undo {
                     Err(e) => Err(SysError::new("unlinkat", e, path.display().to_string()).into()),
                 }
             }
+            Undo::Terminal(t) => t.put_back(),
         }
     }
 }

@@ -25,6 +25,8 @@ pub mod signalfd;
 #[cfg(test)]
 pub mod testing;
 pub mod timerfd;
+pub mod tty;
+pub mod tty_acts;
 pub mod unsupported;
 pub mod watched;
 
@@ -108,6 +110,8 @@ pub struct DumpCx<'a> {
     pub entries: Vec<pb::FileEntry>,
     /// What will not come back as it was, one sentence each.
     pub warnings: Vec<String>,
+    /// Duplicates (with [`Seen::place`]) that kinds keep for [`finish`], by (kind, key).
+    pub keep: BTreeMap<(&'static str, u64), (std::os::fd::OwnedFd, String)>,
     /// Inodes already met, by (kind, device, inode number), with an id of the kind's choice.
     pub inodes: BTreeMap<(&'static str, u64, u64), u32>,
     /// Entries of files that no slot has, by (device, inode number, open flags, path).
@@ -136,6 +140,7 @@ impl<'a> DumpCx<'a> {
             undo: Vec::new(),
             last_pages_id: 0,
             warnings: Vec::new(),
+            keep: BTreeMap::new(),
         }
     }
     /// A fresh number for a `pages-N.img`, from 1 on.
@@ -363,13 +368,16 @@ pub static FILE_KINDS: &[&dyn FileKind] = &[
     &inotify::Inotify,
     &fanotify::Fanotify,
     &pidfd::PidFd,
+    &tty::Tty,
     &memfd::Memfd,
     &regular::Regular,
 ];
 
 /// What kinds can judge only when all open files of all tasks were described; the driver calls it once, at the end.
 pub fn finish(cx: &mut DumpCx) -> Result<()> {
-    pipe::finish(cx)
+    pipe::finish(cx)?;
+    // last: it takes data out of the terminals
+    tty::finish(cx)
 }
 
 /// The kind for an image's type number.
