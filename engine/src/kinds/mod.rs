@@ -114,6 +114,8 @@ pub struct DumpCx<'a> {
     pub keep: BTreeMap<(&'static str, u64), (std::os::fd::OwnedFd, String)>,
     /// Inodes already met, by (kind, device, inode number), with an id of the kind's choice.
     pub inodes: BTreeMap<(&'static str, u64, u64), u32>,
+    /// Roots from which the paths of a task's files are looked up; under pid 0 the engine's own.
+    pub roots: BTreeMap<HostPid, std::rc::Rc<std::os::fd::OwnedFd>>,
     /// Entries of files that no slot has, by (device, inode number, open flags, path).
     pub described: BTreeMap<(u64, u64, u32, Vec<u8>), u32>,
     /// What the dump made in the target's file systems (names of link remaps). The driver plays it backwards when the dump
@@ -137,6 +139,7 @@ impl<'a> DumpCx<'a> {
             entries: Vec::new(),
             inodes: BTreeMap::new(),
             described: BTreeMap::new(),
+            roots: BTreeMap::new(),
             undo: Vec::new(),
             last_pages_id: 0,
             warnings: Vec::new(),

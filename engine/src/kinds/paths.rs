@@ -14,6 +14,7 @@ use stasis_proto::pb;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::rc::Rc;
 
 const PROC_SUPER: i64 = 0x9fa0;
 const DEVPTS_SUPER: i64 = 0x1cd1;
@@ -75,7 +76,7 @@ pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<String> {
     })?;
     let bare = full.strip_suffix(" (deleted)").unwrap_or(full);
     if v.fs_type == PROC_SUPER {
-        return proc_name(v, full).map(str::to_owned);
+        return proc_name(cx, v, full).map(str::to_owned);
     }
     if v.fs_type == DEVPTS_SUPER {
         // its files are the kernel's; a terminal whose peer is gone has no name, and none is to be carried
@@ -85,7 +86,7 @@ pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<String> {
         ghost::dump(cx, v, id)?;
         return Ok(bare.to_owned());
     }
-    let root = root_of(v.pid)?;
+    let root = root_of(cx, v.pid)?;
     if v.fs_type == NFS_SUPER && silly(full) {
         // the server keeps this name only until the last close
         link(cx, v, &root, full, id)?;
@@ -136,7 +137,7 @@ pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<String> {
     }
 }
 
-fn proc_name<'a>(v: &FileView, full: &'a str) -> Result<&'a str> {
+fn proc_name<'a>(cx: &mut DumpCx, v: &FileView, full: &'a str) -> Result<&'a str> {
     let Some((pid, rest)) = proc_pid(full.strip_suffix(" (deleted)").unwrap_or(full)) else {
         return Ok(full);
     };
@@ -150,7 +151,7 @@ fn proc_name<'a>(v: &FileView, full: &'a str) -> Result<&'a str> {
     if full.ends_with(" (deleted)") {
         return Err(gone());
     }
-    let root = root_of(v.pid)?;
+    let root = root_of(cx, v.pid)?;
     if look(&root, &format!("/proc/{pid}")).is_err() {
         return Err(gone());
     }
@@ -170,16 +171,26 @@ fn proc_name<'a>(v: &FileView, full: &'a str) -> Result<&'a str> {
     }
 }
 
-/// The root from which the paths that /proc shows us of this task's files are to be looked up.
-fn root_of(pid: HostPid) -> Result<OwnedFd> {
+/// The root from which the paths that /proc shows us of this task's files are to be looked up. Asked once per task: it costs
+/// as much as all the rest of a file.
+fn root_of(cx: &mut DumpCx, pid: HostPid) -> Result<Rc<OwnedFd>> {
+    const OURS: HostPid = HostPid(0);
+    if let Some(r) = cx.roots.get(&pid) {
+        return Ok(r.clone());
+    }
     let theirs = ProcDir::open(pid)?;
     let ours = ProcDir::open(HostPid::own())?;
-    let of = if theirs.ns("mnt")? == ours.ns("mnt")? {
-        ours
+    let root = if theirs.ns("mnt")? != ours.ns("mnt")? {
+        Rc::new(theirs.open_root()?)
+    } else if let Some(r) = cx.roots.get(&OURS) {
+        r.clone()
     } else {
-        theirs
+        let r = Rc::new(ours.open_root()?);
+        cx.roots.insert(OURS, r.clone());
+        r
     };
-    Ok(of.open_root()?)
+    cx.roots.insert(pid, root.clone());
+    Ok(root)
 }
 
 fn look(root: &OwnedFd, path: &str) -> nix::Result<FileStat> {

@@ -54,32 +54,18 @@ pub fn dump_contents(
         };
         Ok(map.write(&entry)?)
     };
-    let mut buf = vec![0u8; huge.unwrap_or(0).max(STEP as u64) as usize];
-    match huge {
-        None => {
-            for (start, end) in page_runs(&data_runs(&file, size)?) {
-                put(start, end - start)?;
-                let mut at = start;
-                while at < end {
-                    let n = (end - at).min(STEP as u64) as usize;
-                    read_padded(&file, &mut buf[..n], at)?;
-                    write(&mut out, &buf[..n], &name)?;
-                    at += n as u64;
-                }
-            }
-        }
-        Some(h) => {
-            let mut at = 0;
-            while at < size {
-                let n = (size - at).min(h).next_multiple_of(PAGE) as usize;
-                read_padded(&file, &mut buf[..n], at)?;
-                if buf[..n].iter().any(|b| *b != 0) {
-                    put(at, n as u64)?;
-                    write(&mut out, &buf[..n], &name)?;
-                }
-                at += h;
-            }
-        }
+    let mut buf = vec![0u8; STEP];
+    let runs = match huge {
+        None => page_runs(&data_runs(&file, size)?),
+        Some(h) => huge_runs(&file, size, h, &mut buf)?,
+    };
+    for (start, end) in runs {
+        put(start, end - start)?;
+        steps(start, end, |at, n| {
+            read_padded(&file, &mut buf[..n], at)?;
+            write(&mut out, &buf[..n], &name)?;
+            Ok(true)
+        })?;
     }
     map.finish()?;
     Ok(())
@@ -167,6 +153,39 @@ fn page_runs(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
     out
 }
 
+/// The huge pages (start, end) that hold anything but zeroes. Read twice, because one may be larger than all our memory.
+fn huge_runs(file: &File, size: u64, huge: u64, buf: &mut [u8]) -> Result<Vec<(u64, u64)>> {
+    let mut out = Vec::new();
+    let mut start = 0;
+    while start < size {
+        let end = size.min(start + huge).next_multiple_of(PAGE);
+        let mut used = false;
+        steps(start, end, |at, n| {
+            read_padded(file, &mut buf[..n], at)?;
+            used = buf[..n].iter().any(|b| *b != 0);
+            Ok(!used)
+        })?;
+        if used {
+            out.push((start, end));
+        }
+        start += huge;
+    }
+    Ok(out)
+}
+
+/// Calls `f` with (offset, length) of pieces not larger than the buffer, as long as it says so.
+fn steps(start: u64, end: u64, mut f: impl FnMut(u64, usize) -> Result<bool>) -> Result<()> {
+    let mut at = start;
+    while at < end {
+        let n = (end - at).min(STEP as u64) as usize;
+        if !f(at, n)? {
+            return Ok(());
+        }
+        at += n as u64;
+    }
+    Ok(())
+}
+
 /// Fills the buffer from the file; zeroes behind its end.
 fn read_padded(file: &File, buf: &mut [u8], at: u64) -> Result<()> {
     let mut done = 0;
@@ -186,4 +205,62 @@ fn read_padded(file: &File, buf: &mut [u8], at: u64) -> Result<()> {
 
 fn write(out: &mut File, bytes: &[u8], name: &str) -> Result<()> {
     out.write_all(bytes).map_err(|e| sys("write", &e, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::Stagehand;
+    use stasis_kernel::fds;
+    use stasis_kernel::host::Host;
+    use stasis_kernel::ids::HostPid;
+    use stasis_proto::ImageDir;
+    use std::collections::BTreeMap;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn runs_of_data_become_whole_pages_joined() {
+        let runs = page_runs(&[(0, 1), (4096, 4096), (9000, 10), (20479, 2), (40960, 1)]);
+        assert_eq!(runs, [(0, 12288), (16384, 24576), (40960, 45056)]);
+    }
+
+    /// The way of huge pages, on a file without them: blocks of 2 MiB, filled through a mapping.
+    #[test]
+    fn blocks_of_zeroes_are_left_out_and_the_rest_is_filled_through_mappings() {
+        const H: u64 = 2 << 20;
+        let make = || {
+            let f = File::from(fds::memfd_create(c"", 0).unwrap());
+            f.set_len(4 * H).unwrap();
+            f
+        };
+        let (f, new) = (make(), make());
+        f.write_all_at(&[5; 10], H + H - 5).unwrap();
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = ImageDir::create(tmp.path()).unwrap();
+        let options = crate::Options::new(tmp.path());
+        let pids = BTreeMap::new();
+        let mut cx = DumpCx::new(&options, &dir, &pids);
+        dump_contents(&mut cx, f.as_fd(), 7, 4 * H, Some(H)).unwrap();
+        let pages = std::fs::metadata(tmp.path().join("pages-1.img")).unwrap();
+        assert_eq!(pages.len(), 2 * H);
+        let (files, holders) = (BTreeMap::new(), BTreeMap::new());
+        let mut plan = PlanCx::new(&options, &dir, &files, &holders);
+        plan_fill(&mut plan, FdRef(1), 7, 4 * H, Some(H)).unwrap();
+        let mut host = Host::default();
+        host.insert(FdRef(1), new.try_clone().unwrap().into());
+        let mut on = Stagehand {
+            host: &mut host,
+            dir: &dir,
+            pid: &|p| Some(HostPid(p as i32)),
+        };
+        for (_, act, _) in &plan.host {
+            act.perform(&mut on).unwrap();
+        }
+        let all = |f: &File| {
+            let mut b = vec![0; 4 * H as usize];
+            f.read_exact_at(&mut b, 0).unwrap();
+            b
+        };
+        assert!(all(&f) == all(&new));
+    }
 }
