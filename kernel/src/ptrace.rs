@@ -458,3 +458,21 @@ pub fn die() -> ! {
         libc::_exit(137)
     }
 }
+
+/// Waits for a child to end; gives its status as waitpid(2) does.
+pub fn wait_exit(pid: i32) -> Result<i32, SysError> {
+    let mut st = 0;
+    loop {
+        // SAFETY: `st` outlives the call.
+        let r = unsafe { libc::waitpid(pid, &mut st, libc::__WALL) };
+        if r == pid && (libc::WIFEXITED(st) || libc::WIFSIGNALED(st)) {
+            return Ok(st);
+        }
+        if r < 0 {
+            let e = SysError::last("waitpid", format!("task {pid}"));
+            if e.errno != Errno::EINTR {
+                return Err(e);
+            }
+        }
+    }
+}
