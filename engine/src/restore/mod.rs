@@ -8,7 +8,7 @@ pub mod plan;
 mod privileges;
 mod regs;
 
-use crate::error::{Blame, Error, Result};
+use crate::error::Result;
 use crate::options::Options;
 use crate::phase::Phase;
 use crate::report::RestoreReport;
@@ -34,48 +34,6 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
         report.exit_status = Some(stasis_kernel::ptrace::wait_exit(report.pid)?);
     }
     Ok(report)
-}
-
-/// A pidfile that goes away again unless the restore succeeds.
-struct Pidfile(Option<std::path::PathBuf>);
-
-impl Pidfile {
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Pidfile {
-    fn drop(&mut self) {
-        if let Some(p) = &self.0 {
-            let _ = std::fs::remove_file(p);
-        }
-    }
-}
-
-/// Writes the root's pid where the caller wants it; never over a file that is there.
-fn pidfile(o: &Options, pid: u32) -> Result<Pidfile> {
-    use std::io::Write;
-    let Some(path) = &o.pidfile else {
-        return Ok(Pidfile(None));
-    };
-    let failed = |e: std::io::Error| {
-        Error::new(
-            "E6106",
-            Blame::Host,
-            format!("cannot write the pidfile {}", path.display()),
-        )
-        .why(e)
-        .advice("remove it, or choose another place")
-    };
-    let mut f = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(failed)?;
-    let made = Pidfile(Some(path.clone()));
-    write!(f, "{pid}").map_err(failed)?;
-    Ok(made)
 }
 
 /// Every tape and host call of a restore, for people; nothing is done.

@@ -550,13 +550,11 @@ impl<'a> Performance<'a> {
             .map_err(|e| e.on(format!("thread {}", t.threads[*k].0)).at(Phase::Run))?;
         }
         crate::kill_point();
-        let pidfile = super::pidfile(self.o, self.plan.tasks[0].pid)?;
         // from here on a lost engine lets them run: all or nothing
         for (_, _, th) in &threads {
             th.set_options(TRACESYSGOOD)?;
         }
         self.committed = true;
-        pidfile.keep();
         for (i, k, th) in threads {
             let t = &self.plan.tasks[i];
             let stop = if self.o.after == After::Stopped {
