@@ -141,6 +141,24 @@ macro_rules! with_works {
             memfd: dump_restore, leave_running, generations;
             opath: dump_restore, leave_running, generations;
             proc_files: dump_restore, leave_running, generations;
+            pipe: dump_restore, leave_running, generations;
+            pipe_packets: dump_restore, leave_running, generations;
+            fifo: dump_restore, leave_running, generations;
+            eventfd: dump_restore, leave_running, generations;
+            eventfd_full: dump_restore, leave_running, generations;
+            eventfd_sem: dump_restore, leave_running, generations;
+            epoll: dump_restore, leave_running, generations;
+            epoll_closed: dump_restore, leave_running, generations;
+            signalfd: dump_restore, leave_running, generations;
+            timerfd: dump_restore, leave_running, generations;
+            inotify: dump_restore, leave_running, generations;
+            fanotify: dump_restore, leave_running, generations;
+            pidfd: dump_restore, leave_running, generations;
+            pty: dump_restore, leave_running, generations;
+            pty_data: dump_restore, leave_running, generations;
+            ctty: dump_restore, leave_running, generations;
+            dev_tty: dump_restore, leave_running, generations;
+            shell_job: dump_restore, leave_running, generations;
             map_file_shared: dump_restore, leave_running, generations;
         }
     };

@@ -735,7 +735,20 @@ fn inherit(
     {
         return Ok(());
     }
+    // Whoever restores may be in the background of this terminal, and would be stopped for changing it.
+    let ttou = |how: i32, name: &str| {
+        let mask: u64 = 1 << (libc::SIGTTOU - 1);
+        let args = vec![
+            Arg::Named(how as u64, name.into()),
+            Arg::In(mask.to_le_bytes().to_vec()),
+            Arg::Null,
+            Arg::Int(8),
+        ];
+        Call::new(libc::SYS_rt_sigprocmask, args)
+    };
+    cx.host(ttou(libc::SIG_BLOCK, "SIG_BLOCK"), "no SIGTTOU");
     params(cx, entry, file, i, false)?;
+    cx.host(ttou(libc::SIG_UNBLOCK, "SIG_UNBLOCK"), "SIGTTOU again");
     // The job that was in the foreground of its terminal is so again.
     let tree = cx.image::<pb::PstreeEntry>("pstree.img")?;
     let Some(root) = tree.first().filter(|r| r.sid != r.pid && r.pgid == r.pid) else {

@@ -666,10 +666,14 @@ fn opening(act: &Act, why: &str, e: Error) -> Error {
         }
         _ => "see the call; the plan (`stasis plan`) shows what comes before it",
     };
-    Error::new("E6100", Blame::Host, format!("cannot {why}"))
-        .why(e.what)
-        .advice(advice)
-        .at(Phase::Open)
+    Error::new(
+        "E6100",
+        Blame::Host,
+        format!("a step of the restore failed: {why}"),
+    )
+    .why(e.what)
+    .advice(advice)
+    .at(Phase::Open)
 }
 
 fn taken(e: Error) -> Error {
