@@ -9,9 +9,10 @@
 //! carried with `--file-locks`: somebody outside of the tree may take the lock while the tree is away, so the caller must
 //! know. Without the option a held lock is an error that names it.
 //!
-//! **Restore.** flock and OFD locks are taken by the engine on the file it has opened ([`Stage::Second`]), so all who share
-//! the file have them. Record locks and leases are taken by the task itself when its slots are filled
-//! ([`TaskStage::Placed`]). No call waits: a lock that somebody else took meanwhile is an error at once.
+//! **Restore.** OFD locks, which nobody can tell the owner of, are taken by the engine on the file it has opened
+//! ([`Stage::Second`]). All others are taken by the task when its slots are filled ([`TaskStage::Placed`]): record locks and
+//! leases because they are its own, flock because /proc/locks shows the pid of the one who took it (by the engine: 0, a dead
+//! process). No call waits: a lock that somebody else took meanwhile is an error at once.
 //!
 //! **What does not come back.** A lease that is being broken (somebody waits in open(2) for it), delegations of an NFS
 //! server, the order of those who wait for a lock: they are woken by the freeze and ask again. A write lease needs the file to
@@ -171,8 +172,8 @@ pub fn plan(cx: &mut PlanCx) -> Result<()> {
                     libc::F_RDLCK => Arg::Named(5, "LOCK_SH|LOCK_NB".into()),
                     _ => Arg::Named(6, "LOCK_EX|LOCK_NB".into()),
                 };
-                let c = Call::new(libc::SYS_flock, vec![file, op]);
-                cx.host_at(Stage::Second, c, "its flock");
+                let c = Call::new(libc::SYS_flock, vec![slot, op]);
+                cx.task(l.pid as u32, TaskStage::Placed, c);
             }
             OFD => {
                 let args = vec![file, fcntl(F_OFD_SETLK), record(l)];
