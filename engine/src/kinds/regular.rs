@@ -8,13 +8,14 @@
 //! shares our mount namespace (the kernel shows paths relative to the reader's root), else from the task's root. The size is
 //! not noted for O_WRONLY|O_APPEND (a log may grow meanwhile).
 //!
-//! **Restore.** openat(2) with the flags of old (never O_CREAT, O_TRUNC, O_EXCL), lseek(2) to the position, then the check of
+//! **Restore.** openat(2) with the flags of old (never O_CREAT, O_TRUNC, O_EXCL) and O_NONBLOCK, so that nothing under the
+//! name can hold the restore up; O_NONBLOCK is taken back at once (F_SETFL). Then lseek(2) to the position, then the check of
 //! size and permissions. Files of /proc/PID are opened when the tasks have their pids.
 //!
 //! **What does not come back.** A file on a mount that is hidden by another one; a character device other than memory devices
 //! (its driver has state; O_PATH is fine); /proc/PID of a task that is gone, /proc/PID/task/TID of a thread that is not the
 //! leader; a name that is not UTF-8 (the image format has strings). O_TMPFILE is lost from the flags (it does nothing after
-//! open). What readahead hints and locks a file carries: locks are a kind of their own.
+//! open). Readahead hints (posix_fadvise). Locks are a kind of their own.
 //!
 //! Kernel facts: O_NOCTTY, O_CREAT, O_EXCL and O_TRUNC never stay in the flags (fs/open.c do_dentry_open), O_CLOEXEC
 //! belongs to the slot; O_LARGEFILE is forced for 64-bit openers. An O_PATH file has no position (lseek: EBADF).
@@ -38,6 +39,9 @@ const ANON_INODE_FS: i64 = 0x0904_1934;
 const TMPFILE_BIT: u32 = 0o20_000_000;
 /// Major number of /dev/null, zero, full, random, urandom, kmsg.
 const MEM_MAJOR: u32 = 1;
+
+/// Opening must not wait, whatever lies under the name by now: a fifo without a writer, a lease that somebody holds.
+const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
 
 /// Files, folders, stateless devices and /proc, by path.
 pub struct Regular;
@@ -109,7 +113,7 @@ pub fn plan_open(cx: &mut PlanCx, id: u32, flags: u32, bind: FdRef) -> Result<()
     };
     let before = cx.stage();
     cx.enter(stage_of(reg).max(before));
-    let call = open_call(cx, reg, flags);
+    let call = open_call(cx, reg, flags | NONBLOCK);
     if let Ok(c) = &call {
         cx.host(c.clone().binds(bind), reg.name.clone());
     }
@@ -202,8 +206,17 @@ fn plan_entry(reg: &pb::RegFileEntry, cx: &mut PlanCx) -> Result<()> {
         // its own open is part of the deleted file's act, where it has its old name
         Some(r) => drop(ghost::plan(cx, reg, &r)?),
         None => {
-            let c = open_call(cx, reg, reg.flags)?;
+            let c = open_call(cx, reg, reg.flags | NONBLOCK)?;
             cx.host(c.binds(file), "open it by its path");
+            if reg.flags & (NONBLOCK | libc::O_PATH as u32) == 0 {
+                let bits = u64::from(reg.flags & !(libc::O_ASYNC as u32));
+                let args = vec![
+                    Arg::Fd(file),
+                    Arg::Named(libc::F_SETFL as u64, "F_SETFL".into()),
+                    Arg::Named(bits, names::open_flags(bits)),
+                ];
+                cx.host(Call::new(libc::SYS_fcntl, args), "its status flags");
+            }
         }
     }
     cx.act_at(

@@ -120,6 +120,19 @@ fn a_file_that_changed_is_refused_with_both_values() {
 }
 
 #[test]
+fn a_fifo_under_the_name_does_not_hold_the_restore_up() {
+    let tmp = tempfile::tempdir().unwrap();
+    let a = tmp.path().join("a");
+    std::fs::write(&a, b"").unwrap();
+    let f = open(&a, libc::O_RDONLY);
+    let d = dump(&Regular, &[f.as_fd()]).unwrap();
+    std::fs::remove_file(&a).unwrap();
+    nix::unistd::mkfifo(&a, Mode::from_bits_retain(0o640)).unwrap();
+    let e = d.restore(&Regular).err().unwrap().to_string();
+    assert!(e.contains("it is a fifo and was a regular file"), "{e}");
+}
+
+#[test]
 fn what_has_state_elsewhere_is_not_claimed() {
     let claims = |fd: OwnedFd| testing::see(&fd, |s| Regular.claims(s));
     assert!(!claims(open("/dev/ptmx", libc::O_RDWR | libc::O_NOCTTY)));
