@@ -247,7 +247,7 @@ impl FileKind for Memfd {
             ));
         }
         let pos = s.info.pos as u64;
-        entry(cx, s.fd, &s.stat, s.link, id, s.flags, pos, s.fown.clone())
+        entry(cx, s.fd, &s.stat, s.link, id, s.flags, pos, s.fown)
     }
     fn stage(&self) -> Stage {
         Stage::First

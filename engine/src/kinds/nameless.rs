@@ -22,7 +22,7 @@ impl Nameless {
     pub(super) fn perform(&self, on: &mut Stagehand<'_>) -> Result<()> {
         let mut made = Made::default();
         let at: Vec<PathBuf> = match &self.from {
-            From::Image(n) => self.from_image(on.dir, *n, &mut made)?,
+            From::Image(n) => self.make_from(on.dir, *n, &mut made)?,
             From::Link(p) => {
                 let source = open_path(p, "the hard link that the dump made")?;
                 let paths = self.names.iter().map(|n| made.link(&source, &n.path));
@@ -63,7 +63,7 @@ impl Nameless {
     }
 
     /// Makes the inode and gives it its names; returns them as they came to be.
-    fn from_image(&self, dir: &ImageDir, ghost: u32, made: &mut Made) -> Result<Vec<PathBuf>> {
+    fn make_from(&self, dir: &ImageDir, ghost: u32, made: &mut Made) -> Result<Vec<PathBuf>> {
         let image = Kind::GhostFile.file_of(ghost);
         let mut r = dir.reader(&image)?;
         let bad = |why: &str| {

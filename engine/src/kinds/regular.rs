@@ -157,7 +157,7 @@ impl FileKind for Regular {
             place: s.place(),
             write_lease: write_lease(s.info)?,
         };
-        entry(cx, &v, id, s.flags, s.info.pos as u64, s.fown.clone())
+        entry(cx, &v, id, s.flags, s.info.pos as u64, s.fown)
     }
     fn stage(&self) -> Stage {
         Stage::First

@@ -22,8 +22,10 @@ fn open(path: impl AsRef<Path>, flags: i32) -> OwnedFd {
     openat(AT_FDCWD, path.as_ref(), f, Mode::from_bits_retain(0o640)).unwrap()
 }
 
+type Sides = (String, u32, i64, u32, u32, i64, (i64, i64));
+
 /// What must be alike before and after: name, flags, position, type, permissions, owner, size, times.
-fn sides(fd: impl AsFd) -> (String, u32, i64, u32, u32, i64, (i64, i64)) {
+fn sides(fd: impl AsFd) -> Sides {
     let st = fds::fstat(fd.as_fd()).unwrap();
     let pos = testing::info(fd.as_fd()).pos;
     let us = |s: i64, ns: i64| s * 1_000_000 + ns / 1000;
