@@ -218,7 +218,7 @@ impl Check {
         let st = fds::fstat(on.fd(self.file)?)?;
         let other = |why: String, advice: &str| {
             Err(Error::new(
-                "E6101",
+                "E6121",
                 Blame::Host,
                 format!("{} is not the file that was dumped", self.name),
             )

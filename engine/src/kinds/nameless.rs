@@ -199,7 +199,7 @@ fn failed(path: &Path, act: &str, e: Errno) -> Error {
         },
     );
     Error::new(
-        "E6102",
+        "E6122",
         blame,
         format!("cannot bring back the deleted file {}", path.display()),
     )

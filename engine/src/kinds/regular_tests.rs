@@ -102,7 +102,7 @@ fn a_file_that_changed_is_refused_with_both_values() {
     l.files(&Regular);
     let e = d.restore(&Regular).err().unwrap().to_string();
     assert!(
-        e.contains("5 bytes and had 4") && e.contains("E6101"),
+        e.contains("5 bytes and had 4") && e.contains("E6121"),
         "{e}"
     );
     std::fs::write(&a, b"1234").unwrap();
@@ -256,7 +256,7 @@ fn a_taken_name_is_not_touched_and_a_failure_leaves_no_name() {
     let reg = d.files.get_mut(&1).unwrap().reg.as_mut().unwrap();
     reg.flags = libc::O_DIRECTORY as u32;
     let e = d.restore(&Regular).err().unwrap().to_string();
-    assert!(e.contains("ENOTDIR") && e.contains("E6102"), "{e}");
+    assert!(e.contains("ENOTDIR") && e.contains("E6122"), "{e}");
     assert_eq!(names_in(tmp.path()), [""; 0]);
 }
 
