@@ -585,7 +585,7 @@ impl<'a> PidFile<'a> {
         };
         let failed = |e: std::io::Error| {
             let what = format!("cannot write the pidfile {}", path.display());
-            Error::new("E6103", Blame::Host, what)
+            Error::new("E6123", Blame::Host, what)
                 .why(e)
                 .advice("name a file that does not exist, in a folder that can be written")
                 .at(Phase::Run)
