@@ -3,7 +3,7 @@
 //! Each round starts every load afresh for each engine in turn (interleaved, so that a busy machine disturbs all alike),
 //! dumps it onto a tmpfs, restores it, and lets it check itself: a run whose load is not whole does not count, it fails
 //! the bench.
-use crate::run::{Cost, inside, measured, release_binary};
+use crate::run::{Cost, close_inherited, inside, measured, release_binary};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::mount::{MsFlags, mount};
@@ -76,6 +76,7 @@ impl Bench {
             let args = std::env::args_os().skip(1);
             return inside(args.chain(["--inside".into(), ours.into_os_string()]));
         };
+        close_inherited()?;
         let mut engines = vec![("stasis", ours.clone())];
         if let Some(a) = &self.against {
             if self.only_against {

@@ -1,5 +1,5 @@
 //! The demo: a program is frozen into a folder, is gone, and goes on where it was.
-use crate::run::{inside, release_binary};
+use crate::run::{close_inherited, inside, release_binary};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::mount::{MsFlags, mount};
@@ -25,6 +25,7 @@ impl Demo {
     /// Runs the verb.
     pub fn run(&self) -> Result<()> {
         if let Some(stasis) = &self.inside {
+            close_inherited()?;
             return story(stasis);
         }
         println!("building (release) ...");

@@ -56,6 +56,23 @@ pub fn inside(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor past standard error that a build tool left open: what is started from here would inherit it,
+/// and it would become part of what is dumped. Only for the very beginning of a process.
+///
+/// # Errors
+/// When /proc is not there.
+pub fn close_inherited() -> Result<()> {
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in open {
+        // one of them was the listing itself, closed by now
+        let _ = nix::unistd::close(fd);
+    }
+    Ok(())
+}
+
 /// What one command cost.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Cost {
