@@ -2,11 +2,13 @@
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs a command in the workspace's folder with the caller's terminal.
 ///
@@ -73,6 +75,9 @@ pub fn close_inherited() -> Result<()> {
     Ok(())
 }
 
+/// A measured command that takes longer hangs, and is killed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What one command cost.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Cost {
@@ -107,7 +112,14 @@ impl Measure {
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let start = Instant::now();
-        let status = c.status()?;
+        let mut child = c.spawn()?;
+        let pid = Pid::from_raw(child.id() as i32);
+        // ends with this process
+        std::thread::spawn(move || {
+            std::thread::sleep(PATIENCE);
+            let _ = kill(pid, Signal::SIGKILL);
+        });
+        let status = child.wait()?;
         let wall_us = start.elapsed().as_micros() as u64;
         let cost = Cost {
             wall_us,

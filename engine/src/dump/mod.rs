@@ -138,7 +138,8 @@ fn release(held: Vec<Task>, after: After) -> Result<()> {
                 stasis_kernel::ptrace::kill(t.pid.0, libc::SIGKILL)?;
             }
             for t in held.iter().rev().filter(|t| t.zombie.is_none()) {
-                for th in &t.threads {
+                // KERNEL: a tracer can wait for a leader only when it has waited for all other threads (delay_group_leader())
+                for th in t.threads.iter().rev() {
                     let _ = th.tracee.wait_gone();
                 }
             }
