@@ -8,7 +8,7 @@ mod task;
 mod thread;
 
 use crate::error::{Blame, Error, Result};
-use crate::kinds::DumpCx;
+use crate::kinds::{DumpCx, Undo};
 use crate::options::{After, Options};
 use crate::phase::Phase;
 use crate::report::DumpReport;
@@ -36,9 +36,14 @@ pub fn dump(o: &Options) -> Result<DumpReport> {
         .map_err(|e| e.at(Phase::Seize));
     report.freezing_us = micros(begun);
     let written = seized.and_then(|()| write(o, &dir, &mut held, &mut report));
-    let sealed = written.and_then(|inventory| {
-        dir.commit_inventory(&inventory)
-            .map_err(|e| Error::from(e).at(Phase::Seal))
+    let sealed = written.and_then(|(inventory, undo)| {
+        let sealed = dir
+            .commit_inventory(&inventory)
+            .map_err(|e| Error::from(e).at(Phase::Seal));
+        if sealed.is_err() || o.after != After::Default {
+            take_back(&undo)?;
+        }
+        sealed
     });
     crate::kill_point();
     let after = if sealed.is_ok() {
@@ -95,7 +100,7 @@ fn write(
     dir: &ImageDir,
     held: &mut [Task],
     report: &mut DumpReport,
-) -> Result<pb::InventoryEntry> {
+) -> Result<(pb::InventoryEntry, Vec<Undo>)> {
     let tree = |e: Error| e.at(Phase::Tree);
     let mut pids = BTreeMap::new();
     let mut status = Vec::new();
@@ -113,13 +118,25 @@ fn write(
         .zip(&status)
         .try_for_each(|(t, st)| d.task(t, st))
         .and_then(|()| d.finish(held, report));
-    let running = o.after == After::Running;
-    if written.is_err() || running {
-        for u in d.cx.undo.iter().rev() {
-            u.perform()?;
+    let undo = std::mem::take(&mut d.cx.undo);
+    match written {
+        Ok(inventory) => Ok((inventory, undo)),
+        Err(e) => {
+            if let Err(also) = take_back(&undo) {
+                warn!("{also}");
+            }
+            Err(e)
         }
     }
-    written
+}
+
+/// What the dump changed is changed back: the tree lives on.
+///
+/// # Errors
+/// The first of all that failed; the others were tried nevertheless.
+fn take_back(undo: &[Undo]) -> Result<()> {
+    let all = undo.iter().rev().map(Undo::perform);
+    all.fold(Ok(()), |first, r| first.and(r))
 }
 
 /// Lets the tree go: run on, stay stopped, or die.

@@ -17,6 +17,8 @@
 //!
 //! **What does not come back.** A one-shot target that has fired gets EPOLLERR and EPOLLHUP back, because EPOLL_CTL_ADD
 //! always sets them. An edge that was told already is told once more. A number that is taken by another file is not used.
+//!
+//! Guests: epoll, epoll_closed.
 use super::common::{body, is_anon, settle};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, TaskStage, malformed};
 use crate::error::Result;

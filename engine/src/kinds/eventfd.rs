@@ -10,6 +10,8 @@
 //! as CRIU would bring it back, and what we dumped comes back whole.
 //!
 //! **What does not come back.** The overflow value 2^64-1, which only the kernel itself can reach, becomes 2^64-2.
+//!
+//! Guests: eventfd, eventfd_sem, eventfd_full.
 use super::common::{body, is_anon, settle};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage};
 use crate::error::Result;

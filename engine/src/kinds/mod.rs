@@ -27,6 +27,7 @@ pub mod testing;
 pub mod timerfd;
 pub mod tty;
 pub mod tty_acts;
+pub mod tty_plan;
 pub mod unsupported;
 pub mod watched;
 

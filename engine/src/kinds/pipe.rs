@@ -19,6 +19,8 @@
 //! unless the contents do not fit.
 //!
 //! KERNEL: opening a pipe through /proc with O_DIRECT is EINVAL (it is not FMODE_CAN_ODIRECT); fcntl(F_SETFL) may set it.
+//!
+//! Guests: pipe, pipe_packets.
 use super::common::{body, dup_row, reopen_row, settle};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage};
 use crate::error::{Error, Result};

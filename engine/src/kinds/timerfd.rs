@@ -9,6 +9,9 @@
 //! ones are armed by the engine: the image has only the time left, which is added to the clock as it is when the plan is
 //! made. Expirations not yet read are put back with TFD_IOC_SET_TICKS.
 //!
+//! **Image.** CRIU does not ask, so in its images such a timer is disarmed, and CRIU's restore leaves it so. It can be told by
+//! its unread expirations, which setting or disarming a timer clears: it goes on with one whole interval.
+//!
 //! **What does not come back.** The absolute time itself: a timer for noon with an hour left at dump has an hour left at
 //! restore (as in CRIU).
 //!
@@ -103,9 +106,13 @@ impl FileKind for TimerFd {
             "timerfd",
         );
         settle(cx, file, e.flags, &e.fown);
-        let armed = (e.vsec, e.vnsec) != (0, 0);
-        let absolute = e.settime_flags & TFD_TIMER_ABSTIME != 0;
         let (mut sec, mut nsec) = (e.vsec, e.vnsec);
+        if e.ticks != 0 && (sec, nsec) == (0, 0) {
+            // CRIU's image of a periodic timer that had expired: when it would have expired next is not known.
+            (sec, nsec) = (e.isec, e.insec);
+        }
+        let armed = (sec, nsec) != (0, 0);
+        let absolute = e.settime_flags & TFD_TIMER_ABSTIME != 0;
         if absolute && armed {
             let now = clock_gettime(ClockId::from_raw(base_clock(e.clockid as i32)))
                 .map_err(|_| malformed(entry, "this machine does not have its clock"))?;
@@ -257,6 +264,26 @@ mod tests {
         let mut b = [0; 8];
         nix::unistd::read(&t, &mut b).unwrap();
         assert!(u64::from_le_bytes(b) >= 4, "{b:?}");
+    }
+
+    #[test]
+    fn a_periodic_timer_that_criu_shows_as_disarmed_goes_on() {
+        let p = TimeSpec::from_duration(Duration::from_millis(10));
+        let t = timer(
+            Clock::CLOCK_MONOTONIC,
+            Expiration::Interval(p),
+            Set::empty(),
+        );
+        std::thread::sleep(Duration::from_millis(15));
+        let mut d = testing::dump(&TimerFd, &[t.as_fd()]).unwrap();
+        let e = d.files.get_mut(&1).unwrap().tfd.as_mut().unwrap();
+        (e.vsec, e.vnsec, e.ticks) = (0, 0, 1);
+        t.unset().unwrap();
+        d.in_place(&TimerFd);
+        std::thread::sleep(Duration::from_millis(35));
+        let mut b = [0; 8];
+        nix::unistd::read(&t, &mut b).unwrap();
+        assert!(u64::from_le_bytes(b) >= 3, "{b:?}");
     }
 
     #[test]

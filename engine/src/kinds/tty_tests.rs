@@ -1,9 +1,12 @@
 use super::*;
+use crate::kinds::common::ioctl_row;
 use crate::kinds::testing::{self, Dumped};
+use crate::kinds::tty_plan::{TIOCEXCL, TIOCSPTLCK};
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::termios::{
     LocalFlags, SetArg, SpecialCharacterIndices as C, cfmakeraw, tcgetattr, tcsetattr,
 };
+use stasis_kernel::call::Arg;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard};
 

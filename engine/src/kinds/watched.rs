@@ -14,7 +14,7 @@
 use super::common::at_cwd;
 use super::{PlanCx, Seen, malformed};
 use crate::error::{Error, Result};
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::fds::{self, FileHandle};
@@ -319,6 +319,7 @@ pub fn queued(fd: BorrowedFd) -> Result<i32> {
 mod tests {
     use super::*;
     use crate::kinds::testing;
+    use nix::fcntl::open;
 
     /// What name_to_handle_at says of a path.
     fn handle(p: &Path) -> Handle {
