@@ -11,3 +11,16 @@ pub fn raise_nofile() {
         }
     }
 }
+
+/// How many files the engine, and what it starts, may have open.
+pub fn nofile() -> u64 {
+    // SAFETY: a plain structure the kernel writes.
+    unsafe {
+        let mut l: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut l) == 0 {
+            l.rlim_cur
+        } else {
+            1024
+        }
+    }
+}

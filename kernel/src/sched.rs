@@ -196,3 +196,24 @@ pub fn set_rlimit(pid: HostPid, resource: u32, want: (u64, u64)) -> SysResult<()
         pid,
     )
 }
+
+/// Nice value of a thread, which it keeps also under a real-time policy (getpriority(2)).
+pub fn nice(tid: HostPid) -> SysResult<i32> {
+    // SAFETY: no memory is involved. The raw call answers 20 - nice, so that no answer looks like an error.
+    let r = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid.0) };
+    if r < 0 {
+        Err(SysError::last("getpriority", format!("task {}", tid.0)))
+    } else {
+        Ok(20 - r as i32)
+    }
+}
+
+/// Sets the nice value of a thread.
+pub fn set_nice(tid: HostPid, nice: i32) -> SysResult<()> {
+    // SAFETY: no memory is involved.
+    done(
+        unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, tid.0, nice) },
+        "setpriority",
+        tid,
+    )
+}

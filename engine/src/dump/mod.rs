@@ -299,7 +299,7 @@ impl<'a> Dumping<'a> {
         for (i, (th, told)) in t.threads.iter().zip(&asked.threads).enumerate() {
             let proc = t.proc.task(th.tid)?;
             let st = if i == 0 { st.clone() } else { proc.status()? };
-            let mut core = thread::core(th, &proc, &st, told)?;
+            let mut core = thread::core(th, &st, told)?;
             let tid = if i == 0 {
                 core.tc = Some(process::core(t, &st, asked, timers)?);
                 pid

@@ -6,7 +6,7 @@ use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::excursion::{self, Answers, Away, DeadStack, Excursion, Gadgets};
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::procfs::{MapName, MapsLine, Status, Timer, TimerNotify};
-use stasis_kernel::{sched, vm};
+use stasis_kernel::vm;
 use stasis_proto::pb;
 use std::collections::BTreeMap;
 
@@ -392,11 +392,15 @@ pub fn core(
     timers: &[Timer],
 ) -> Result<pb::TaskCoreEntry> {
     let stat = task.proc.stat()?;
-    let mut rlimits = Vec::with_capacity(16);
-    for r in 0..16 {
-        let (cur, max) = sched::rlimit(task.pid, r)?;
-        rlimits.push(pb::RlimitEntry { cur, max });
-    }
+    // /proc tells them without CAP_SYS_RESOURCE, also for a task of another user
+    let limits = task.proc.limits()?;
+    let rlimits = limits
+        .iter()
+        .map(|l| pb::RlimitEntry {
+            cur: l.soft.unwrap_or(u64::MAX),
+            max: l.hard.unwrap_or(u64::MAX),
+        })
+        .collect();
     let it = |v: &[u64; 4]| pb::ItimerEntry {
         isec: v[0],
         iusec: v[1],

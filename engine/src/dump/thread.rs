@@ -77,13 +77,13 @@ pub struct Told {
 }
 
 /// The core entry of a thread (without the parts a leader has for its process).
-pub fn core(th: &Thread, proc: &ProcDir, st: &Status, told: &Told) -> Result<pb::CoreEntry> {
+pub fn core(th: &Thread, st: &Status, told: &Told) -> Result<pb::CoreEntry> {
     let (rla, rla_len) = stasis_kernel::sched::robust_list(th.tid)?;
     let sched = stasis_kernel::sched::attr(th.tid)?;
     let tc = pb::ThreadCoreEntry {
         futex_rla: rla,
         futex_rla_len: rla_len as u32,
-        sched_nice: Some(sched.nice),
+        sched_nice: Some(stasis_kernel::sched::nice(th.tid)?),
         sched_policy: Some(sched.policy),
         sched_prio: (sched.priority != 0).then_some(sched.priority),
         blk_sigset: Some(th.mask),
@@ -105,7 +105,7 @@ pub fn core(th: &Thread, proc: &ProcDir, st: &Status, told: &Told) -> Result<pb:
             rseq_cs_pointer: None,
         }),
         cg_set: Some(1),
-        stasis: Some(extension(th, proc, &sched)?),
+        stasis: Some(extension(th, st, &sched)?),
         ..Default::default()
     };
     Ok(pb::CoreEntry {
@@ -124,12 +124,13 @@ pub fn core(th: &Thread, proc: &ProcDir, st: &Status, told: &Told) -> Result<pb:
 /// What the CRIU format has no field for.
 fn extension(
     th: &Thread,
-    proc: &ProcDir,
+    st: &Status,
     sched: &stasis_kernel::sched::Attr,
 ) -> Result<pb::StasisThreadEntry> {
     let sud = th.sud.filter(|s| s.mode != 0);
     Ok(pb::StasisThreadEntry {
-        timerslack_ns: proc.timerslack_ns().ok(),
+        // only the process's folder of a thread id has this file, not task/TID
+        timerslack_ns: ProcDir::open(th.tid)?.timerslack_ns().ok(),
         ioprio: Some(stasis_kernel::sched::ioprio(th.tid)?),
         affinity: Some(stasis_kernel::sched::affinity(th.tid)?),
         sched_flags: (sched.flags != 0).then_some(sched.flags),
@@ -140,6 +141,9 @@ fn extension(
         sud_selector: sud.map(|s| s.selector),
         sud_offset: sud.map(|s| s.offset),
         sud_len: sud.map(|s| s.len),
+        comm: std::str::from_utf8(&st.name)
+            .is_err()
+            .then(|| st.name.clone()),
         xstate: more_than_format(&th.xstate).then(|| th.xstate.clone()),
     })
 }

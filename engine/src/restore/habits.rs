@@ -23,6 +23,8 @@ pub enum Outside {
     },
     /// sched_setattr(2): 48 bytes.
     Sched(u32, Vec<u8>),
+    /// setpriority(2).
+    Nice(u32, i32),
     /// sched_setaffinity(2).
     Affinity(u32, Vec<u8>),
     /// ioprio_set(2).
@@ -43,6 +45,7 @@ impl fmt::Display for Outside {
                 b[4],
                 i32::from_le_bytes([b[16], b[17], b[18], b[19]])
             ),
+            Outside::Nice(tid, n) => write!(f, "setpriority({tid}, {n})"),
             Outside::Affinity(tid, m) => write!(f, "sched_setaffinity({tid}, {m:x?})"),
             Outside::Ioprio(tid, p) => write!(f, "ioprio_set({tid}, {p:#x})"),
             Outside::Rlimit(pid, r, s, h) => write!(
@@ -288,7 +291,13 @@ fn thread(
     let (Some(info), Some(tc)) = (&core.thread_info, &core.thread_core) else {
         return Err(Error::bug("a thread without registers passed the checks"));
     };
-    rows.push(comm(tc.comm.as_deref().unwrap_or(&t.tc.comm)));
+    let name = tc.comm.as_deref().unwrap_or(&t.tc.comm).as_bytes();
+    rows.push(comm(
+        tc.stasis
+            .as_ref()
+            .and_then(|s| s.comm.as_deref())
+            .unwrap_or(name),
+    ));
     rows.push(
         Call::new(
             libc::SYS_set_tid_address,
@@ -354,6 +363,8 @@ fn thread(
         tc.sched_prio.unwrap_or(0),
         deadline,
     );
+    // a real-time policy has no nice value in the structure, but the thread keeps one
+    outside.push(Outside::Nice(tid, tc.sched_nice.unwrap_or(0)));
     outside.push(Outside::Sched(tid, attr));
     if let Some(x) = x {
         if let Some(a) = &x.affinity {

@@ -733,6 +733,7 @@ fn outside(pid: u32, x: &Outside, report: &mut RestoreReport) -> Result<()> {
             }
         }),
         Outside::Sched(tid, b) => stasis_kernel::sched::set_attr(HostPid(*tid as i32), b),
+        Outside::Nice(tid, n) => stasis_kernel::sched::set_nice(HostPid(*tid as i32), *n),
         Outside::Affinity(tid, m) => stasis_kernel::sched::set_affinity(HostPid(*tid as i32), m),
         Outside::Ioprio(tid, p) => stasis_kernel::sched::set_ioprio(HostPid(*tid as i32), *p),
         Outside::Rlimit(pid, r, s, h) => {

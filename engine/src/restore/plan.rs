@@ -75,19 +75,19 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     kinds::locks::plan(&mut cx).map_err(|e| e.of("locks").at(Phase::Plan))?;
     let shared = memory::shared(images, &mut cx)?;
     let hole = hole(images)?;
-    let highest = images
+    let used: std::collections::BTreeSet<i32> = images
         .tables
         .values()
         .flatten()
         .map(|f| f.fd as i32)
         .chain(cx.lent.iter().map(|l| l.1))
-        .max()
-        .unwrap_or(2);
+        .collect();
+    let service_fd = service_fd(&used)?;
     let mut plan = Plan {
         host: Vec::new(),
         tasks: Vec::new(),
         hole,
-        service_fd: (highest + 1).max(64),
+        service_fd,
         slots: 1,
         warnings: Vec::new(),
     };
@@ -179,6 +179,23 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     plan.host = cx.host;
     plan.warnings = cx.warnings;
     Ok(plan)
+}
+
+/// A descriptor number no task uses, out of the way of files that arrive at the lowest numbers.
+fn service_fd(used: &std::collections::BTreeSet<i32>) -> Result<i32> {
+    let limit = stasis_kernel::limits::nofile().min(1 << 20) as i32;
+    let highest = used.last().copied().unwrap_or(2);
+    let free = if highest + 1 < limit {
+        Some((highest + 1).max(64).min(limit - 1))
+    } else {
+        (0..limit).rev().find(|n| !used.contains(n))
+    };
+    free.filter(|n| *n as usize >= used.len() && highest < limit)
+        .ok_or_else(|| {
+            Error::new("E6107", Blame::Host, format!("descriptor {highest}"))
+                .why(format!("the engine may open {limit} files"))
+                .advice("raise the hard limit of open files (ulimit -Hn)")
+        })
 }
 
 /// Which slots hold each open file.
@@ -354,7 +371,7 @@ pub fn own_group(pid: u32) -> Vec<Call> {
 /// A zombie ends as it did: with its exit code, or by its signal.
 fn end(t: &TaskImages) -> Vec<Call> {
     let code = t.tc.exit_code;
-    let mut rows = vec![comm(&t.tc.comm)];
+    let mut rows = vec![comm(t.tc.comm.as_bytes())];
     let sig = code & 0x7f;
     if sig == 0 {
         rows.push(
@@ -414,8 +431,8 @@ fn end(t: &TaskImages) -> Vec<Call> {
 }
 
 /// PR_SET_NAME.
-pub fn comm(name: &str) -> Call {
-    let mut b: Vec<u8> = name.bytes().filter(|b| *b != 0).take(15).collect();
+pub fn comm(name: &[u8]) -> Call {
+    let mut b: Vec<u8> = name.iter().copied().filter(|b| *b != 0).take(15).collect();
     b.resize(16, 0);
     Call::new(
         libc::SYS_prctl,
