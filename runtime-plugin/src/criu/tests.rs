@@ -286,3 +286,28 @@ fn configuration_files_are_options_without_dashes() {
         assert!(config(bad).unwrap_err().contains(why), "{bad}");
     }
 }
+
+/// The rows of the book's table, as the code would write them.
+fn book() -> String {
+    let row = |o: &super::options::Opt| {
+        let short = o.short.map_or(String::new(), |c| format!("`-{c}`, "));
+        let fate = match o.fate {
+            Fate::Honoured => "honoured".to_string(),
+            Fate::Harmless(why) => format!("no difference: {why}"),
+            Fate::Refused(why) => format!("refused: {why}"),
+        };
+        format!("| {short}`--{}` | {fate} |\n", o.long)
+    };
+    OPTIONS.iter().map(row).collect()
+}
+
+#[test]
+fn the_book_tells_what_becomes_of_each_option() {
+    let page = include_str!("../../../docs/user/criu.md");
+    let table = page.split_once("|---|---|\n").unwrap().1;
+    assert!(
+        table == book(),
+        "docs/user/criu.md must end with:\n{}",
+        book()
+    );
+}
