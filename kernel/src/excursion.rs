@@ -19,6 +19,8 @@
 //! between PTRACE_SINGLESTEP and the next stop is killed by SIGTRAP. A syscall stop under PTRACE_O_TRACESYSGOOD is
 //! harmless: the exit code 0x85 is no valid signal (`ptrace_report_syscall()`).
 //!
+//! Long because the mechanism is one: frame, chain, stops and the way home rest on each other.
+//!
 //! Gave up: a player page as in restore (mmap + write + munmap are three more calls, each with its own narrow spot, and
 //! are refused by PR_SET_MDWE or SELinux execmem).
 use crate::call::{Answer, Arg, Call, Layout};

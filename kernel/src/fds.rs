@@ -2,6 +2,8 @@
 //!
 //! pidfd_getfd(2) is what lets the engine look at another task's open files from outside: the copy refers to the same
 //! open file. Its FD_CLOEXEC is always set and says nothing of the original; that bit is in fdinfo.
+//!
+//! Long because it is a list: one small function per call.
 
 use std::cmp::Ordering;
 use std::ffi::CStr;

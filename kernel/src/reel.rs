@@ -8,6 +8,8 @@
 //! Layout: page 0 player text (read, execute); page 1 the counter of players at work; from page 2 the slots, 64 bytes each;
 //! behind them tapes, from the start again in every [`Reel::play`].
 //!
+//! Long because player, layout and engine side must agree byte for byte.
+//!
 //! Life and death: the first task is seized with `PTRACE_O_EXITKILL`. Every child sets `PR_SET_PDEATHSIG` first of
 //! all and checks that its parent is still there, so a lost engine takes the whole unfinished tree with it.
 use crate::call::{Answer, Arg, Call, Layout};

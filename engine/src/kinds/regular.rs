@@ -19,6 +19,8 @@
 //!
 //! Kernel facts: O_NOCTTY, O_CREAT, O_EXCL and O_TRUNC never stay in the flags (fs/open.c do_dentry_open), O_CLOEXEC
 //! belongs to the slot; O_LARGEFILE is forced for 64-bit openers. An O_PATH file has no position (lseek: EBADF).
+//!
+//! Guests: file_reg, file_shared, files_many, dir, opath, devices, proc_files.
 use super::act::{Act, Check, sys};
 use super::paths::{self, FileView};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, fown, ghost, malformed, memfd};

@@ -24,6 +24,8 @@
 //! KERNEL: TIOCGSID and TIOCGPGRP on a master tell anybody; TIOCSCTTY takes only a terminal no session has.
 //!
 //! Guests: pty, pty_data, ctty, dev_tty, shell_job.
+//!
+//! Guests: pty, pty_data, ctty, dev_tty, shell_job.
 use super::common::{ask_int, ask_ioctl};
 use super::tty_acts::{TCGETS, TERMIOS_LEN, TIOCGPTN, Taken, waiting};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, Undo};

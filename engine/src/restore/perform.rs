@@ -2,6 +2,8 @@
 //!
 //! Until the first detach nothing of the tree runs its own code. Every task dies with the engine: the first stub by
 //! PR_SET_PDEATHSIG and PTRACE_O_EXITKILL, its descendants by PR_SET_PDEATHSIG from birth and by EXITKILL once seized.
+//!
+//! Long because nothing else may act: all phases from Open to Run are here, in order.
 use super::habits::Outside;
 use super::images::{Images, TaskImages};
 use super::plan::{self, Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
@@ -535,7 +537,7 @@ impl<'a> Performance<'a> {
             th.wait_stop()?.ok_or_else(|| {
                 Error::new(
                     "E4001",
-                    Blame::Host,
+                    Blame::Container,
                     format!("task {} was killed while it was restored", t.entry.pid),
                 )
             })?;

@@ -1,4 +1,6 @@
 //! From images to a plan: pure code. Everything a restore will do is written down before anything is done.
+//!
+//! Long because it is the whole of a plan that is not a kind's: one function per phase, in order.
 use super::images::{Images, TASK_SIZE, TaskImages};
 use super::{habits, memory, privileges};
 use crate::error::{Blame, Error, Result};

@@ -89,7 +89,7 @@ fn drop_reel(th: &Tracee, t: &TaskPlan, reel: &Reel) -> Result<()> {
     }
     let r = th.regs()?;
     if r.rax != 0 {
-        return Err(Error::new("E6104", Blame::Kernel, "munmap of the reel")
+        return Err(Error::new("E3103", Blame::Kernel, "munmap of the reel")
             .why(stasis_kernel::call::answer(r.rax)));
     }
     Ok(())
@@ -118,7 +118,7 @@ fn syscall_instruction(t: &TaskPlan) -> Result<u64> {
         }
     }
     Err(Error::new(
-        "E6105",
+        "E5031",
         Blame::Image,
         format!("task {} has no text to leave from", t.pid),
     )
