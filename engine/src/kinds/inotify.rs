@@ -193,6 +193,21 @@ mod tests {
     }
 
     #[test]
+    fn watches_are_added_when_the_files_are_open() {
+        let i = I::init(InitFlags::IN_CLOEXEC).unwrap();
+        i.add_watch("/proc", F::IN_CREATE).unwrap();
+        let d = testing::dump(&Inotify, &[i.as_fd()]).unwrap();
+        let dir = stasis_proto::ImageDir::open(d.tmp.path()).unwrap();
+        let mut cx = PlanCx::new(&d.options, &dir, &d.files, &d.holders);
+        cx.enter(Inotify.stage());
+        Inotify.plan(&d.files[&1], &mut cx).unwrap();
+        let add = |h: &&(Stage, crate::kinds::Act, String)| h.1.to_string().contains("add_watch");
+        let adds: Vec<_> = cx.host.iter().filter(add).map(|h| h.0).collect();
+        assert_eq!(adds, [Stage::Mapped]);
+        assert_eq!(cx.stage(), Inotify.stage());
+    }
+
+    #[test]
     fn a_watch_by_handle_alone_works_where_handles_open() {
         let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
         let i = I::init(InitFlags::IN_CLOEXEC).unwrap();

@@ -67,18 +67,23 @@ fn refused(seen: &Seen, e: impl std::fmt::Display) -> Error {
     seen.unsupported(e, "let the pipe run empty and try again")
 }
 
-/// Copies what is in the pipe behind `seen`, without taking anything out.
-pub(super) fn look_into(seen: &Seen) -> Result<Contents> {
+/// Copies what is in the pipe behind `seen`, without taking anything out. `None`: this is a writing end, and we may not open
+/// a reading one (a pipe of another user); whoever has a reading end in the tree will tell.
+pub(super) fn look_into(seen: &Seen) -> Result<Option<Contents>> {
     let opened;
     let reader: BorrowedFd = if reads(seen.flags) {
         seen.fd
     } else {
         let path = format!("/proc/self/fd/{}", seen.fd.as_raw_fd());
-        opened = std::fs::OpenOptions::new()
+        let open = std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|e| refused(seen, format!("cannot open its reading end: {e}")))?;
+            .open(path);
+        match open {
+            Ok(f) => opened = f,
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Ok(None),
+            Err(e) => return Err(refused(seen, format!("cannot open its reading end: {e}"))),
+        }
         opened.as_fd()
     };
     let size = fcntl(reader, FcntlArg::F_GETPIPE_SZ).map_err(|e| refused(seen, e))?;
@@ -113,7 +118,7 @@ pub(super) fn look_into(seen: &Seen) -> Result<Contents> {
         ..Contents::default()
     };
     if is_errno(n) {
-        return Ok(c);
+        return Ok(Some(c));
     }
     // A read takes all there is, unless it comes to the end of a packet: so a short one tells that there are packets.
     // (Only the writing end has O_DIRECT in its flags, and this may be the reading one.)
@@ -132,7 +137,7 @@ pub(super) fn look_into(seen: &Seen) -> Result<Contents> {
     if c.packets.len() < 2 {
         c.packets.clear();
     }
-    Ok(c)
+    Ok(Some(c))
 }
 
 /// Writes the contents to `image`.
@@ -246,8 +251,10 @@ impl FileKind for Pipe {
             cx.done.insert(("pipe with both ends", ino), 0);
         }
         if cx.first("pipe", ino) {
-            let c = look_into(seen)?;
-            put(cx, "pipes-data.img", pipe_id, c)?;
+            match look_into(seen)? {
+                Some(c) => put(cx, "pipes-data.img", pipe_id, c)?,
+                None => drop(cx.done.remove(&("pipe", ino))),
+            }
         }
         let pipe = pb::PipeEntry {
             id,

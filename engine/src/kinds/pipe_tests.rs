@@ -12,7 +12,7 @@ fn contents_capacity_and_flags_come_back_and_the_original_keeps_its_bytes() {
     let (r, w) = pipe2(OFlag::O_CLOEXEC).unwrap();
     fcntl(&w, FcntlArg::F_SETPIPE_SZ(1 << 18)).unwrap();
     fcntl(&w, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-    let bytes: Vec<u8> = (0..200_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..200_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
     assert_eq!(write(&w, &bytes).unwrap(), bytes.len());
     // the writing end first: the contents must be found through it
     let d = testing::dump(&Pipe, &[w.as_fd(), r.as_fd()]).unwrap();
