@@ -3,6 +3,7 @@
 //! Mappings are made straight at their final addresses, as the stub has nothing there. Contents are written by the
 //! engine's threads with process_vm_writev from the mapped pages image, so mappings that will not be writable are made
 //! writable first and get their protection at the end.
+use super::heirs::{self, Estate};
 use super::images::{Images, TaskImages};
 use crate::dump::mm::status;
 use crate::error::{Blame, Error, Result};
@@ -11,16 +12,62 @@ use stasis_kernel::call::{Arg, Call, FdRef, Part};
 use stasis_kernel::names;
 use std::collections::BTreeMap;
 
+/// A mapping as it is while contents are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// PROT_*: writable if contents must be written.
+    pub prot: u64,
+    /// MAP_*, without how the address is meant.
+    pub flags: u64,
+    /// Offset in the file.
+    pub offset: u64,
+    /// The file.
+    pub file: Option<FdRef>,
+    /// Whether writes are the task's own.
+    pub private: bool,
+}
+
+impl Mapping {
+    /// First address behind it.
+    pub fn end(&self) -> u64 {
+        self.start + self.len
+    }
+    fn call(&self, fd: Option<usize>) -> Call {
+        let flags = self.flags | MAP_FIXED_NOREPLACE;
+        let args = vec![
+            Arg::Hex(self.start),
+            Arg::Hex(self.len),
+            prot_arg(self.prot),
+            Arg::Named(flags, names::mmap_flags(flags)),
+            Arg::Int(fd.map_or(u64::MAX, |f| f as u64)),
+            Arg::Hex(self.offset),
+        ];
+        Call::new(libc::SYS_mmap, args).must_be(self.start)
+    }
+}
+
 /// The restore of one address space.
 pub struct Plan {
     /// Files the mappings need, in the order in which the task receives them: they get the lowest free numbers.
     pub files: Vec<FdRef>,
-    /// Mappings; descriptor arguments are indices into `files`.
-    maps: Vec<(Call, Option<usize>)>,
-    /// prctl(PR_SET_MM_MAP): words, auxv, index of the program's file.
-    mm: (Vec<u64>, Vec<u8>, usize),
-    /// vDSO and vvar: (kind, start, length).
-    pub vdso: Vec<(u32, u64, u64)>,
+    /// Mappings, sorted.
+    pub maps: Vec<Mapping>,
+    /// The task with whose memory it is born; `None`: with an empty one.
+    pub base: Option<usize>,
+    /// What becomes of that.
+    pub estate: Option<Estate>,
+    /// Mappings that are inherited, by index.
+    kept: Vec<bool>,
+    /// prctl(PR_SET_MM_MAP): words, auxv.
+    mm: (Vec<u64>, Vec<u8>),
+    /// The program's file.
+    exe: FdRef,
+    /// vDSO and vvar.
+    pub vdso: Vec<Special>,
     /// Rows when contents are in place and children are born: protections, advice, locks.
     pub late: Vec<Call>,
     /// The pages image and what goes where: address, length, offset in the image.
@@ -115,7 +162,11 @@ pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> R
     let mut p = Plan {
         files: Vec::new(),
         maps: Vec::new(),
-        mm: (Vec::new(), Vec::new(), 0),
+        base: None,
+        estate: None,
+        kept: Vec::new(),
+        mm: (Vec::new(), Vec::new()),
+        exe: FdRef(listed(cx, mm.exe_file_id)?.id),
         vdso: Vec::new(),
         late: Vec::new(),
         pages_id: 0,
@@ -180,30 +231,32 @@ pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> R
                 ],
             ));
         }
-        let mut flags = u64::from(v.flags) & !(libc::MAP_LOCKED as u64) | MAP_FIXED_NOREPLACE;
+        let mut flags = u64::from(v.flags) & !(libc::MAP_LOCKED as u64);
         let object = (v.status & status::ANON_SHARED != 0)
             .then(|| shared.get(&v.shmid))
             .flatten();
         let with_file =
             object.is_some() || v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
-        let index = if let Some(f) = object {
+        let file = if let Some(f) = object {
             flags &= !(libc::MAP_ANONYMOUS as u64);
-            Some(index_of(&mut p, *f))
+            Some(*f)
         } else if with_file {
-            Some(index_of(&mut p, mapped(v, cx)?))
+            Some(mapped(v, cx)?)
         } else {
             None
         };
-        let args = vec![
-            Arg::Hex(v.start),
-            Arg::Hex(len),
-            prot_arg(prot),
-            Arg::Named(flags, names::mmap_flags(flags)),
-            Arg::Int(u64::MAX),
-            Arg::Hex(if with_file { v.pgoff } else { 0 }),
-        ];
-        p.maps
-            .push((Call::new(libc::SYS_mmap, args).must_be(v.start), index));
+        if let Some(f) = file {
+            need(&mut p.files, f);
+        }
+        p.maps.push(Mapping {
+            start: v.start,
+            len,
+            prot,
+            flags,
+            offset: if with_file { v.pgoff } else { 0 },
+            file,
+            private,
+        });
         for bit in 0..64 {
             if v.madv.unwrap_or(0) & 1 << bit != 0 {
                 p.late.push(Call::new(
@@ -223,7 +276,7 @@ pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> R
             ));
         }
     }
-    let exe = index_of(&mut p, FdRef(listed(cx, mm.exe_file_id)?.id));
+    need(&mut p.files, p.exe);
     let words = vec![
         mm.mm_start_code,
         mm.mm_end_code,
@@ -242,19 +295,72 @@ pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> R
         auxv.truncate(auxv.len() - 2);
     }
     auxv.extend([0, 0]);
-    p.mm = (
-        words,
-        auxv.iter().flat_map(|w| w.to_le_bytes()).collect(),
-        exe,
-    );
+    p.mm = (words, auxv.iter().flat_map(|w| w.to_le_bytes()).collect());
     Ok(p)
 }
 
-fn index_of(p: &mut Plan, f: FdRef) -> usize {
-    p.files.iter().position(|x| *x == f).unwrap_or_else(|| {
-        p.files.push(f);
-        p.files.len() - 1
-    })
+/// A piece of the vDSO (status bit VDSO) or its data (VVAR): kind, start, length; sorted by start.
+pub type Special = (u32, u64, u64);
+
+/// Each piece with its new address: where the image has its kind, if that is as long there; else it is dropped.
+fn vdso_moves(now: &[Special], wanted: &[Special]) -> Vec<(Special, Option<u64>)> {
+    let total =
+        |v: &[Special], kind: u32| -> u64 { v.iter().filter(|x| x.0 == kind).map(|x| x.2).sum() };
+    let mut moves = Vec::new();
+    for kind in [status::VVAR, status::VDSO] {
+        let fits = total(now, kind) == total(wanted, kind);
+        let first = wanted.iter().find(|x| x.0 == kind);
+        let mut to = first.map(|x| x.1).filter(|_| fits);
+        for x in now.iter().filter(|x| x.0 == kind) {
+            moves.push((*x, to));
+            to = to.map(|t| t + x.2);
+        }
+    }
+    moves
+}
+
+/// Where the pieces are afterwards.
+pub fn vdso_moved(now: &[Special], wanted: &[Special]) -> Vec<Special> {
+    let moves = vdso_moves(now, wanted).into_iter();
+    moves
+        .filter_map(|((kind, _, len), to)| Some((kind, to?, len)))
+        .collect()
+}
+
+/// Brings the vDSO to where the image has it, or drops it.
+pub fn vdso_rows(now: &[Special], wanted: &[Special]) -> Vec<Call> {
+    let moves = vdso_moves(now, wanted).into_iter();
+    let rows = moves.filter_map(|((_, at, len), to)| match to {
+        Some(to) if to == at => None,
+        Some(to) => Some(move_to(at, len, to)),
+        None => Some(Call::new(
+            libc::SYS_munmap,
+            vec![Arg::Hex(at), Arg::Hex(len)],
+        )),
+    });
+    rows.collect()
+}
+
+/// Moves a whole mapping.
+pub fn move_to(from: u64, len: u64, to: u64) -> Call {
+    const MAYMOVE_FIXED: u64 = 3;
+    Call::new(
+        libc::SYS_mremap,
+        vec![
+            Arg::Hex(from),
+            Arg::Hex(len),
+            Arg::Hex(len),
+            Arg::Named(MAYMOVE_FIXED, "MREMAP_MAYMOVE|MREMAP_FIXED".into()),
+            Arg::Hex(to),
+        ],
+    )
+    .must_be(to)
+}
+
+fn need(files: &mut Vec<FdRef>, f: FdRef) {
+    if !files.contains(&f) {
+        files.push(f);
+    }
 }
 
 fn prot_arg(prot: u64) -> Arg {
@@ -262,21 +368,71 @@ fn prot_arg(prot: u64) -> Arg {
 }
 
 impl Plan {
+    /// Whether a child of a task with the memory `parent` should be born with that.
+    pub fn is_heir_of(&self, parent: &Plan) -> bool {
+        self.exe == parent.exe
+            && heirs::is_heir(&self.maps, &self.pages, &parent.maps, &parent.pages)
+    }
+    /// Plans that the task is born with the memory `parent` of task `base` in place; `keep`: some of it stays.
+    pub fn inherit(&mut self, base: usize, parent: &Plan, keep: bool) {
+        self.base = Some(base);
+        let (estate, kept) = match keep {
+            true => heirs::settle(&self.maps, &self.pages, &parent.maps, &parent.pages),
+            false => heirs::settle(&[], &[], &parent.maps, &[]),
+        };
+        if keep {
+            // KERNEL: the program's file cannot be set anew while it is mapped (kernel/fork.c, replace_mm_exe_file)
+            let maps = self.maps.iter().zip(&kept).filter(|(_, k)| !**k);
+            let files: Vec<FdRef> = maps.filter_map(|(m, _)| m.file).collect();
+            self.files.retain(|f| files.contains(f));
+        }
+        self.estate = Some(estate);
+        self.kept = kept;
+    }
+    /// The rows by which an heir gives up what only its parent has.
+    pub fn settling(&self) -> Vec<Call> {
+        let Some(e) = &self.estate else {
+            return Vec::new();
+        };
+        let (at, n) = (Arg::Hex, Arg::Hex);
+        let mut rows: Vec<Call> = Vec::new();
+        for (s, len) in &e.unmap {
+            rows.push(Call::new(libc::SYS_munmap, vec![at(*s), n(*len)]));
+        }
+        for (s, old, new) in &e.grow {
+            let args = vec![at(*s), n(*old), n(*new), Arg::Int(0)];
+            rows.push(Call::new(libc::SYS_mremap, args).must_be(*s));
+        }
+        for (s, len, prot) in &e.protect {
+            let args = vec![at(*s), n(*len), prot_arg(*prot)];
+            rows.push(Call::new(libc::SYS_mprotect, args));
+        }
+        for (s, len) in &e.forget {
+            let advice = Arg::Named(4, "MADV_DONTNEED".into());
+            rows.push(Call::new(libc::SYS_madvise, vec![at(*s), n(*len), advice]));
+        }
+        rows
+    }
     /// The rows that make the mappings, once the files lie at the lowest numbers: receive, map, close.
     pub fn tape(&self, service: i32) -> Vec<Call> {
         let mut rows = receive(service, self.files.len());
-        for (c, file) in &self.maps {
-            let mut c = c.clone();
-            if let Some(i) = file {
-                c.args[4] = Arg::Int(*i as u64);
+        let number = |f: &FdRef| self.files.iter().position(|x| x == f);
+        for (m, kept) in self
+            .maps
+            .iter()
+            .zip(self.kept.iter().chain(std::iter::repeat(&false)))
+        {
+            if !kept {
+                rows.push(m.call(m.file.as_ref().and_then(number)));
             }
-            rows.push(c);
         }
-        let (words, auxv, exe) = &self.mm;
+        let (words, auxv) = &self.mm;
+        // an heir has its parent's
+        let exe = number(&self.exe).map_or(u32::MAX, |n| n as u32);
         let tail: Vec<u8> = (auxv.len() as u32)
             .to_le_bytes()
             .into_iter()
-            .chain((*exe as u32).to_le_bytes())
+            .chain(exe.to_le_bytes())
             .collect();
         let map = Arg::Struct(vec![
             Part::Bytes(words.iter().flat_map(|w| w.to_le_bytes()).collect()),

@@ -1,6 +1,7 @@
 //! The story of a restore: read, plan, perform.
 mod fill;
 mod habits;
+mod heirs;
 mod images;
 mod memory;
 mod perform;

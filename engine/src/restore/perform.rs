@@ -40,8 +40,8 @@ pub struct Performance<'a> {
     stub: Option<HostPid>,
     /// Seized tasks, by index in the plan; zombies have none.
     leaders: Vec<Option<Tracee>>,
-    /// Where the vDSO and its data are parked: kind, address, length, in the order of their addresses.
-    parked: Vec<(u32, u64, u64)>,
+    /// Where the vDSO and its data are parked.
+    parked: Vec<memory::Special>,
     committed: bool,
 }
 
@@ -195,27 +195,53 @@ impl<'a> Performance<'a> {
                     continue;
                 }
             };
-            rows.push(move_to(m.start, len, at));
+            rows.push(memory::move_to(m.start, len, at));
             self.parked.push((kind, at, len));
             at += len;
         }
         self.play(&[(0, &rows)], Phase::Birth).map(|_| ())
     }
-    /// All tasks are born, with their sessions; then seized.
-    fn births(&mut self) -> Result<()> {
+    /// All tasks are born and filled, wave by wave: heirs when the memory they inherit is in place.
+    fn waves(&mut self, report: &mut RestoreReport) -> Result<()> {
+        let begun = Instant::now();
+        let last = self.plan.tasks.iter().map(|t| t.wave).max().unwrap_or(0);
+        for wave in 0..=last {
+            self.births(wave).map_err(|e| e.at(Phase::Birth))?;
+            if wave == 0 {
+                report.forking_us = begun.elapsed().as_micros() as u64;
+            }
+            self.fill(wave, report)?;
+        }
+        debug!("all tasks are born, in {} waves", last + 1);
+        let tasks = &self.plan.tasks;
+        let groups: Vec<_> = tasks.iter().filter(|t| !t.group.is_empty()).collect();
+        for leaders in [true, false] {
+            let some: Vec<_> = groups
+                .iter()
+                .filter(|t| (t.group == plan::own_group(t.pid)) == leaders)
+                .map(|t| (t.slot, &t.group[..]))
+                .collect();
+            self.play(&some, Phase::Birth)?;
+        }
+        Ok(())
+    }
+    /// The tasks of one wave are born, with their sessions; then seized.
+    fn births(&mut self, wave: usize) -> Result<()> {
         let own = std::process::id() as i32;
         let tasks = &self.plan.tasks;
-        let mut born = vec![false; tasks.len()];
-        self.reel.expect_parent(tasks[0].slot, own);
-        let root = tasks[0].birth.clone();
-        self.play(&[(0, &[root])], Phase::Birth).map_err(taken)?;
-        born[0] = true;
-        self.play(&[(tasks[0].slot, &tasks[0].session)], Phase::Birth)?;
+        let mut born: Vec<bool> = tasks.iter().map(|t| t.wave < wave).collect();
+        if wave == 0 {
+            self.reel.expect_parent(tasks[0].slot, own);
+            let root = tasks[0].birth.clone();
+            self.play(&[(0, &[root])], Phase::Birth).map_err(taken)?;
+            born[0] = true;
+            self.play(&[(tasks[0].slot, &tasks[0].session)], Phase::Birth)?;
+        }
         // one tape a parent: all its children in one go, level by level
         loop {
             let mut tapes: BTreeMap<usize, Vec<Call>> = BTreeMap::new();
             let mut new = Vec::new();
-            for (i, t) in tasks.iter().enumerate() {
+            for (i, t) in tasks.iter().enumerate().filter(|(_, t)| t.wave == wave) {
                 if let Some(p) = t.parent.filter(|p| born[*p] && !born[i]) {
                     self.reel.expect_parent(t.slot, tasks[p].pid as i32);
                     tapes
@@ -237,17 +263,8 @@ impl<'a> Performance<'a> {
             self.play(&sessions, Phase::Birth)?;
             new.iter().for_each(|i| born[*i] = true);
         }
-        let groups: Vec<_> = tasks.iter().filter(|t| !t.group.is_empty()).collect();
-        for leaders in [true, false] {
-            let some: Vec<_> = groups
-                .iter()
-                .filter(|t| (t.group == plan::own_group(t.pid)) == leaders)
-                .map(|t| (t.slot, &t.group[..]))
-                .collect();
-            self.play(&some, Phase::Birth)?;
-        }
         for (i, t) in tasks.iter().enumerate() {
-            if t.end.is_none() {
+            if t.end.is_none() && t.wave == wave {
                 let options = EXITKILL | TRACESYSGOOD;
                 let seized = Tracee::seize(t.pid as i32, options | SUSPEND_SECCOMP).or_else(|e| {
                     if e.errno == Errno::EPERM {
@@ -291,51 +308,34 @@ impl<'a> Performance<'a> {
         }
         Ok(())
     }
-    /// Mappings, then contents.
-    fn fill(&mut self, report: &mut RestoreReport) -> Result<()> {
-        for t in &self.plan.tasks {
+    /// Mappings, then contents, of the tasks of a wave.
+    fn fill(&mut self, wave: usize, report: &mut RestoreReport) -> Result<()> {
+        let now = |t: &&TaskPlan| t.wave == wave;
+        for t in self.plan.tasks.iter().filter(now) {
             let Some(m) = &t.memory else { continue };
             self.ship(&m.files)?;
-            let mut rows = self.vdso(m);
+            let mut rows = m.settling();
+            rows.extend(memory::vdso_rows(&self.vdso_at(m.base), &m.vdso));
             rows.extend(m.tape(self.plan.service_fd));
             self.play(&[(t.slot, &rows)], Phase::Fill)?;
         }
-        for t in &self.plan.tasks {
+        for t in self.plan.tasks.iter().filter(now) {
             let Some(m) = &t.memory else { continue };
-            report.pages_restored += fill::pages(self.dir, HostPid(t.pid as i32), m)
+            let base = m.base.and_then(|b| self.plan.tasks[b].memory.as_ref());
+            let base = base.map(|b| b.pages_id);
+            report.pages_restored += fill::pages(self.dir, HostPid(t.pid as i32), m, base)
                 .map_err(|e| e.on(format!("memory of task {}", t.pid)).at(Phase::Fill))?;
             crate::kill_point();
         }
         Ok(())
     }
-    /// Brings the parked vDSO to where the image has it, or drops it.
-    fn vdso(&self, m: &memory::Plan) -> Vec<Call> {
-        let total = |v: &[(u32, u64, u64)], kind: u32| {
-            v.iter().filter(|x| x.0 == kind).map(|x| x.2).sum::<u64>()
-        };
-        let mut rows = Vec::new();
-        for kind in [crate::dump::mm::status::VVAR, crate::dump::mm::status::VDSO] {
-            let fits = total(&m.vdso, kind) == total(&self.parked, kind);
-            let mut to = m
-                .vdso
-                .iter()
-                .find(|x| x.0 == kind)
-                .map(|x| x.1)
-                .filter(|_| fits);
-            for (_, at, len) in self.parked.iter().filter(|x| x.0 == kind) {
-                match &mut to {
-                    Some(t) => {
-                        rows.push(move_to(*at, *len, *t));
-                        *t += len;
-                    }
-                    None => rows.push(Call::new(
-                        libc::SYS_munmap,
-                        vec![Arg::Hex(*at), Arg::Hex(*len)],
-                    )),
-                }
-            }
-        }
-        rows
+    /// Where the pieces of the vDSO are when a task is born: parked, or where the task whose memory it inherits has them.
+    fn vdso_at(&self, base: Option<usize>) -> Vec<memory::Special> {
+        let memory = base.and_then(|b| self.plan.tasks[b].memory.as_ref());
+        memory.map_or_else(
+            || self.parked.clone(),
+            |m| memory::vdso_moved(&self.vdso_at(m.base), &m.vdso),
+        )
     }
     /// Threads and descriptors.
     fn place(&mut self) -> Result<()> {
@@ -618,13 +618,9 @@ pub fn perform(
     plan: &Plan,
     report: &mut RestoreReport,
 ) -> Result<i32> {
-    let begun = Instant::now();
     let mut p = Performance::begin(o, dir, images, plan).map_err(|e| e.at(Phase::Open))?;
     p.tidy_stub()?;
-    p.births().map_err(|e| e.at(Phase::Birth))?;
-    report.forking_us = begun.elapsed().as_micros() as u64;
-    debug!("all tasks are born");
-    p.fill(report)?;
+    p.waves(report)?;
     p.place().map_err(|e| e.at(Phase::Place))?;
     p.open(&[Stage::Mapped]).map_err(|e| e.at(Phase::Place))?;
     p.habits(report)?;
@@ -638,21 +634,6 @@ pub fn perform(
     }
     info!("restored {} tasks, root {pid}", plan.tasks.len());
     Ok(pid)
-}
-
-fn move_to(from: u64, len: u64, to: u64) -> Call {
-    const MAYMOVE_FIXED: u64 = 3;
-    Call::new(
-        libc::SYS_mremap,
-        vec![
-            Arg::Hex(from),
-            Arg::Hex(len),
-            Arg::Hex(len),
-            Arg::Named(MAYMOVE_FIXED, "MREMAP_MAYMOVE|MREMAP_FIXED".into()),
-            Arg::Hex(to),
-        ],
-    )
-    .must_be(to)
 }
 
 fn opening(act: &Act, why: &str, e: Error) -> Error {

@@ -23,6 +23,8 @@ pub struct TaskPlan {
     pub pid: u32,
     /// Index of the task that gives birth to it; `None` for the root.
     pub parent: Option<usize>,
+    /// When it is born: wave 0 from the empty stub, the next when the memory of the waves before is in place.
+    pub wave: usize,
     /// Its slot in the reel.
     pub slot: usize,
     /// The row its parent (or the first stub) plays.
@@ -110,6 +112,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         let mut p = TaskPlan {
             pid: t.entry.pid,
             parent,
+            wave: 0,
             slot,
             birth: birth(t, parent.map(|p| &images.tasks[p]), slot),
             session: Vec::new(),
@@ -178,6 +181,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         }
         plan.tasks.push(p);
     }
+    waves(images, &spaces, &mut plan.tasks);
     plan.host = cx.host;
     plan.warnings = cx.warnings;
     Ok(plan)
@@ -198,6 +202,42 @@ fn service_fd(used: &std::collections::BTreeSet<i32>) -> Result<i32> {
                 .why(format!("the engine may open {limit} files"))
                 .advice("raise the hard limit of open files (ulimit -Hn)")
         })
+}
+
+/// Heirs are born when their parents' memory is in place, and with them all that come after them. `spaces`: the first task
+/// with each address space.
+fn waves(images: &Images, spaces: &BTreeMap<u32, usize>, tasks: &mut [TaskPlan]) {
+    // a child of a session its parent has left is born before its parent leaves, which cannot wait for any memory
+    let family: Vec<bool> = (0..tasks.len())
+        .map(|i| {
+            let sid = images.tasks[i].entry.sid;
+            let parents = tasks[i].parent.map(|p| images.tasks[p].entry.sid);
+            sid == tasks[i].pid || parents.is_none_or(|p| p == sid)
+        })
+        .collect();
+    let mut early = vec![false; tasks.len()];
+    for i in (0..tasks.len()).rev() {
+        early[i] |= !family[i];
+        if let Some(p) = tasks[i].parent.filter(|_| early[i]) {
+            early[p] = true;
+        }
+    }
+    for i in 0..tasks.len() {
+        let Some(p) = tasks[i].parent else { continue };
+        let Some(mut own) = tasks[i].memory.take() else {
+            tasks[i].wave = tasks[p].wave;
+            continue;
+        };
+        let base = spaces[&images.tasks[p].ids.vm_id];
+        if let Some(theirs) = &tasks[base].memory {
+            let heir = !early[i] && own.is_heir_of(theirs);
+            if heir || tasks[p].wave > 0 {
+                own.inherit(base, theirs, heir);
+                tasks[i].wave = tasks[p].wave.max(tasks[base].wave) + 1;
+            }
+        }
+        tasks[i].memory = Some(own);
+    }
 }
 
 /// Which slots hold each open file.
@@ -458,7 +498,7 @@ pub fn show(p: &Plan) -> String {
     }
     for t in &p.tasks {
         let _ = writeln!(s, "task {} (slot {})", t.pid, t.slot);
-        let _ = writeln!(s, "  birth: {}", t.birth);
+        let _ = writeln!(s, "  birth in wave {}: {}", t.wave, t.birth);
         let mut tape = |name: &str, rows: &[Call]| {
             for r in rows {
                 let _ = writeln!(s, "  {name}: {r}");
@@ -471,6 +511,7 @@ pub fn show(p: &Plan) -> String {
             continue;
         }
         if let Some(m) = &t.memory {
+            tape("settle the estate", &m.settling());
             tape("map", &m.tape(p.service_fd));
         }
         for (tid, slot, birth) in &t.threads {
