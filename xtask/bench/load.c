@@ -59,6 +59,7 @@ static void wait_told(void)
 	sigemptyset(&block);
 	sigaddset(&block, SIGTERM);
 	sigprocmask(SIG_BLOCK, &block, &old);
+	sigdelset(&old, SIGTERM);
 	while (!told)
 		sigsuspend(&old);
 	sigprocmask(SIG_SETMASK, &old, NULL);
@@ -144,7 +145,12 @@ static void threads(long n)
 	pthread_attr_t attr;
 	pthread_t t;
 	char words[64];
+	sigset_t block;
 
+	/* SIGTERM is for the main thread: only it waits to be told */
+	sigemptyset(&block);
+	sigaddset(&block, SIGTERM);
+	sigprocmask(SIG_BLOCK, &block, NULL);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, 64 * 1024);
 	for (long i = 1; i < n; i++)

@@ -53,7 +53,10 @@ pub fn inside(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<()> {
         .status()
         .context("unshare(1) of util-linux")?;
     if !status.success() {
-        bail!("the run inside private namespaces failed ({status}); it needs root");
+        match nix::unistd::geteuid().is_root() {
+            true => bail!("the run inside private namespaces: {status}"),
+            false => bail!("private namespaces need root"),
+        }
     }
     Ok(())
 }
