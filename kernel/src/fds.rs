@@ -34,8 +34,8 @@ pub fn with_stand_in<T>(f: impl FnOnce(HostPid) -> T) -> SysResult<T> {
     }
     check(pid.into(), "fork", || "")?;
     let done = f(HostPid(pid));
-    // SAFETY: only the pid and a null pointer go in. The child is ours and was not reaped, so it cannot be another one.
     let ret = loop {
+        // SAFETY: only the pid and a null pointer go in. The child is ours and was not reaped, so it cannot be another one.
         let r = unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
         if r != -1 || Errno::last() != Errno::EINTR {
             break r;
@@ -79,8 +79,8 @@ pub fn open_current_tty(tty: BorrowedFd<'_>, flags: i32) -> SysResult<OwnedFd> {
     }
     check(pid, "clone", || "")?;
     let mut status = 0;
-    // SAFETY: `status` is a place for an int; the child is ours and was not reaped.
     let ret = loop {
+        // SAFETY: `status` is a place for an int; the child is ours and was not reaped.
         let r = unsafe { libc::waitpid(pid as i32, &mut status, 0) };
         if r != -1 || Errno::last() != Errno::EINTR {
             break r;

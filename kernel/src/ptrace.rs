@@ -283,7 +283,6 @@ impl Tracee {
     }
     /// Sets the blocked signals.
     pub fn set_sigmask(&self, m: u64) -> Result<(), SysError> {
-        let m = m;
         ptrace(
             PTRACE_SETSIGMASK,
             "PTRACE_SETSIGMASK",

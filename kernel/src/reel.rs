@@ -414,10 +414,6 @@ impl Reel {
             .unwrap_or(0);
         tape.len() - first
     }
-    #[expect(
-        clippy::type_complexity,
-        reason = "where a tape's rows, answers and data lie, used once"
-    )]
     fn load(
         &mut self,
         slot: usize,
