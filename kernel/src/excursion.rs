@@ -37,9 +37,11 @@ const SIGRETURN: [&[u8]; 2] = [
     &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05],
     &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05],
 ];
-/// Both, for a text that has neither.
-const BOTH: [u8; 12] = [
-    0x0f, 0x05, 0xc3, 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05,
+/// `mov %rax,(%rbx); pop %rbx; ret`
+const STORE: &[u8] = &[0x48, 0x89, 0x03, 0x5b, 0xc3];
+/// All three, for a text that has them not.
+const ALL: [u8; 17] = [
+    0x0f, 0x05, 0xc3, 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05, 0x48, 0x89, 0x03, 0x5b, 0xc3,
 ];
 
 /// Instruction sequences found in a task's own text.
@@ -49,12 +51,18 @@ pub struct Gadgets {
     pub call_ret: u64,
     /// Address of the `rt_sigreturn` trampoline; 0 not found.
     pub sigreturn: u64,
+    /// Address of `mov %rax,(%rbx); pop %rbx; ret`; 0 not found, then answers that are return values cost two stops each.
+    pub store: u64,
 }
 
 impl Gadgets {
-    /// Both are there.
-    pub fn complete(&self) -> bool {
+    /// What is indispensable is there.
+    pub fn enough(&self) -> bool {
         self.call_ret != 0 && self.sigreturn != 0
+    }
+    /// All are there.
+    pub fn complete(&self) -> bool {
+        self.enough() && self.store != 0
     }
     /// Looks through `text`, which lies at `base`, for what is still missing.
     pub fn search(&mut self, base: u64, text: &[u8]) {
@@ -65,43 +73,38 @@ impl Gadgets {
         if self.sigreturn == 0 {
             self.sigreturn = SIGRETURN.iter().find_map(|n| find(n)).unwrap_or(0);
         }
-    }
-    /// Are the sequences (still) there in this task? The target may change its text at any time.
-    pub fn verify(&self, pid: i32) -> bool {
-        let mut b = [0u8; 12];
-        if vm::read(HostPid(pid), RemotePtr(self.call_ret), &mut b[..3]).is_err()
-            || &b[..3] != CALL_RET
-        {
-            return false;
+        if self.store == 0 {
+            self.store = find(STORE).unwrap_or(0);
         }
-        vm::read(HostPid(pid), RemotePtr(self.sigreturn), &mut b[..9]).is_ok()
-            && SIGRETURN.iter().any(|s| b.starts_with(s))
     }
-    /// Like [`Gadgets::verify`], for those that were found.
-    pub fn verify_found(&self, pid: i32) -> bool {
-        let mut b = [0u8; 12];
-        let text = |at: u64, n: usize, b: &mut [u8; 12]| {
-            vm::read(HostPid(pid), RemotePtr(at), &mut b[..n]).is_ok()
+    /// Are the sequences that were found (still) there in this task? The target may change its text at any time.
+    pub fn verify(&self, pid: i32) -> bool {
+        let there = |at: u64, any: &[&[u8]]| {
+            let mut b = [0u8; 9];
+            at == 0
+                || vm::read(HostPid(pid), RemotePtr(at), &mut b).is_ok()
+                    && any.iter().any(|s| b.starts_with(s))
         };
-        (self.call_ret == 0 || text(self.call_ret, 3, &mut b) && b.starts_with(CALL_RET))
-            && (self.sigreturn == 0
-                || text(self.sigreturn, 9, &mut b) && SIGRETURN.iter().any(|s| b.starts_with(s)))
+        there(self.call_ret, &[CALL_RET])
+            && there(self.sigreturn, &SIGRETURN)
+            && there(self.store, &[STORE])
     }
-    /// Writes both sequences into 12 unused bytes of executable text (the zero padding behind the vDSO image).
+    /// Writes all sequences into 17 unused bytes of executable text (the zero padding behind the vDSO image).
     /// The caller puts the old bytes back with [`Gadgets::unplant`].
     pub fn plant(mem: &vm::Mem, at: u64) -> Result<Self, SysError> {
-        mem.write(RemotePtr(at), &BOTH)?;
+        mem.write(RemotePtr(at), &ALL)?;
         Ok(Self {
             call_ret: at,
             sigreturn: at + 3,
+            store: at + 12,
         })
     }
     /// Zeroes what [`Gadgets::plant`] wrote.
     pub fn unplant(mem: &vm::Mem, at: u64) -> Result<(), SysError> {
-        mem.write(RemotePtr(at), &[0; BOTH.len()])
+        mem.write(RemotePtr(at), &[0; ALL.len()])
     }
     /// How many bytes [`Gadgets::plant`] needs.
-    pub const PLANT_LEN: usize = BOTH.len();
+    pub const PLANT_LEN: usize = ALL.len();
 }
 
 fn memchr_find(hay: &[u8], needle: &[u8]) -> Option<usize> {
@@ -136,8 +139,8 @@ pub const DATA_LEN: usize = 8192;
 pub const FRAME_LEN: usize = 16384;
 /// The least that [`DeadStack`] must offer; what is beyond it holds chains.
 pub const NEED: usize = DATA_LEN + FRAME_LEN;
-/// Bytes of one link of a chain: the trampoline's address and a ucontext.
-const LINK_LEN: usize = 8 + 304;
+/// Bytes of one link of a chain: two addresses, a word for `pop`, and a ucontext.
+const LINK_LEN: usize = 24 + 304;
 
 /// The answers of a tape: return value and out arguments of every row.
 #[derive(Debug)]
@@ -177,7 +180,7 @@ pub struct Excursion<'a> {
     tgid: i32,
     away: Away,
     dead: DeadStack,
-    saved: Vec<u8>,
+    saved: Vec<(u64, Vec<u8>)>,
     ret_slot: u64,
     chained: bool,
 }
@@ -195,6 +198,8 @@ pub struct Away {
     pub gadgets: Gadgets,
     /// A signal that is neither caught nor pending in the task, or at least harmless (SIGURG, SIGWINCH); `None`: no chains.
     pub end_signal: Option<i32>,
+    /// That signal has no handler, so delivering it once more is not seen.
+    pub end_is_silent: bool,
 }
 
 /// What a syscall that was interrupted needs so that it restarts when `rt_sigreturn` brings the thread back.
@@ -267,15 +272,16 @@ pub fn signal_frame(at: u64, r: &Regs, mask: u64, xstate: Option<&[u8]>) -> Vec<
     let Some(xstate) = xstate else { return b };
     b.resize((fp - at) as usize, 0);
     let x0 = b.len();
-    b.extend_from_slice(xstate);
-    if xstate.len() > 576 {
-        // KERNEL: sw_reserved of struct fxregs_state tells that an XSAVE area follows (fpu/signal.c, check_xstate_in_sigframe)
-        let features = u64::from_le_bytes(xstate[464..472].try_into().expect("eight bytes"));
+    let (len, features) = crate::xstate::in_frame(xstate);
+    b.extend_from_slice(&xstate[..len]);
+    if xstate.len() >= 576 {
+        // KERNEL: sw_reserved of struct fxregs_state tells that an XSAVE area follows
+        let n = len as u32;
         let s = x0 + 464;
         b[s..s + 4].copy_from_slice(&FP_XSTATE_MAGIC1.to_le_bytes());
-        b[s + 4..s + 8].copy_from_slice(&(xstate.len() as u32 + 4).to_le_bytes());
+        b[s + 4..s + 8].copy_from_slice(&(n + 4).to_le_bytes());
         b[s + 8..s + 16].copy_from_slice(&features.to_le_bytes());
-        b[s + 16..s + 20].copy_from_slice(&(xstate.len() as u32).to_le_bytes());
+        b[s + 16..s + 20].copy_from_slice(&n.to_le_bytes());
         b.extend_from_slice(&FP_XSTATE_MAGIC2.to_le_bytes());
     }
     b
@@ -296,8 +302,6 @@ impl<'a> Excursion<'a> {
                 ),
             ));
         }
-        let mut saved = vec![0u8; dead.len];
-        vm::read(HostPid(tgid), RemotePtr(dead.start), &mut saved)?;
         let ret_slot = dead.start + DATA_LEN as u64 + 56;
         let frame_at = ret_slot + 8;
         let mut b = away.gadgets.sigreturn.to_le_bytes().to_vec();
@@ -314,19 +318,30 @@ impl<'a> Excursion<'a> {
                 format!("task {tgid}: XSAVE area of {} bytes", away.xstate.len()),
             ));
         }
-        vm::write(HostPid(tgid), RemotePtr(ret_slot), &b)?;
-        let e = Self {
+        let mut e = Self {
             t,
             tgid,
             away,
             dead,
-            saved,
+            saved: Vec::new(),
             ret_slot,
             chained: false,
         };
+        e.write(ret_slot, &b)?;
         e.hold()?;
         t.set_sigmask(u64::MAX)?;
         Ok(e)
+    }
+    /// Writes to dead stack; what was there comes back at the end.
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), SysError> {
+        let end = at + bytes.len() as u64;
+        let known = |(a, b): &(u64, Vec<u8>)| *a <= at && end <= *a + b.len() as u64;
+        if !self.saved.iter().any(known) {
+            let mut old = vec![0u8; bytes.len()];
+            vm::read(HostPid(self.tgid), RemotePtr(at), &mut old)?;
+            self.saved.push((at, old));
+        }
+        vm::write(HostPid(self.tgid), RemotePtr(at), bytes)
     }
     /// Registers that lead straight back.
     fn hold(&self) -> Result<(), SysError> {
@@ -342,8 +357,7 @@ impl<'a> Excursion<'a> {
         r.eflags &= !0x500;
         r
     }
-    /// Plays a tape. Rows with an out argument are answered in memory (their return value reads as 0), the others by
-    /// their return value; rows of the second sort run after all of the first.
+    /// Plays a tape: as a chain of frames where that is possible, else call by call. The answers are the same.
     pub fn play(&mut self, tape: &[Call]) -> Result<Answers, SysError> {
         let mut lay = Layout::new(self.dead.start);
         let mut outs = Vec::new();
@@ -363,6 +377,7 @@ impl<'a> Excursion<'a> {
             }
             rows.push(words);
         }
+        let rets_at = lay.put(&vec![0xee; tape.len() * 8]);
         if lay.data.len() > DATA_LEN {
             return Err(SysError::new(
                 "excursion",
@@ -370,80 +385,100 @@ impl<'a> Excursion<'a> {
                 format!("a tape with {} bytes of data", lay.data.len()),
             ));
         }
-        if !lay.data.is_empty() {
-            vm::write(HostPid(self.tgid), RemotePtr(self.dead.start), &lay.data)?;
-        }
-        let in_memory = |c: &Call| c.args.iter().any(|a| matches!(a, Arg::Out(_)));
+        let data = std::mem::take(&mut lay.data);
+        self.write(self.dead.start, &data)?;
         let restart_block = self.away.regs.orig_rax as i64 >= 0
             && self.away.regs.rax as i64 == ERESTART_RESTARTBLOCK;
         let links = (self.dead.len - NEED) / LINK_LEN;
-        let chain = !restart_block
-            && self.away.end_signal.is_some()
-            && links >= 2
-            && tape.iter().filter(|c| in_memory(c)).count() > 1;
-        let mut rets = vec![0u64; tape.len()];
-        if chain {
-            let memory: Vec<_> = tape
+        let chains = !restart_block && self.away.end_signal.is_some() && links >= 2;
+        let store = self.away.gadgets.store != 0;
+        let refers = |c: &Call| c.args.iter().any(|a| matches!(a, Arg::Ret(_)));
+        let in_memory = |c: &Call| c.args.iter().any(|a| matches!(a, Arg::Out(_)));
+        let (chained, stepped): (Vec<usize>, Vec<usize>) = (0..tape.len())
+            .partition(|i| chains && (store || in_memory(&tape[*i])) && !refers(&tape[*i]));
+        for part in chained.chunks(links.max(2) - 1) {
+            let part: Vec<_> = part
                 .iter()
-                .zip(&rows)
-                .filter(|(c, _)| in_memory(c))
-                .map(|(c, w)| (c.nr, *w))
+                .map(|i| {
+                    (
+                        tape[*i].nr,
+                        rows[*i],
+                        store.then_some(rets_at + *i as u64 * 8),
+                    )
+                })
                 .collect();
-            for part in memory.chunks(links - 1) {
-                self.chain(part)?;
+            self.chain(&part)?;
+        }
+        let mut rets = vec![0u64; tape.len()];
+        let mut data = data;
+        let rets_from = lay.offset(rets_at);
+        let word = |d: &[u8], i: usize| {
+            let at = rets_from + i * 8;
+            u64::from_le_bytes(d[at..at + 8].try_into().expect("eight bytes"))
+        };
+        if !chained.is_empty() {
+            vm::read(HostPid(self.tgid), RemotePtr(self.dead.start), &mut data)?;
+            if store {
+                chained.iter().for_each(|i| rets[*i] = word(&data, *i));
             }
         }
-        for (i, c) in tape.iter().enumerate() {
-            if chain && in_memory(c) {
-                continue;
-            }
-            let mut w = rows[i];
-            for (k, a) in c.args.iter().enumerate() {
-                if let Arg::Ret(i) = a {
-                    w[k] = rets[*i];
+        for i in &stepped {
+            let mut w = rows[*i];
+            for (k, a) in tape[*i].args.iter().enumerate() {
+                if let Arg::Ret(j) = a {
+                    w[k] = rets[*j];
                 }
             }
-            let ret = self.one(c.nr, w)?;
-            if !c.accepts(ret) {
-                return Err(SysError::new(
-                    "excursion",
-                    Errno::from_raw(-(ret as i64) as i32),
-                    format!("task {}: {}", self.t.tid, c.with_answer(ret)),
-                ));
-            }
-            rets[i] = ret;
+            rets[*i] = self.one(tape[*i].nr, w)?;
         }
-        let mut data = lay.data;
-        if !data.is_empty() {
+        if let Some(i) = (0..tape.len()).find(|i| !tape[*i].accepts(rets[*i])) {
+            return Err(SysError::new(
+                "excursion",
+                Errno::from_raw(-(rets[i] as i64) as i32),
+                format!("task {}: {}", self.t.tid, tape[i].with_answer(rets[i])),
+            ));
+        }
+        if !stepped.is_empty() {
             vm::read(HostPid(self.tgid), RemotePtr(self.dead.start), &mut data)?;
         }
         Ok(Answers { rets, outs, data })
     }
-    /// Lets the kernel play calls from a chain of signal frames.
-    fn chain(&mut self, calls: &[(i64, [u64; 6])]) -> Result<(), SysError> {
+    /// Lets the kernel play calls from a chain of signal frames. Each has the address its return value is stored at.
+    fn chain(&mut self, calls: &[(i64, [u64; 6], Option<u64>)]) -> Result<(), SysError> {
         const SYS_GETPID: i64 = 39;
         let sig = self.away.end_signal.expect("checked by play");
         let base = self.dead.start + NEED as u64;
+        let g = self.away.gadgets;
         let mut b = Vec::with_capacity((calls.len() + 1) * LINK_LEN);
-        let mut link = |nr: i64, w: [u64; 6], mask: u64, last: bool| {
-            // each link: [address of the trampoline] for the `ret` before, then the frame that trampoline loads
-            let at = base + b.len() as u64 + 8;
+        let mut stores = false;
+        let mut link = |nr: i64, w: [u64; 6], mask: u64, store: Option<u64>, last: bool| {
+            // a link begins with what the `ret` of the call before finds: the storing sequence and a word for its `pop`, if
+            // that call's answer is kept; then the trampoline, which loads the frame behind it
+            if stores {
+                b.extend_from_slice(&g.store.to_le_bytes());
+                b.extend_from_slice(&[0; 8]);
+            }
+            b.extend_from_slice(&g.sigreturn.to_le_bytes());
+            let at = base + b.len() as u64;
             let mut r = self.base_regs();
             (r.rax, r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) =
                 (nr as u64, w[0], w[1], w[2], w[3], w[4], w[5]);
-            r.rip = self.away.gadgets.call_ret;
+            if let Some(s) = store {
+                r.rbx = s;
+            }
+            stores = store.is_some();
+            r.rip = g.call_ret;
             r.rsp = if last { self.ret_slot } else { at + 304 };
-            b.extend_from_slice(&self.away.gadgets.sigreturn.to_le_bytes());
             b.extend_from_slice(&signal_frame(at, &r, mask, None));
             r.rsp
         };
-        for (nr, w) in calls {
-            link(*nr, *w, u64::MAX, false);
+        for (nr, w, store) in calls {
+            link(*nr, *w, u64::MAX, *store, false);
         }
-        let end = link(SYS_GETPID, [0; 6], !(1u64 << (sig - 1)), true);
-        vm::write(HostPid(self.tgid), RemotePtr(base), &b)?;
+        let end = link(SYS_GETPID, [0; 6], !(1u64 << (sig - 1)), None, true);
+        self.write(base, &b)?;
         let mut r = self.base_regs();
-        r.rip = self.away.gadgets.sigreturn;
+        r.rip = g.sigreturn;
         r.rsp = base + 8;
         self.chained = true;
         self.t.set_regs(&r)?;
@@ -459,7 +494,7 @@ impl<'a> Excursion<'a> {
             }
         }
         let r = self.t.regs()?;
-        if r.rip != self.away.gadgets.call_ret || r.rsp != end {
+        if r.rip != g.call_ret || r.rsp != end {
             return Err(SysError::new(
                 "excursion",
                 Errno::EFAULT,
@@ -469,9 +504,11 @@ impl<'a> Excursion<'a> {
                 ),
             ));
         }
-        // KERNEL: a signal stop whose tracer dies delivers the signal, requeued if blocked; so this stop is left at once:
-        // the call of the last link runs with syscall stops
-        self.stops(None)?;
+        // KERNEL: a signal stop whose tracer dies delivers the signal, requeued if it is blocked. Where that would be seen, this
+        // stop is left at once: the call of the last link runs with syscall stops
+        if !self.away.end_is_silent || self.away.mask & 1 << (sig - 1) != 0 {
+            self.stops(None)?;
+        }
         self.t.set_sigmask(u64::MAX)
     }
     fn astray(&self, e: Event) -> SysError {
@@ -551,6 +588,10 @@ impl<'a> Excursion<'a> {
         }
         self.t.set_sigmask(self.away.mask)?;
         self.t.set_regs(&regs)?;
-        vm::write(HostPid(self.tgid), RemotePtr(self.dead.start), &self.saved)
+        // the oldest copy of a byte is the original
+        for (at, old) in self.saved.iter().rev() {
+            vm::write(HostPid(self.tgid), RemotePtr(*at), old)?;
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,5 @@
 //! Address spaces: every mapping gets an entry, every page that the image must hold is listed.
 use super::Dumping;
-use super::process::Asked;
 use super::task::Task;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::ids::RemotePtr;
@@ -45,12 +44,11 @@ pub mod status {
 /// Pages of one mapping that go into the image: start, length in bytes, may be filled lazily.
 pub type Run = (u64, u64, bool);
 
-/// Describes the address space of a task; gives its entry and the pages to save.
+/// Describes the address space of a task; gives its entry (without what only the task can tell) and the pages to save.
 pub fn describe(
     d: &mut Dumping,
     task: &Task,
     stat: &Stat,
-    asked: &Asked,
     smaps: &[SmapsEntry],
 ) -> Result<(pb::MmEntry, Vec<Run>)> {
     let mut scanner = Scanner::of(&task.proc)?;
@@ -93,7 +91,7 @@ pub fn describe(
             mm_end_data: stat.end_data,
             mm_start_stack: stat.start_stack,
             mm_start_brk: stat.start_brk,
-            mm_brk: asked.brk,
+            mm_brk: 0,
             mm_arg_start: stat.arg_start,
             mm_arg_end: stat.arg_end,
             mm_env_start: stat.env_start,
@@ -101,7 +99,7 @@ pub fn describe(
             exe_file_id,
             mm_saved_auxv: auxv.into_iter().flat_map(|(k, v)| [k, v]).collect(),
             vmas,
-            dumpable: Some(asked.dumpable),
+            dumpable: None,
             aios,
             thp_disabled: Some(task.proc.status()?.thp_enabled == Some(false)),
         },

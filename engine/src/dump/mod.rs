@@ -177,7 +177,8 @@ pub struct Dumping<'a> {
     files: OpenFiles,
     gadgets: GadgetCache,
     pstree: Vec<pb::PstreeEntry>,
-    objects: [Vec<HostPid>; 4],
+    /// Per sort of object, its number and a task that has it, in the order of kcmp.
+    objects: [Vec<(u32, HostPid)>; 4],
     /// Address spaces whose pages are still to be written.
     memory: Vec<(HostPid, String, Vec<mm::Run>)>,
     own_ns: Vec<(&'static str, u64)>,
@@ -260,12 +261,16 @@ impl<'a> Dumping<'a> {
         self.dir.write_one(&Kind::Ids.file_of(pid), &ids)?;
         // pages are listed before the excursion, which touches dead stack
         let stat = t.proc.stat()?;
-        let new_mm = self.objects[0].get(ids.vm_id as usize - 2) == Some(&t.pid);
+        let new_mm = self.objects[0].contains(&(ids.vm_id, t.pid));
+        let memory = new_mm
+            .then(|| mm::describe(self, t, &stat, &smaps))
+            .transpose();
+        let memory = memory.map_err(|e| e.at(Phase::Memory))?;
         let asked = process::ask(t, st, &maps, &timers, &mut self.gadgets).map_err(on)?;
         self.cores(t, pid, st, &asked, &timers).map_err(on)?;
-        if new_mm {
-            let (mm, runs) =
-                mm::describe(self, t, &stat, &asked, &smaps).map_err(|e| e.at(Phase::Memory))?;
+        if let Some((mut mm, runs)) = memory {
+            mm.mm_brk = asked.brk;
+            mm.dumpable = Some(asked.dumpable);
             self.dir.write_one(&Kind::Mm.file_of(pid), &mm)?;
             self.memory.push((t.pid, Kind::Pagemap.file_of(pid), runs));
         }
@@ -349,14 +354,24 @@ impl<'a> Dumping<'a> {
     /// Which kernel objects tasks share: equal numbers mean the same object. Number 1 is the engine's own.
     fn ids(&mut self, t: &Task) -> Result<pb::TaskKobjIdsEntry> {
         let mut id = |which: usize, what: Kcmp| -> Result<u32> {
+            // kcmp(2) tells an order, so a new object is found among n in log n calls
             let seen = &mut self.objects[which];
-            for (i, other) in seen.iter().enumerate() {
-                if fds::kcmp(*other, t.pid, what)? == Ordering::Equal {
-                    return Ok(i as u32 + 2);
+            let mut failed = None;
+            let at = seen.binary_search_by(|(_, other)| {
+                fds::kcmp(*other, t.pid, what).unwrap_or_else(|e| {
+                    failed.get_or_insert(e);
+                    Ordering::Equal
+                })
+            });
+            match (failed, at) {
+                (Some(e), _) => Err(e.into()),
+                (None, Ok(at)) => Ok(seen[at].0),
+                (None, Err(at)) => {
+                    let id = seen.len() as u32 + 2;
+                    seen.insert(at, (id, t.pid));
+                    Ok(id)
                 }
             }
-            seen.push(t.pid);
-            Ok(seen.len() as u32 + 1)
         };
         Ok(pb::TaskKobjIdsEntry {
             vm_id: id(0, Kcmp::Vm)?,

@@ -62,6 +62,9 @@ impl GadgetCache {
             if g.sigreturn == 0 {
                 g.sigreturn = found.sigreturn;
             }
+            if g.store == 0 {
+                g.store = found.store;
+            }
             if g.complete() {
                 break;
             }
@@ -70,24 +73,18 @@ impl GadgetCache {
     }
     fn in_mapping(&mut self, pid: HostPid, m: &MapsLine) -> Gadgets {
         let key = (m.dev, m.ino, m.offset);
+        let moved = |a: u64, by: u64| if a == 0 { 0 } else { a.wrapping_add(by) };
         let shift = |g: Gadgets, by: u64| Gadgets {
-            call_ret: if g.call_ret == 0 {
-                0
-            } else {
-                g.call_ret.wrapping_add(by)
-            },
-            sigreturn: if g.sigreturn == 0 {
-                0
-            } else {
-                g.sigreturn.wrapping_add(by)
-            },
+            call_ret: moved(g.call_ret, by),
+            sigreturn: moved(g.sigreturn, by),
+            store: moved(g.store, by),
         };
         if m.ino != 0
             && let Some(g) = self.0.get(&key)
         {
             let g = shift(*g, m.start);
             // a private mapping may have been written to
-            if g.verify_found(pid.0) {
+            if g.verify(pid.0) {
                 return g;
             }
         }
@@ -208,7 +205,7 @@ pub fn ask(
     let pid = task.pid;
     let mut gadgets = cache.find(pid, maps);
     let mut planted = None;
-    if !gadgets.complete() || !gadgets.verify(pid.0) {
+    if !gadgets.enough() || !gadgets.verify(pid.0) {
         let (mem, at) = padding(task, maps)?;
         gadgets = Gadgets::plant(&mem, at)?;
         planted = Some((mem, at));
@@ -239,8 +236,9 @@ fn ask_with(
         .find(quiet)
         .or_else(|| candidates.iter().find(free))
         .copied();
-    let whole = tape(timers);
     let own = thread_tape();
+    let mut whole = tape(timers);
+    whole.extend_from_slice(&own);
     let mut asked = None;
     let mut threads = Vec::with_capacity(task.threads.len());
     for (i, th) in task.threads.iter().enumerate() {
@@ -258,21 +256,17 @@ fn ask_with(
             xstate: th.xstate.clone(),
             gadgets,
             end_signal: end.filter(|s| pending & (1 << (s - 1)) == 0),
+            end_is_silent: end.is_some_and(|s| quiet(&&s)),
         };
         let mut e = Excursion::begin(&th.tracee, pid.0, away, dead)?;
         crate::kill_point();
-        let r = if i == 0 {
-            e.play(&whole)
-                .and_then(|w| e.play(&own).map(|o| (Some(w), o)))
-        } else {
-            e.play(&own).map(|o| (None, o))
-        };
+        let r = e.play(if i == 0 { &whole } else { &own });
         crate::kill_point();
         e.finish()?;
-        let (w, o) = r?;
-        threads.push(told(&o, 0));
-        if let Some(w) = w {
-            asked = Some(w);
+        let a = r?;
+        threads.push(told(&a, if i == 0 { whole.len() - own.len() } else { 0 }));
+        if i == 0 {
+            asked = Some(a);
         }
     }
     let w = asked.ok_or_else(|| Error::bug("a process without threads was asked"))?;
