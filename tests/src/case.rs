@@ -3,6 +3,7 @@
 use crate::build;
 use crate::engine::Engine;
 use crate::guests::Guest;
+use crate::working::Ran;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,11 @@ pub enum Scenario {
     LeaveRunning,
     /// Dumped and restored this many times over.
     Generations(u32),
+    /// A program that works ([`crate::program`]): dumped and restored after each of these times of work.
+    Working {
+        /// Milliseconds of work before each dump.
+        gaps_ms: Vec<u64>,
+    },
 }
 
 /// How long one wait may last (ready, dump, restore, verify), in seconds.
@@ -37,6 +43,8 @@ pub struct Spec {
     pub guest: PathBuf,
     /// Parameters of the guest behind folder and spoil.
     pub args: Vec<String>,
+    /// Added to the environment of a program.
+    pub env: Vec<(String, String)>,
     /// The folder of this case: `work` (the guest's), `img-N`, `bin-dump/criu`, `bin-restore/criu`.
     pub dir: PathBuf,
     /// What to do.
@@ -60,6 +68,8 @@ pub struct Report {
     pub first_error: String,
     /// Ends of the logs, for a person.
     pub logs: String,
+    /// How a program's run went.
+    pub ran: Ran,
 }
 
 /// How a case ended.
@@ -89,15 +99,16 @@ pub fn run(
     let spec = prepare(tmp.path(), guest, scenario, engines)?;
     let _slot = slot()?;
     let report = in_a_box(boxer, tmp.path(), &spec)?;
-    if let Some(keep) = std::env::var_os("STASIS_KEEP") {
-        let to = Path::new(&keep).join(format!("{}-{}", guest.name, std::process::id()));
-        let _ = Command::new("cp")
-            .arg("-a")
-            .arg(tmp.path())
-            .arg(to)
-            .status();
-    }
+    keep(tmp.path(), guest.name);
     Ok(judge(scenario, report))
+}
+
+/// Copies the folder of a case to where `STASIS_KEEP` says, for a person.
+pub(crate) fn keep(dir: &Path, name: &str) {
+    if let Some(keep) = std::env::var_os("STASIS_KEEP") {
+        let to = Path::new(&keep).join(format!("{name}-{}", std::process::id()));
+        let _ = Command::new("cp").arg("-a").arg(dir).arg(to).status();
+    }
 }
 
 fn prepare(
@@ -120,6 +131,7 @@ fn prepare(
     Ok(Spec {
         guest: build::guest(guest.name)?,
         args: guest.args.iter().map(ToString::to_string).collect(),
+        env: Vec::new(),
         dir: dir.to_path_buf(),
         scenario: scenario.clone(),
         options: guest.options.iter().map(ToString::to_string).collect(),
@@ -129,7 +141,7 @@ fn prepare(
 }
 
 /// At most two cases at a time on the whole machine, however the tests are run (cargo's threads, nextest's processes).
-fn slot() -> Result<Flock<File>> {
+pub(crate) fn slot() -> Result<Flock<File>> {
     let dir = build::target_dir()?.join("guests");
     fs::create_dir_all(&dir)?;
     loop {
@@ -143,7 +155,7 @@ fn slot() -> Result<Flock<File>> {
     }
 }
 
-fn in_a_box(boxer: &Path, dir: &Path, spec: &Spec) -> Result<Report> {
+pub(crate) fn in_a_box(boxer: &Path, dir: &Path, spec: &Spec) -> Result<Report> {
     let file = dir.join("spec.json");
     fs::write(&file, serde_json::to_vec(spec)?)?;
     let mut child = Command::new(boxer)
@@ -155,8 +167,9 @@ fn in_a_box(boxer: &Path, dir: &Path, spec: &Spec) -> Result<Report> {
         .spawn()
         .with_context(|| format!("box {}", boxer.display()))?;
     // The box keeps its own, shorter deadlines; this one is for a box that hangs.
-    let waits = match spec.scenario {
-        Scenario::Generations(n) => 2 * u64::from(n) + 3,
+    let waits = match &spec.scenario {
+        Scenario::Generations(n) => 2 * u64::from(*n) + 3,
+        Scenario::Working { gaps_ms } => 3 * gaps_ms.len() as u64 + 3,
         _ => 6,
     };
     let deadline = Instant::now() + Duration::from_secs(waits * spec.patience);

@@ -104,16 +104,19 @@ fn init(file: &Path) -> Result<()> {
 }
 
 /// The running case.
-struct Stage {
-    spec: Spec,
+pub(crate) struct Stage {
+    pub(crate) spec: Spec,
     /// Ends of all processes reaped so far (our children and orphans).
-    dead: HashMap<Pid, WaitStatus>,
+    pub(crate) dead: HashMap<Pid, WaitStatus>,
     /// The terminal on which the guest is a job: its master, kept open, and its slave, also the engine's stdin.
     terminal: Option<(PtyMaster, File)>,
 }
 
 impl Stage {
     fn play(&mut self, report: &mut Report) -> Result<()> {
+        if let Scenario::Working { gaps_ms } = self.spec.scenario.clone() {
+            return self.disturb(&gaps_ms, report);
+        }
         let mut root = self.start()?;
         if self
             .until(|s| s.work("ready").exists() || s.finished(root))
@@ -132,7 +135,7 @@ impl Stage {
             );
         }
         match self.spec.scenario.clone() {
-            Scenario::Native | Scenario::Sabotage(_) => {}
+            Scenario::Native | Scenario::Sabotage(_) | Scenario::Working { .. } => {}
             Scenario::DumpRestore => root = self.generation(root, 1, report)?,
             Scenario::LeaveRunning => {
                 for n in 1..=2 {
@@ -229,7 +232,13 @@ impl Stage {
         Ok(Pid::from_raw(i32::try_from(child.id())?))
     }
 
-    fn dump(&mut self, root: Pid, n: u32, leave: bool, report: &mut Report) -> Result<()> {
+    pub(crate) fn dump(
+        &mut self,
+        root: Pid,
+        n: u32,
+        leave: bool,
+        report: &mut Report,
+    ) -> Result<()> {
         let mut args = vec![
             "dump".to_string(),
             "-t".into(),
@@ -244,7 +253,7 @@ impl Stage {
         self.engine("bin-dump", n, args, report)
     }
 
-    fn restore(&mut self, was: Pid, n: u32, report: &mut Report) -> Result<Pid> {
+    pub(crate) fn restore(&mut self, was: Pid, n: u32, report: &mut Report) -> Result<Pid> {
         let pidfile = self.spec.dir.join(format!("pid-{n}"));
         let mut args = vec![
             "restore".to_string(),
@@ -319,7 +328,7 @@ impl Stage {
     }
 
     /// Waits until `done` holds, reaping meanwhile; `None` when patience ends first.
-    fn until(&mut self, done: impl Fn(&Self) -> bool) -> Option<()> {
+    pub(crate) fn until(&mut self, done: impl Fn(&Self) -> bool) -> Option<()> {
         let deadline = Instant::now() + Duration::from_secs(self.spec.patience);
         loop {
             self.reap();
@@ -347,11 +356,11 @@ impl Stage {
         }
     }
 
-    fn finished(&self, pid: Pid) -> bool {
+    pub(crate) fn finished(&self, pid: Pid) -> bool {
         self.dead.contains_key(&pid)
     }
 
-    fn work(&self, name: &str) -> PathBuf {
+    pub(crate) fn work(&self, name: &str) -> PathBuf {
         let work = self.spec.dir.join("work");
         if name.is_empty() {
             work
@@ -360,7 +369,7 @@ impl Stage {
         }
     }
 
-    fn images(&self, n: u32) -> PathBuf {
+    pub(crate) fn images(&self, n: u32) -> PathBuf {
         self.spec.dir.join(format!("img-{n}"))
     }
 
@@ -400,7 +409,7 @@ fn read(path: &Path) -> String {
 }
 
 /// What lives in the box now: pid, name, state, where in the kernel it sleeps.
-fn processes() -> String {
+pub(crate) fn processes() -> String {
     let mut text = String::new();
     let Ok(dir) = fs::read_dir("/proc") else {
         return text;
