@@ -4,14 +4,17 @@
 //! {"file": "pipes-data.img", "magic": "PIPES_DATA", "entries": [{"pipe_id": 1, "bytes": 5, "payload": {"bytes": 5}}]}
 //! ```
 //! Fields have the names of the schema, enums the names of their values, `bytes` are base64, 64-bit numbers stay
-//! numbers. Payload is not shown, only measured. Raw files give `{"file": ..., "bytes": N}`.
+//! numbers; names of tasks are text, though the schema says bytes. Payload is not shown, only measured. Raw files give
+//! `{"file": ..., "bytes": N}`.
 
 use crate::dir::ImageDir;
 use crate::error::{ImageError, Problem};
 use crate::images::{Framing, ImageType, Payload, by_magic, lookup};
 use crate::reader::{ImageReader, Record};
 use crate::wire::{self, WireError};
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions, Value as Field};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, ReflectMessage, SerializeOptions, Value as Field,
+};
 use serde_json::{Value, json};
 
 /// The schema in a form that can be asked at run time. Make one and keep it.
@@ -92,6 +95,7 @@ impl Schema {
         let mut shown = decoded
             .serialize_with_options(serde_json::value::Serializer, &options)
             .map_err(|error| Problem::io("show it", std::io::Error::other(error)).of(file))?;
+        readable(&decoded, &mut shown);
         // Written by a newer version of the format: say so instead of dropping them.
         let unknown: Vec<u32> = decoded
             .unknown_fields()
@@ -162,6 +166,26 @@ impl Schema {
                 }
                 .of(name)
             }),
+        }
+    }
+}
+
+/// Fields that hold text in any encoding: shown as text, with U+FFFD for what is not UTF-8, instead of base64.
+const TEXT: &[(&str, &str)] = &[("task_core_entry", "comm"), ("thread_core_entry", "comm")];
+
+/// Puts text where `shown` has base64 of a field of [`TEXT`].
+fn readable(message: &DynamicMessage, shown: &mut Value) {
+    let of = message.descriptor();
+    for (field, value) in message.fields() {
+        let Some(place) = shown.get_mut(field.name()) else {
+            continue;
+        };
+        match value {
+            Field::Message(inner) => readable(inner, place),
+            Field::Bytes(bytes) if TEXT.contains(&(of.name(), field.name())) => {
+                *place = json!(String::from_utf8_lossy(bytes));
+            }
+            _ => {}
         }
     }
 }

@@ -32,7 +32,7 @@ pub fn write(
     for (start, len, lazy) in runs {
         w.write(&pb::PagemapEntry {
             vaddr: *start,
-            compat_nr_pages: 0,
+            compat_nr_pages: crate::kinds::shmem::compat_pages(len / 4096),
             nr_pages: Some(len / 4096),
             flags: Some(PRESENT | if *lazy { LAZY } else { 0 }),
             in_parent: None,

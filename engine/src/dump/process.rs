@@ -449,7 +449,7 @@ pub fn core(
         personality: task.proc.personality()?,
         flags: stat.flags,
         blk_sigset: task.leader().mask,
-        comm: String::from_utf8_lossy(&st.name).into_owned(),
+        comm: st.name.clone(),
         timers: Some(pb::TaskTimersEntry {
             real: it(&asked.itimers[0]),
             virt: it(&asked.itimers[1]),

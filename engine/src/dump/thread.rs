@@ -97,7 +97,7 @@ pub fn core(th: &Thread, st: &Status, told: &Told) -> Result<pb::CoreEntry> {
         creds: Some(creds(st, told.secbits)),
         seccomp_mode: (st.seccomp != 0).then_some(st.seccomp as i32),
         seccomp_filter: None,
-        comm: Some(String::from_utf8_lossy(&st.name).into_owned()),
+        comm: Some(st.name.clone()),
         rseq_entry: (th.rseq.abi_pointer != 0).then_some(pb::RseqEntry {
             rseq_abi_pointer: th.rseq.abi_pointer,
             rseq_abi_size: th.rseq.abi_size,
@@ -105,7 +105,7 @@ pub fn core(th: &Thread, st: &Status, told: &Told) -> Result<pb::CoreEntry> {
             rseq_cs_pointer: None,
         }),
         cg_set: Some(1),
-        stasis: Some(extension(th, st, &sched)?),
+        stasis: Some(extension(th, &sched)?),
         ..Default::default()
     };
     Ok(pb::CoreEntry {
@@ -122,11 +122,7 @@ pub fn core(th: &Thread, st: &Status, told: &Told) -> Result<pb::CoreEntry> {
 }
 
 /// What the CRIU format has no field for.
-fn extension(
-    th: &Thread,
-    st: &Status,
-    sched: &stasis_kernel::sched::Attr,
-) -> Result<pb::StasisThreadEntry> {
+fn extension(th: &Thread, sched: &stasis_kernel::sched::Attr) -> Result<pb::StasisThreadEntry> {
     let sud = th.sud.filter(|s| s.mode != 0);
     Ok(pb::StasisThreadEntry {
         // only the process's folder of a thread id has this file, not task/TID
@@ -141,9 +137,6 @@ fn extension(
         sud_selector: sud.map(|s| s.selector),
         sud_offset: sud.map(|s| s.offset),
         sud_len: sud.map(|s| s.len),
-        comm: std::str::from_utf8(&st.name)
-            .is_err()
-            .then(|| st.name.clone()),
         xstate: more_than_format(&th.xstate).then(|| th.xstate.clone()),
     })
 }

@@ -47,7 +47,7 @@ pub fn dump_contents(
     let mut put = |start: u64, len: u64| -> Result<()> {
         let entry = pb::PagemapEntry {
             vaddr: start,
-            compat_nr_pages: 0,
+            compat_nr_pages: compat_pages(len / PAGE),
             in_parent: None,
             flags: Some(PRESENT),
             nr_pages: Some(len / PAGE),
@@ -69,6 +69,11 @@ pub fn dump_contents(
     }
     map.finish()?;
     Ok(())
+}
+
+/// What a reader that only knows the format's older, 32-bit count of pages is told; 0 if it does not fit.
+pub fn compat_pages(pages: u64) -> u32 {
+    u32::try_from(pages).unwrap_or(0)
 }
 
 /// Plans that a shared memory file, which has its size already, gets the contents saved under `shmid`.

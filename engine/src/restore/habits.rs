@@ -291,13 +291,7 @@ fn thread(
     let (Some(info), Some(tc)) = (&core.thread_info, &core.thread_core) else {
         return Err(Error::bug("a thread without registers passed the checks"));
     };
-    let name = tc.comm.as_deref().unwrap_or(&t.tc.comm).as_bytes();
-    rows.push(comm(
-        tc.stasis
-            .as_ref()
-            .and_then(|s| s.comm.as_deref())
-            .unwrap_or(name),
-    ));
+    rows.push(comm(tc.comm.as_deref().unwrap_or(&t.tc.comm)));
     rows.push(
         Call::new(
             libc::SYS_set_tid_address,

@@ -413,7 +413,7 @@ pub fn own_group(pid: u32) -> Vec<Call> {
 /// A zombie ends as it did: with its exit code, or by its signal.
 fn end(t: &TaskImages) -> Vec<Call> {
     let code = t.tc.exit_code;
-    let mut rows = vec![comm(t.tc.comm.as_bytes())];
+    let mut rows = vec![comm(&t.tc.comm)];
     let sig = code & 0x7f;
     if sig == 0 {
         rows.push(

@@ -37,6 +37,28 @@ pub fn set(
         })?;
     }
     th.set_regs(&regs(g))?;
+    if let Some(r) = &tc.rseq_entry {
+        sequence(t, r)?;
+    }
+    Ok(())
+}
+
+/// A thread that was dumped inside a restartable sequence which must not be restarted goes on inside of it.
+///
+/// KERNEL: registration clears the field (kernel/rseq.c, `rseq_register()`), so this comes after it.
+fn sequence(t: &TaskPlan, r: &pb::RseqEntry) -> Result<()> {
+    use stasis_kernel::ids::{HostPid, RemotePtr};
+    let cs = r.rseq_cs_pointer.unwrap_or(0);
+    let Some(field) = r
+        .rseq_abi_pointer
+        .checked_add(8)
+        .filter(|_| r.rseq_abi_pointer != 0)
+    else {
+        return Ok(());
+    };
+    if cs != 0 {
+        stasis_kernel::vm::write(HostPid(t.pid as i32), RemotePtr(field), &cs.to_le_bytes())?;
+    }
     Ok(())
 }
 

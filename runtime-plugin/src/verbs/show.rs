@@ -125,13 +125,15 @@ fn core(dir: &ImageDir, pid: u32) -> Result<Option<pb::TaskCoreEntry>> {
 }
 
 fn comm(dir: &ImageDir, pid: u32) -> Result<String> {
-    Ok(core(dir, pid)?.map_or("?".into(), |c| c.comm))
+    Ok(core(dir, pid)?.map_or("?".into(), |c| {
+        String::from_utf8_lossy(&c.comm).into_owned()
+    }))
 }
 
 fn state(dir: &ImageDir, pid: u32) -> Result<&'static str> {
     Ok(match core(dir, pid)?.map(|c| c.task_state) {
         None | Some(1) => "",
-        Some(2) => " (zombie)",
+        Some(2 | 6) => " (zombie)",
         Some(3) => " (stopped)",
         Some(4) => " (helper)",
         Some(_) => " (unknown state)",
