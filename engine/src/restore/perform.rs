@@ -17,10 +17,11 @@ use nix::errno::Errno;
 use stasis_kernel::call::{Arg, Call, FdRef, answer};
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
-use stasis_kernel::ids::HostPid;
+use stasis_kernel::ids::{HostPid, RemoteFd};
 use stasis_kernel::procfs::{MapName, ProcDir};
 use stasis_kernel::ptrace::{EXITKILL, SUSPEND_SECCOMP, TRACESYSGOOD, Tracee};
 use stasis_kernel::reel::{PlayError, Played, Reel, STUB_SOCKET, spawn_stub};
+use stasis_kernel::sched;
 use stasis_proto::ImageDir;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,12 +35,15 @@ pub struct Performance<'a> {
     images: &'a Images,
     plan: &'a Plan,
     reel: Reel,
-    socket: OwnedFd,
+    /// The engine's end of each descriptor table's own socket, by the task that owns the table.
+    channels: Vec<Option<OwnedFd>>,
     host: Host,
     /// The first stub; killed when all tasks are born.
     stub: Option<HostPid>,
     /// Seized tasks, by index in the plan; zombies have none.
     leaders: Vec<Option<Tracee>>,
+    /// Pids of all tasks seized so far.
+    seized: Vec<i32>,
     /// Where the vDSO and its data are parked.
     parked: Vec<memory::Special>,
     committed: bool,
@@ -51,7 +55,7 @@ impl Drop for Performance<'_> {
             return;
         }
         let mut pids: Vec<i32> = self.stub.iter().map(|s| s.0).collect();
-        pids.extend(self.leaders.iter().flatten().map(|t| t.tid));
+        pids.extend(&self.seized);
         if self.stub.is_some() {
             // not all tasks are seized yet: those that are born die with their parents
             pids.extend(self.born());
@@ -73,7 +77,7 @@ impl<'a> Performance<'a> {
         images: &'a Images,
         plan: &'a Plan,
     ) -> Result<Self> {
-        let (socket, theirs) = fds::seqpacket_pair()?;
+        let (_, theirs) = fds::seqpacket_pair()?;
         let reel = Reel::create(
             plan.hole + REEL_OFFSET,
             plan.slots,
@@ -85,10 +89,11 @@ impl<'a> Performance<'a> {
             images,
             plan,
             reel,
-            socket,
+            channels: (0..plan.tasks.len()).map(|_| None).collect(),
             host: Host::default(),
             stub: None,
             leaders: (0..plan.tasks.len()).map(|_| None).collect(),
+            seized: Vec::new(),
             parked: Vec::new(),
             committed: false,
         };
@@ -274,8 +279,13 @@ impl<'a> Performance<'a> {
                     }
                 });
                 self.leaders[i] = Some(seized?);
+                self.seized.push(t.pid as i32);
             }
         }
+        let new: Vec<usize> = (0..tasks.len())
+            .filter(|i| tasks[*i].wave == wave && tasks[*i].end.is_none())
+            .collect();
+        self.connect(&new)?;
         if let Some(stub) = self.stub.take() {
             stasis_kernel::ptrace::kill(stub.0, libc::SIGKILL)?;
             Tracee { tid: stub.0 }.wait_gone()?;
@@ -292,8 +302,88 @@ impl<'a> Performance<'a> {
             .filter(|p| self.plan.tasks.iter().any(|t| t.pid as i32 == *p))
             .collect()
     }
-    /// Sends open files through the service socket.
-    fn ship(&self, files: &[FdRef]) -> Result<()> {
+    /// Gives every descriptor table among these tasks a socket to the engine of its own, so that all can be served at once.
+    ///
+    /// A stub's table holds nothing but the service socket it was born with: the pair it makes gets the numbers 0 and 1, and the
+    /// engine fetches one end.
+    fn connect(&mut self, tasks: &[usize]) -> Result<()> {
+        let service = self.plan.service_fd as u64;
+        let owners: Vec<usize> = tasks
+            .iter()
+            .copied()
+            .filter(|i| self.plan.tasks[*i].table.is_some())
+            .collect();
+        let make = [
+            Call::new(
+                libc::SYS_socketpair,
+                vec![
+                    Arg::Named(libc::AF_UNIX as u64, "AF_UNIX".into()),
+                    Arg::Named(libc::SOCK_SEQPACKET as u64, "SOCK_SEQPACKET".into()),
+                    Arg::Int(0),
+                    Arg::Out(8),
+                ],
+            )
+            .must_be(0),
+            Call::new(
+                libc::SYS_dup3,
+                vec![Arg::Int(0), Arg::Int(service), Arg::Int(0)],
+            ),
+            Call::new(libc::SYS_close, vec![Arg::Int(0)]),
+        ];
+        let close = [Call::new(libc::SYS_close, vec![Arg::Int(1)])];
+        let all = |rows| {
+            owners
+                .iter()
+                .map(|i| (self.plan.tasks[*i].slot, rows))
+                .collect::<Vec<(usize, &[Call])>>()
+        };
+        let (make, close) = (all(&make[..]), all(&close[..]));
+        self.play(&make, Phase::Birth)?;
+        for i in owners {
+            let pidfd = fds::pidfd_open(HostPid(self.plan.tasks[i].pid as i32), 0)?;
+            self.channels[i] = Some(fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(1))?);
+        }
+        self.play(&close, Phase::Birth).map(|_| ())
+    }
+    /// The task whose table this task uses.
+    fn table_owner(&self, i: usize) -> usize {
+        let id = self.images.tasks[i].ids.files_id;
+        let same = |j: &usize| {
+            self.plan.tasks[*j].table.is_some() && self.images.tasks[*j].ids.files_id == id
+        };
+        (0..=i).find(same).unwrap_or(i)
+    }
+    /// Sends each task its files and plays the tape that receives them: all at once, but tasks that share a table one after
+    /// another.
+    fn deliver(
+        &mut self,
+        tasks: &[usize],
+        phase: Phase,
+        what: impl Fn(&Self, usize) -> (Vec<FdRef>, Vec<Call>),
+    ) -> Result<()> {
+        let mut left: Vec<usize> = tasks.to_vec();
+        while !left.is_empty() {
+            let mut busy = std::collections::BTreeSet::new();
+            let (now, later) = left
+                .into_iter()
+                .partition::<Vec<usize>, _>(|i| busy.insert(self.table_owner(*i)));
+            left = later;
+            let mut tapes = Vec::with_capacity(now.len());
+            for i in now {
+                let (files, rows) = what(self, i);
+                self.ship(self.table_owner(i), &files)?;
+                tapes.push((self.plan.tasks[i].slot, rows));
+            }
+            let tapes: Vec<_> = tapes.iter().map(|(s, r)| (*s, &r[..])).collect();
+            self.play(&tapes, phase)?;
+        }
+        Ok(())
+    }
+    /// Sends open files to a task.
+    fn ship(&self, to: usize, files: &[FdRef]) -> Result<()> {
+        let socket = self.channels[to].as_ref().ok_or_else(|| {
+            Error::bug(format!("task {} has no channel", self.plan.tasks[to].pid))
+        })?;
         for part in files.chunks(memory::PER_MESSAGE) {
             let fds: Vec<BorrowedFd> = part
                 .iter()
@@ -304,21 +394,25 @@ impl<'a> Performance<'a> {
                         .ok_or_else(|| Error::bug(format!("file#{} was never opened", f.0)))
                 })
                 .collect::<Result<_>>()?;
-            fds::send_fds(self.socket.as_fd(), &[0], &fds)?;
+            fds::send_fds(socket.as_fd(), &[0], &fds)?;
         }
         Ok(())
     }
     /// Mappings, then contents, of the tasks of a wave.
     fn fill(&mut self, wave: usize, report: &mut RestoreReport) -> Result<()> {
+        let plan = self.plan;
         let now = |t: &&TaskPlan| t.wave == wave;
-        for t in self.plan.tasks.iter().filter(now) {
-            let Some(m) = &t.memory else { continue };
-            self.ship(&m.files)?;
+        let some = (0..plan.tasks.len())
+            .filter(|i| plan.tasks[*i].wave == wave && plan.tasks[*i].memory.is_some());
+        self.deliver(&some.collect::<Vec<_>>(), Phase::Fill, |p, i| {
+            let Some(m) = &plan.tasks[i].memory else {
+                return (Vec::new(), Vec::new());
+            };
             let mut rows = m.settling();
-            rows.extend(memory::vdso_rows(&self.vdso_at(m.base), &m.vdso));
-            rows.extend(m.tape(self.plan.service_fd));
-            self.play(&[(t.slot, &rows)], Phase::Fill)?;
-        }
+            rows.extend(memory::vdso_rows(&p.vdso_at(m.base), &m.vdso));
+            rows.extend(m.tape(plan.service_fd));
+            (m.files.clone(), rows)
+        })?;
         for t in self.plan.tasks.iter().filter(now) {
             let Some(m) = &t.memory else { continue };
             let base = m.base.and_then(|b| self.plan.tasks[b].memory.as_ref());
@@ -348,22 +442,27 @@ impl<'a> Performance<'a> {
             .collect();
         let births: Vec<_> = births.iter().map(|(s, b)| (*s, &b[..])).collect();
         self.play(&births, Phase::Place).map_err(taken)?;
-        for t in &self.plan.tasks {
-            let Some(table) = &t.table else { continue };
+        let plan = self.plan;
+        let owners: Vec<usize> = (0..plan.tasks.len())
+            .filter(|i| plan.tasks[*i].table.is_some())
+            .collect();
+        self.deliver(&owners, Phase::Place, |_, i| {
+            let Some(table) = &plan.tasks[i].table else {
+                return (Vec::new(), Vec::new());
+            };
             let files: Vec<FdRef> = table.iter().map(|s| s.0).collect();
-            self.ship(&files)?;
-            let mut rows = memory::receive(self.plan.service_fd, files.len());
+            let mut rows = memory::receive(plan.service_fd, files.len());
             rows.extend(memory::place(table));
-            self.play(&[(t.slot, &rows)], Phase::Place)?;
-        }
+            (files, rows)
+        })?;
         // working and root directories travel the same way
         let mut done = std::collections::BTreeSet::new();
-        for (t, i) in self.plan.tasks.iter().zip(&self.images.tasks) {
-            if t.end.is_some() || !done.insert(i.ids.fs_id) {
-                continue;
-            }
-            self.directories(t, i)?;
-        }
+        let fs: Vec<usize> = (0..plan.tasks.len())
+            .filter(|i| {
+                plan.tasks[*i].end.is_none() && done.insert(self.images.tasks[*i].ids.fs_id)
+            })
+            .collect();
+        self.deliver(&fs, Phase::Place, |p, i| p.directories(i))?;
         let placed: Vec<_> = self
             .plan
             .tasks
@@ -384,10 +483,8 @@ impl<'a> Performance<'a> {
             .collect();
         self.play(&owners, Phase::Place).map(|_| ())
     }
-    fn directories(&mut self, t: &TaskPlan, i: &TaskImages) -> Result<()> {
-        self.ship(&[FdRef(i.fs.root_id), FdRef(i.fs.cwd_id)])?;
-        // above the service descriptor everything is free
-        let s = self.plan.service_fd as u64;
+    fn directories(&self, i: usize) -> (Vec<FdRef>, Vec<Call>) {
+        let i = &self.images.tasks[i];
         let recv = memory::receive(self.plan.service_fd, 2);
         let free: Vec<u64> = {
             let held: std::collections::BTreeSet<i32> = self
@@ -413,8 +510,7 @@ impl<'a> Performance<'a> {
         if let Some(u) = i.fs.umask {
             rows.push(Call::new(libc::SYS_umask, vec![Arg::Int(u64::from(u))]));
         }
-        debug_assert!(s > 0);
-        self.play(&[(t.slot, &rows)], Phase::Place).map(|_| ())
+        (vec![FdRef(i.fs.root_id), FdRef(i.fs.cwd_id)], rows)
     }
     fn root_is_ours(&self, i: &TaskImages) -> bool {
         self.images
@@ -449,8 +545,10 @@ impl<'a> Performance<'a> {
             .filter_map(|t| t.memory.as_ref().map(|m| (t.slot, &m.late[..])))
             .collect();
         self.play(&late, Phase::Habits)?;
+        // stubs have what the engine has; only what differs is set
+        let own = Inherited::read()?;
         for t in &self.plan.tasks {
-            for x in &t.outside {
+            for x in t.outside.iter().filter(|x| !own.has(x)) {
                 outside(t.pid, x, report)?;
             }
         }
@@ -532,24 +630,26 @@ impl<'a> Performance<'a> {
                 threads.push((i, k, th));
             }
         }
-        for (i, k, th) in &threads {
-            let t = &self.images.tasks[*i];
+        for (i, _, th) in &threads {
             th.wait_stop()?.ok_or_else(|| {
+                let pid = self.plan.tasks[*i].pid;
                 Error::new(
                     "E4001",
                     Blame::Container,
-                    format!("task {} was killed while it was restored", t.entry.pid),
+                    format!("task {pid} was killed while it was restored"),
                 )
+                .advice("find out who killed it (out of memory?) and try again")
             })?;
-            let core = &t.threads[*k].1;
-            super::regs::set(
-                th,
-                core,
-                &self.plan.tasks[*i],
-                *k == 0 && self.plan.tasks[*i].memory.is_some(),
-                &self.reel,
-            )
-            .map_err(|e| e.on(format!("thread {}", t.threads[*k].0)).at(Phase::Run))?;
+        }
+        let leaders: Vec<_> = threads
+            .iter()
+            .filter(|(i, k, _)| *k == 0 && self.plan.tasks[*i].memory.is_some())
+            .map(|(i, _, th)| (th, &self.plan.tasks[*i]))
+            .collect();
+        super::regs::drop_reel(&leaders, &self.reel)?;
+        for (i, k, th) in &threads {
+            let (tid, core) = &self.images.tasks[*i].threads[*k];
+            super::regs::set(th, core).map_err(|e| e.on(format!("thread {tid}")).at(Phase::Run))?;
         }
         crate::kill_point();
         // from here on a lost engine lets them run: all or nothing
@@ -696,6 +796,73 @@ fn played(e: &PlayError, who: &str) -> Error {
             .why(e)
             .advice("the kernel log may say who killed it (out of memory?)"),
     }
+}
+
+/// What every stub has inherited from the engine.
+struct Inherited {
+    files: BTreeMap<&'static str, String>,
+    sched: Vec<u8>,
+    nice: i32,
+    affinity: Vec<u8>,
+    ioprio: u32,
+    rlimits: Vec<(u64, u64)>,
+}
+
+impl Inherited {
+    fn read() -> Result<Self> {
+        let own = HostPid::own();
+        let proc = ProcDir::open(own)?;
+        let text = |f: &'static str| {
+            Some((
+                f,
+                String::from_utf8_lossy(&proc.bytes(f).ok()?)
+                    .trim()
+                    .to_string(),
+            ))
+        };
+        let a = sched::attr(own)?;
+        Ok(Self {
+            files: ["oom_score_adj", "loginuid", "coredump_filter"]
+                .into_iter()
+                .filter_map(text)
+                .collect(),
+            sched: sched::Attr::bytes(
+                a.policy,
+                a.flags,
+                a.nice,
+                a.priority,
+                [a.runtime, a.deadline, a.period],
+            ),
+            nice: sched::nice(own)?,
+            affinity: sched::affinity(own)?,
+            ioprio: sched::ioprio(own)?,
+            rlimits: (0..16)
+                .map(|r| sched::rlimit(own, r))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+    fn has(&self, x: &Outside) -> bool {
+        match x {
+            Outside::Proc { file, text, .. } => self
+                .files
+                .get(file)
+                .is_some_and(|t| t == text || same_number(t, text)),
+            // under the engine's own policy the nice value is in the structure
+            Outside::Sched(_, b) => *b == self.sched,
+            Outside::Nice(_, n) => *n == self.nice,
+            Outside::Affinity(_, m) => *m == self.affinity,
+            Outside::Ioprio(_, p) => *p == self.ioprio,
+            Outside::Rlimit(_, r, s, h) => self.rlimits.get(*r as usize) == Some(&(*s, *h)),
+        }
+    }
+}
+
+/// "00000033" and "0x33".
+fn same_number(proc: &str, text: &str) -> bool {
+    let hex = |s: &str| u64::from_str_radix(s, 16).ok();
+    text.strip_prefix("0x")
+        .and_then(hex)
+        .is_some_and(|n| hex(proc) == Some(n))
 }
 
 fn outside(pid: u32, x: &Outside, report: &mut RestoreReport) -> Result<()> {

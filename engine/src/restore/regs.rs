@@ -6,20 +6,11 @@ use stasis_kernel::reel::Reel;
 use stasis_kernel::xstate::{self, Component};
 use stasis_proto::pb;
 
-/// Sets everything of a stopped thread. `leader` also drops the reel from its address space.
-pub fn set(
-    th: &Tracee,
-    core: &pb::CoreEntry,
-    t: &TaskPlan,
-    leader: bool,
-    reel: &Reel,
-) -> Result<()> {
+/// Sets everything of a stopped thread.
+pub fn set(th: &Tracee, core: &pb::CoreEntry) -> Result<()> {
     let (Some(info), Some(tc)) = (&core.thread_info, &core.thread_core) else {
         return Err(Error::bug("a thread without registers passed the checks"));
     };
-    if leader {
-        drop_reel(th, t, reel)?;
-    }
     let g = &info.gpregs;
     let x = xsave(&th.xstate()?, &info.fpregs, tc.stasis.as_ref())?;
     th.set_xstate(&x)?;
@@ -80,39 +71,53 @@ fn regs(g: &pb::UserX86RegsEntry) -> Regs {
     r
 }
 
-/// Unmaps the reel with a `syscall` instruction of the task's own vDSO.
-fn drop_reel(th: &Tracee, t: &TaskPlan, reel: &Reel) -> Result<()> {
-    let at = syscall_instruction(t)?;
-    let mut r = th.regs()?;
-    (r.rax, r.rdi, r.rsi, r.rip, r.orig_rax) = (
-        libc::SYS_munmap as u64,
-        reel.addr(),
-        reel.len() as u64,
-        at,
-        u64::MAX,
-    );
-    th.set_regs(&r)?;
-    for _ in 0..2 {
+/// Unmaps the reel from the address spaces of these stopped leaders, with a `syscall` instruction of their own vDSO: all enter
+/// the call, then all leave it, so one wakeup does not wait for another.
+pub fn drop_reel(leaders: &[(&Tracee, &TaskPlan)], reel: &Reel) -> Result<()> {
+    for (th, t) in leaders {
+        let mut r = th.regs()?;
+        (r.rax, r.rdi, r.rsi, r.rip, r.orig_rax) = (
+            libc::SYS_munmap as u64,
+            reel.addr(),
+            reel.len() as u64,
+            syscall_instruction(t)?,
+            u64::MAX,
+        );
+        th.set_regs(&r)?;
         th.syscall()?;
-        loop {
-            match th.wait(true)? {
-                Event::Syscall => break,
-                Event::Interrupted | Event::GroupStop(_) | Event::Other(_) => th.syscall()?,
-                e => {
-                    return Err(Error::new(
-                        "E6104",
-                        Blame::Host,
-                        "the last call of a task did not come back",
-                    )
-                    .why(format!("{e:?}")));
+    }
+    for last in [false, true] {
+        for (th, t) in leaders {
+            loop {
+                match th.wait(true)? {
+                    Event::Syscall => break,
+                    Event::Interrupted | Event::GroupStop(_) | Event::Other(_) => th.syscall()?,
+                    e => {
+                        return Err(Error::new(
+                            "E6104",
+                            Blame::Host,
+                            format!("the last call of task {} did not come back", t.pid),
+                        )
+                        .why(format!("{e:?}"))
+                        .advice("the kernel log may say who killed it"));
+                    }
                 }
             }
+            if !last {
+                th.syscall()?;
+                continue;
+            }
+            let r = th.regs()?;
+            if r.rax != 0 {
+                return Err(Error::new(
+                    "E3103",
+                    Blame::Kernel,
+                    format!("munmap of the reel in task {}", t.pid),
+                )
+                .why(stasis_kernel::call::answer(r.rax))
+                .advice("please report it with the log"));
+            }
         }
-    }
-    let r = th.regs()?;
-    if r.rax != 0 {
-        return Err(Error::new("E3103", Blame::Kernel, "munmap of the reel")
-            .why(stasis_kernel::call::answer(r.rax)));
     }
     Ok(())
 }
@@ -121,6 +126,19 @@ fn drop_reel(th: &Tracee, t: &TaskPlan, reel: &Reel) -> Result<()> {
 fn syscall_instruction(t: &TaskPlan) -> Result<u64> {
     use stasis_kernel::ids::{HostPid, RemotePtr};
     let pid = HostPid(t.pid as i32);
+    let vdso = t
+        .memory
+        .iter()
+        .flat_map(|m| &m.vdso)
+        .find(|v| v.0 == crate::dump::mm::status::VDSO);
+    if let Some((_, start, len)) = vdso {
+        let mut b = vec![0u8; (*len).min(1 << 16) as usize];
+        if stasis_kernel::vm::read(pid, RemotePtr(*start), &mut b).is_ok()
+            && let Some(o) = b.windows(2).position(|w| w == [0x0f, 0x05])
+        {
+            return Ok(start + o as u64);
+        }
+    }
     let maps = stasis_kernel::procfs::ProcDir::open(pid)?.maps()?;
     let mut text: Vec<_> = maps
         .iter()
