@@ -29,7 +29,7 @@ pub fn set(th: &Tracee, core: &pb::CoreEntry) -> Result<()> {
     }
     th.set_regs(&regs(g))?;
     if let Some(r) = &tc.rseq_entry {
-        sequence(t, r)?;
+        sequence(th, r)?;
     }
     Ok(())
 }
@@ -37,7 +37,7 @@ pub fn set(th: &Tracee, core: &pb::CoreEntry) -> Result<()> {
 /// A thread that was dumped inside a restartable sequence which must not be restarted goes on inside of it.
 ///
 /// KERNEL: registration clears the field (kernel/rseq.c, `rseq_register()`), so this comes after it.
-fn sequence(t: &TaskPlan, r: &pb::RseqEntry) -> Result<()> {
+fn sequence(th: &Tracee, r: &pb::RseqEntry) -> Result<()> {
     use stasis_kernel::ids::{HostPid, RemotePtr};
     let cs = r.rseq_cs_pointer.unwrap_or(0);
     let Some(field) = r
@@ -48,7 +48,7 @@ fn sequence(t: &TaskPlan, r: &pb::RseqEntry) -> Result<()> {
         return Ok(());
     };
     if cs != 0 {
-        stasis_kernel::vm::write(HostPid(t.pid as i32), RemotePtr(field), &cs.to_le_bytes())?;
+        stasis_kernel::vm::write(HostPid(th.tid), RemotePtr(field), &cs.to_le_bytes())?;
     }
     Ok(())
 }
