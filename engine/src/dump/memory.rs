@@ -29,21 +29,26 @@ pub fn write(
     w.write(&pb::PagemapHead { pages_id })?;
     let mut pieces = Vec::new();
     let mut offset = 0;
-    for (start, len, lazy) in runs {
+    for r in runs {
         w.write(&pb::PagemapEntry {
-            vaddr: *start,
-            compat_nr_pages: crate::kinds::shmem::compat_pages(len / 4096),
-            nr_pages: Some(len / 4096),
-            flags: Some(PRESENT | if *lazy { LAZY } else { 0 }),
+            vaddr: r.start,
+            compat_nr_pages: crate::kinds::shmem::compat_pages(r.len / 4096),
+            nr_pages: Some(r.len / 4096),
+            flags: Some(PRESENT | if r.lazy { LAZY } else { 0 }),
             in_parent: None,
         })?;
         let mut at = 0;
-        while at < *len {
-            let n = PIECE.min(len - at);
-            pieces.push((start + at, offset + at, n));
-            at += n;
+        while at < r.len {
+            let len = PIECE.min(r.len - at);
+            pieces.push(Piece {
+                addr: r.start + at,
+                at: offset + at,
+                len,
+                shared: r.shared,
+            });
+            at += len;
         }
-        offset += len;
+        offset += r.len;
     }
     w.finish()?;
     let file = dir.create_raw(&Kind::Pages.file_of(pages_id))?;
@@ -51,9 +56,19 @@ pub fn write(
     Ok(offset / 4096)
 }
 
-/// Moves pieces (address, file offset, length), neighbouring small ones in one call.
-fn copy(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)]) -> Result<()> {
-    let total: u64 = pieces.iter().map(|p| p.2).sum();
+/// A piece of work.
+struct Piece {
+    addr: u64,
+    /// Offset in the pages image.
+    at: u64,
+    len: u64,
+    /// Pages shared copy-on-write are among them.
+    shared: bool,
+}
+
+/// Moves pieces, neighbouring small ones in one call.
+fn copy(pid: HostPid, file: &File, pieces: &[Piece]) -> Result<()> {
+    let total: u64 = pieces.iter().map(|p| p.len).sum();
     let groups = group(pieces);
     let next = AtomicUsize::new(0);
     let failed: Mutex<Option<Error>> = Mutex::new(None);
@@ -92,15 +107,15 @@ fn copy(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)]) -> Result<()> {
 }
 
 /// Index ranges of pieces that together fit one buffer; their file offsets follow each other by construction.
-fn group(pieces: &[(u64, u64, u64)]) -> Vec<(usize, usize)> {
+fn group(pieces: &[Piece]) -> Vec<(usize, usize)> {
     let mut groups = Vec::new();
     let (mut from, mut sum) = (0, 0);
     for (i, p) in pieces.iter().enumerate() {
-        if sum + p.2 > PIECE || i - from >= 512 {
+        if i > from && (sum + p.len > PIECE || i - from >= 512 || p.shared != pieces[from].shared) {
             groups.push((from, i));
             (from, sum) = (i, 0);
         }
-        sum += p.2;
+        sum += p.len;
     }
     if from < pieces.len() {
         groups.push((from, pieces.len()));
@@ -108,27 +123,33 @@ fn group(pieces: &[(u64, u64, u64)]) -> Vec<(usize, usize)> {
     groups
 }
 
-fn piece(pid: HostPid, file: &File, pieces: &[(u64, u64, u64)], buf: &mut [u8]) -> Result<()> {
-    let ranges: Vec<_> = pieces
-        .iter()
-        .map(|p| vm::RemoteRange {
-            addr: RemotePtr(p.0),
-            len: p.2 as usize,
-        })
-        .collect();
-    let n: u64 = pieces.iter().map(|p| p.2).sum();
+fn piece(pid: HostPid, file: &File, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+    let n: u64 = pieces.iter().map(|p| p.len).sum();
     let buf = &mut buf[..n as usize];
-    if vm::readv(pid, &ranges, buf).is_err() {
-        // pages without PROT_READ: /proc/PID/mem reads them all the same
+    // KERNEL(>=5.19): process_vm_readv pins pages and so gives the reader's victim a copy of each page it shares with a
+    // relative (mm/gup.c, gup_must_unshare): the tree would need its memory twice. /proc/PID/mem does not pin.
+    if pieces.iter().any(|p| p.shared) || !fast(pid, pieces, buf) {
+        // it also reads pages without PROT_READ
         let mem = vm::Mem::open(pid)?;
         let mut at = 0;
         for p in pieces {
-            mem.read(RemotePtr(p.0), &mut buf[at..at + p.2 as usize])?;
-            at += p.2 as usize;
+            mem.read(RemotePtr(p.addr), &mut buf[at..at + p.len as usize])?;
+            at += p.len as usize;
         }
     }
-    file.write_all_at(buf, pieces[0].1).map_err(|e| {
+    file.write_all_at(buf, pieces[0].at).map_err(|e| {
         let blame = Error::new("E6001", Blame::Host, "cannot write pages").why(e);
         blame.advice("make room where the images go")
     })
+}
+
+fn fast(pid: HostPid, pieces: &[Piece], buf: &mut [u8]) -> bool {
+    let ranges: Vec<_> = pieces
+        .iter()
+        .map(|p| vm::RemoteRange {
+            addr: RemotePtr(p.addr),
+            len: p.len as usize,
+        })
+        .collect();
+    vm::readv(pid, &ranges, buf).is_ok()
 }

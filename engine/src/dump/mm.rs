@@ -41,8 +41,18 @@ pub mod status {
     pub const UPROBES: u32 = 1 << 17;
 }
 
-/// Pages of one mapping that go into the image: start, length in bytes, may be filled lazily.
-pub type Run = (u64, u64, bool);
+/// Pages that go into the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// First address.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// May be filled lazily.
+    pub lazy: bool,
+    /// Some of them are shared with a relative, copy-on-write.
+    pub shared: bool,
+}
 
 /// Describes the address space of a task; gives its entry (without what only the task can tell) and the pages to save.
 pub fn describe(
@@ -71,9 +81,14 @@ pub fn describe(
         if v.status & status::AIORING != 0 {
             aios.push(aio(task, m)?);
         } else if v.status & status::VDSO != 0 {
-            runs.push((m.start, m.len(), false));
+            runs.push(Run {
+                start: m.start,
+                len: m.len(),
+                lazy: false,
+                shared: false,
+            });
         } else if private && v.status & (status::VVAR | status::VSYSCALL) == 0 {
-            pages(&mut scanner, &v, &mut runs, &mut vmas)?;
+            pages(&mut scanner, &v, s.shared > 0, &mut runs, &mut vmas)?;
         }
         if v.madv == Some(0) {
             v.madv = None;
@@ -315,6 +330,7 @@ fn aio(task: &Task, m: &MapsLine) -> Result<pb::AioRingEntry> {
 fn pages(
     scanner: &mut Scanner,
     v: &pb::VmaEntry,
+    shared: bool,
     runs: &mut Vec<Run>,
     vmas: &mut Vec<pb::VmaEntry>,
 ) -> Result<()> {
@@ -354,8 +370,15 @@ fn pages(
             continue;
         }
         match runs.last_mut() {
-            Some((s, n, l)) if *s + *n == r.start && *l == lazy => *n += r.end - r.start,
-            _ => runs.push((r.start, r.end - r.start, lazy)),
+            Some(l) if l.start + l.len == r.start && (l.lazy, l.shared) == (lazy, shared) => {
+                l.len += r.end - r.start
+            }
+            _ => runs.push(Run {
+                start: r.start,
+                len: r.end - r.start,
+                lazy,
+                shared,
+            }),
         }
     }
     Ok(())

@@ -350,6 +350,8 @@ pub struct SmapsEntry {
     pub flags: VmFlags,
     /// Resident.
     pub rss: u64,
+    /// Resident and mapped elsewhere too, clean and dirty.
+    pub shared: u64,
     /// Resident and not from a file.
     pub anonymous: u64,
     /// Swapped out.
@@ -383,6 +385,7 @@ impl SmapsBuilder {
                 map: maps_line(line)?,
                 flags: VmFlags(0),
                 rss: 0,
+                shared: 0,
                 anonymous: 0,
                 swap: 0,
                 locked: 0,
@@ -406,6 +409,11 @@ impl SmapsBuilder {
             b"AnonHugePages" => &mut e.anon_huge_pages,
             b"ShmemPmdMapped" => &mut e.shmem_pmd_mapped,
             b"KernelPageSize" => &mut e.kernel_page_size,
+            b"Shared_Clean" | b"Shared_Dirty" => {
+                let kb: u64 = c.num(10, "bad size")?;
+                e.shared = e.shared.saturating_add(kb.saturating_mul(1024));
+                return c.lit(b"kB", "size without kB");
+            }
             b"ProtectionKey" => {
                 e.protection_key = c.num(10, "bad protection key")?;
                 return Ok(());
