@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 #[derive(Debug, Default)]
 pub struct Host {
     fds: BTreeMap<FdRef, OwnedFd>,
+    segments: Vec<crate::sysv::Made>,
 }
 
 /// What a host call brought.
@@ -40,6 +41,14 @@ impl Host {
     /// Gives a file away.
     pub fn take(&mut self, f: FdRef) -> Option<OwnedFd> {
         self.fds.remove(&f)
+    }
+    /// Remembers a segment of shared memory that must go again unless [`Host::keep`] is called.
+    pub fn made(&mut self, segment: crate::sysv::Made) {
+        self.segments.push(segment);
+    }
+    /// What was made outside of the engine belongs to others from now on.
+    pub fn keep(&mut self) {
+        self.segments.drain(..).for_each(crate::sysv::Made::keep);
     }
     /// Plays one row. Only calls that act on descriptors, paths and own memory belong here; the argument memory is ours.
     pub fn play(&mut self, c: &Call) -> Result<HostAnswer, SysError> {

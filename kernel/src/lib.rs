@@ -34,6 +34,8 @@ pub mod uffd;
 pub mod limits;
 /// Scheduling and futex facts of other threads.
 pub mod sched;
+/// System V shared memory.
+pub mod sysv;
 /// Reading and writing another process's memory.
 pub mod vm;
 /// Where the parts of an XSAVE area lie.

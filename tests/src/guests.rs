@@ -62,6 +62,7 @@ macro_rules! with_guests {
             vdso: [] [];
             growsdown: [] [];
             mlock: [] [];
+            map_special: [] [];
             mlockall: [] [];
             madvise: [] [];
             ksm: [] [];
@@ -160,6 +161,13 @@ macro_rules! with_works {
             dev_tty: dump_restore, leave_running, generations;
             shell_job: dump_restore, leave_running, generations;
             map_file_shared: dump_restore, leave_running, generations;
+            cow: dump_restore, leave_running, generations;
+            mlock: dump_restore, leave_running, generations;
+            map_special: dump_restore, leave_running, generations;
+            sysv_shm: dump_restore, leave_running, generations;
+            aio: dump_restore, leave_running, generations;
+            guard: dump_restore, leave_running, generations;
+            growsdown: dump_restore, leave_running, generations;
         }
     };
 }

@@ -247,7 +247,8 @@ impl Dumping<'_> {
     /// SysV shared memory of the host's IPC namespace.
     pub fn sysv_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
         let fd = t.proc.open_map_file(m, libc::O_RDONLY)?;
-        let _ = fd;
+        let id = u32::try_from(m.ino).map_err(|_| Error::bug("a segment id of 64 bits"))?;
+        crate::kinds::sysv::dump(&mut self.cx, id, fd.as_fd())?;
         Ok(m.ino)
     }
 }

@@ -80,6 +80,12 @@ pub fn describe(
         let private = v.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
         if v.status & status::AIORING != 0 {
             aios.push(aio(task, m)?);
+            runs.push(Run {
+                start: m.start,
+                len: m.len(),
+                lazy: false,
+                shared: false,
+            });
         } else if v.status & status::VDSO != 0 {
             runs.push(Run {
                 start: m.start,
@@ -164,6 +170,8 @@ fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Result<pb
         flags: extra
             | if m.shared {
                 libc::MAP_SHARED
+            } else if s.flags.contains(VmFlags::DROPPABLE) {
+                0 // a type of its own, in place of MAP_PRIVATE
             } else {
                 libc::MAP_PRIVATE
             } as u32,
@@ -171,7 +179,16 @@ fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Result<pb
         fd: -1,
         madv: Some(madv),
         fdflags: None,
+        stasis: None,
     };
+    let on_fault = s.flags.contains(VmFlags::LOCK_ON_FAULT);
+    let sealed = s.flags.contains(VmFlags::SEALED);
+    if on_fault || sealed {
+        v.stasis = Some(pb::StasisVmaEntry {
+            lock_on_fault: on_fault.then_some(true),
+            sealed: sealed.then_some(true),
+        });
+    }
     let unsupported = |why: &str, advice: &str| {
         Err(Error::new(
             "E4200",
@@ -303,25 +320,18 @@ fn file(
     Ok(())
 }
 
+/// A ring of io_setup(2). Its pages are saved too: finished requests nobody has read wait there.
+///
+/// Requests under way are not seen: they finish into the ring of the frozen task, and are lost for the restored one.
 fn aio(task: &Task, m: &MapsLine) -> Result<pb::AioRingEntry> {
-    // KERNEL: struct aio_ring (fs/aio.c): id, nr, head, tail, magic... in the first 32 bytes of the mapping
     let mut b = [0u8; 32];
     stasis_kernel::vm::read(task.pid, RemotePtr(m.start), &mut b)?;
-    let w = |i: usize| u32::from_le_bytes(b[i..i + 4].try_into().expect("four bytes"));
-    if w(8) != w(12) {
-        return Err(Error::new(
-            "E4201",
-            Blame::Container,
-            format!(
-                "AIO ring of task {} at {:#x} has finished requests nobody has read",
-                task.pid.0, m.start
-            ),
-        )
-        .advice("try again when the program has collected them"));
-    }
+    // KERNEL: struct aio_ring (fs/aio.c): id, nr, head, tail, magic, ... The kernel doubles the number asked for, adds two,
+    // and rounds up to whole pages: this one leads to a ring of the same length
+    let nr = u32::from_le_bytes(b[4..8].try_into().expect("four bytes"));
     Ok(pb::AioRingEntry {
         id: m.start,
-        nr_req: w(4).saturating_sub(1),
+        nr_req: (nr.saturating_sub(2) / 2).max(1),
         ring_len: m.len() as u32,
     })
 }

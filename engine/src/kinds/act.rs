@@ -3,7 +3,7 @@
 //! Almost everything is a [`Call`]. The rest cannot be a row, because its data would not fit (contents), because it judges
 //! what it saw (checks), or because it must clean up after itself whatever happens (names, credentials). Each of them prints
 //! itself like a row, so the whole plan can be read before it is played.
-use super::{fown, ghost, pidfd, tty_acts};
+use super::{fown, ghost, pidfd, sysv, tty_acts};
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
 use stasis_kernel::call::{Call, FdRef};
@@ -40,6 +40,8 @@ pub enum Act {
         /// Bytes.
         size: u64,
     },
+    /// A segment of System V shared memory.
+    Segment(sysv::Segment),
     /// Who is told by signals about a file.
     Owner(fown::Owner),
     /// pidfds of a task.
@@ -130,6 +132,7 @@ impl Act {
                 on.host.insert(*file, fd);
                 Ok(())
             }
+            Act::Segment(s) => s.perform(on),
             Act::PidFd(p) => p.perform(on),
             Act::Pty(p) => p.perform(on),
             Act::CurrentTty(t) => t.perform(on),
@@ -175,6 +178,7 @@ impl fmt::Display for Act {
             Act::SharedMemory { file, size } => {
                 write!(f, "shared_memory({size} bytes) -> file#{}", file.0)
             }
+            Act::Segment(s) => s.fmt(f),
             Act::PidFd(p) => p.fmt(f),
             Act::Pty(p) => p.fmt(f),
             Act::CurrentTty(t) => t.fmt(f),

@@ -22,6 +22,7 @@ pub mod pipe;
 pub mod regular;
 pub mod shmem;
 pub mod signalfd;
+pub mod sysv;
 #[cfg(test)]
 pub mod testing;
 pub mod timerfd;

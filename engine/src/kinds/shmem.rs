@@ -87,8 +87,26 @@ pub fn plan_fill(
     size: u64,
     huge: Option<u64>,
 ) -> Result<()> {
+    if let Some(f) = fill(cx, file, shmid, size, huge)? {
+        let stage = cx.stage();
+        cx.act_at(stage, Act::Fill(f), "its contents");
+    }
+    Ok(())
+}
+
+/// What would fill a shared memory file; nothing for one of size 0.
+///
+/// # Errors
+/// As [`plan_fill`].
+pub fn fill(
+    cx: &PlanCx,
+    file: FdRef,
+    shmid: u64,
+    size: u64,
+    huge: Option<u64>,
+) -> Result<Option<Fill>> {
     if size == 0 {
-        return Ok(());
+        return Ok(None);
     }
     let name = Kind::ShmemPagemap.file_of(shmid);
     let mut r = cx.dir.reader(&name)?;
@@ -132,16 +150,13 @@ pub fn plan_fill(
         });
         from += len;
     }
-    let fill = Fill {
+    Ok(Some(Fill {
         file,
         image: Kind::Pages.file_of(head.pages_id),
         runs,
         size,
         huge,
-    };
-    let stage = cx.stage();
-    cx.act_at(stage, Act::Fill(fill), "its contents");
-    Ok(())
+    }))
 }
 
 /// Runs of data as whole pages (start, end), neighbours joined.

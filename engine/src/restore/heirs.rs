@@ -6,7 +6,7 @@
 //! contents differ. All other children are born from the empty stub.
 //!
 //! Pure code: ranges in, ranges out. Which pages differ is seen only when the images are read, see `fill`.
-use super::memory::Mapping;
+use super::memory::{Mapping, Origin};
 
 /// What an heir does with its parent's memory, in this order.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -54,6 +54,8 @@ fn kept<'a>(m: &Mapping, parents: &'a [Mapping]) -> Option<Kept<'a>> {
     let same = m.start < of.end()
         && of.flags == m.flags
         && of.file == m.file
+        && of.origin == m.origin
+        && m.origin != Origin::Ring
         && (m.file.is_none() || m.offset.wrapping_sub(of.offset) == m.start - of.start)
         && m.flags & HUGETLB == 0;
     let grows = m.end() > of.end();
@@ -181,6 +183,7 @@ mod tests {
             offset: 0,
             file: None,
             private: true,
+            origin: Origin::Map,
         }
     }
 

@@ -3,6 +3,7 @@
 //! Mappings are made straight at their final addresses, as the stub has nothing there. Contents are written by the
 //! engine's threads with process_vm_writev from the mapped pages image, so mappings that will not be writable are made
 //! writable first and get their protection at the end.
+use super::aio::Ring;
 use super::heirs::{self, Estate};
 use super::images::{Images, TaskImages};
 use crate::dump::mm::status;
@@ -10,6 +11,7 @@ use crate::error::{Blame, Error, Result};
 use crate::kinds::{Act, PlanCx, Stage, shmem};
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
 use stasis_kernel::names;
+use stasis_proto::pb::{self, VmaEntry};
 use std::collections::BTreeMap;
 
 /// A mapping as it is while contents are written.
@@ -29,6 +31,19 @@ pub struct Mapping {
     pub file: Option<FdRef>,
     /// Whether writes are the task's own.
     pub private: bool,
+    /// How it is made.
+    pub origin: Origin,
+}
+
+/// How a mapping is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// mmap(2).
+    Map,
+    /// shmat(2) of the segment with this id.
+    Segment(u32),
+    /// io_setup(2): see [`super::aio`].
+    Ring,
 }
 
 impl Mapping {
@@ -36,7 +51,20 @@ impl Mapping {
     pub fn end(&self) -> u64 {
         self.start + self.len
     }
-    fn call(&self, fd: Option<usize>) -> Call {
+    fn call(&self, fd: Option<usize>) -> Option<Call> {
+        match self.origin {
+            Origin::Map => {}
+            Origin::Segment(id) => {
+                let (bits, name) = match self.prot & libc::PROT_WRITE as u64 {
+                    0 => (libc::SHM_RDONLY, "SHM_RDONLY"),
+                    _ => (0, "0"),
+                };
+                let flags = Arg::Named(bits as u64, name.into());
+                let args = vec![Arg::Int(id.into()), Arg::Hex(self.start), flags];
+                return Some(Call::new(libc::SYS_shmat, args).must_be(self.start));
+            }
+            Origin::Ring => return None,
+        }
         let flags = self.flags | MAP_FIXED_NOREPLACE;
         let args = vec![
             Arg::Hex(self.start),
@@ -46,7 +74,7 @@ impl Mapping {
             Arg::Int(fd.map_or(u64::MAX, |f| f as u64)),
             Arg::Hex(self.offset),
         ];
-        Call::new(libc::SYS_mmap, args).must_be(self.start)
+        Some(Call::new(libc::SYS_mmap, args).must_be(self.start))
     }
 }
 
@@ -70,6 +98,8 @@ pub struct Plan {
     pub vdso: Vec<Special>,
     /// Rows when contents are in place and children are born: protections, advice, locks.
     pub late: Vec<Call>,
+    /// AIO rings.
+    pub rings: Vec<Ring>,
     /// The pages image and what goes where: address, length, offset in the image.
     pub pages_id: u32,
     /// See `pages_id`.
@@ -77,6 +107,58 @@ pub struct Plan {
 }
 
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+/// KERNEL(>=6.10)
+const SYS_MSEAL: i64 = 462;
+
+/// The row that locks a mapping.
+fn locked(v: &VmaEntry) -> Option<Call> {
+    if v.flags & libc::MAP_LOCKED as u32 == 0 {
+        return None;
+    }
+    let (start, len) = (Arg::Hex(v.start), Arg::Hex(v.end - v.start));
+    let call = if v.stasis.as_ref().is_some_and(|s| s.lock_on_fault()) {
+        let flag = Arg::Named(1, "MLOCK_ONFAULT".into());
+        Call::new(libc::SYS_mlock2, vec![start, len, flag])
+    } else {
+        Call::new(libc::SYS_mlock, vec![start, len])
+    };
+    // KERNEL: mlockall(2) also locks what cannot be read; there mlock(2) sets the flag, then fails to fill it (mm/mlock.c)
+    Some(if v.prot == 0 { call.any() } else { call })
+}
+
+/// A whole attached segment.
+fn segment(v: &VmaEntry, segments: &BTreeMap<u64, u64>, p: &mut Plan) -> Result<()> {
+    let len = v.end - v.start;
+    let whole = segments.get(&v.shmid).map(|s| s.next_multiple_of(4096));
+    let at = || format!("mapping {:#x}-{:#x} of segment {}", v.start, v.end, v.shmid);
+    let Some(whole) = whole else {
+        return Err(Error::new("E5009", Blame::Image, at())
+            .why("the image has no such segment of System V shared memory")
+            .advice("dump again"));
+    };
+    if whole != len || v.pgoff != 0 {
+        return Err(Error::new("E5008", Blame::Container, at())
+            .why("only a part of the segment is mapped, and shmat(2) attaches whole ones")
+            .advice("the program has unmapped a part: this is not supported"));
+    }
+    let made = (libc::PROT_READ | v.prot as i32 & libc::PROT_WRITE) as u32;
+    if made != v.prot {
+        let args = vec![Arg::Hex(v.start), Arg::Hex(len), prot_arg(v.prot.into())];
+        p.late.push(Call::new(libc::SYS_mprotect, args));
+    }
+    p.late.extend(locked(v));
+    p.maps.push(Mapping {
+        start: v.start,
+        len,
+        prot: made.into(),
+        flags: v.flags.into(),
+        offset: 0,
+        file: None,
+        private: false,
+        origin: Origin::Segment(v.shmid as u32),
+    });
+    Ok(())
+}
 
 /// Shared anonymous memory: the engine makes each object once, fills it, and every task maps it like a file.
 pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> {
@@ -116,7 +198,7 @@ pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> 
     Ok(made)
 }
 
-fn listed<'a>(cx: &PlanCx<'a>, id: u32) -> Result<&'a stasis_proto::pb::FileEntry> {
+fn listed<'a>(cx: &PlanCx<'a>, id: u32) -> Result<&'a pb::FileEntry> {
     cx.files.get(&id).ok_or_else(|| {
         Error::new("E5006", Blame::Image, format!("file {id}"))
             .why("a mapping names a file that files.img does not have")
@@ -126,7 +208,7 @@ fn listed<'a>(cx: &PlanCx<'a>, id: u32) -> Result<&'a stasis_proto::pb::FileEntr
 
 /// The file behind a mapping. The mapping says how it must be open, which may be more than its entry says (CRIU describes a
 /// file once, whoever maps it and how); then it is opened once more.
-fn mapped(v: &stasis_proto::pb::VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
+fn mapped(v: &VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
     const ACCESS: u32 = libc::O_ACCMODE as u32;
     let id = u32::try_from(v.shmid)
         .map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?;
@@ -155,7 +237,12 @@ fn mapped(v: &stasis_proto::pb::VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
 }
 
 /// Plans one address space.
-pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> Result<Plan> {
+pub fn plan(
+    t: &TaskImages,
+    cx: &mut PlanCx,
+    shared: &BTreeMap<u64, FdRef>,
+    segments: &BTreeMap<u64, u64>,
+) -> Result<Plan> {
     let mm =
         t.mm.as_ref()
             .ok_or_else(|| Error::bug("a task without an address space"))?;
@@ -169,6 +256,7 @@ pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> R
         exe: FdRef(listed(cx, mm.exe_file_id)?.id),
         vdso: Vec::new(),
         late: Vec::new(),
+        rings: Vec::new(),
         pages_id: 0,
         pages: Vec::new(),
     };
@@ -183,6 +271,7 @@ pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> R
         p.pages.push((e.vaddr, len, at));
         at += len;
     }
+    let mut sealed = Vec::new();
     for v in &mm.vmas {
         let len = v.end - v.start;
         if v.status & (status::VSYSCALL | status::UPROBES) != 0 {
@@ -206,7 +295,26 @@ pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> R
             p.pages.retain(|(a, _, _)| !(v.start..v.end).contains(a));
             continue;
         }
-        if v.status & (status::AIORING | status::SYSVIPC | status::SOCKET) != 0 {
+        if v.status & status::AIORING != 0 {
+            p.rings.push(Ring::plan(mm, v, cx, p.pages_id, &p.pages)?);
+            p.pages.retain(|(a, _, _)| !(v.start..v.end).contains(a));
+            p.maps.push(Mapping {
+                start: v.start,
+                len,
+                prot: v.prot.into(),
+                flags: v.flags.into(),
+                offset: 0,
+                file: None,
+                private: false,
+                origin: Origin::Ring,
+            });
+            continue;
+        }
+        if v.status & status::SYSVIPC != 0 {
+            segment(v, segments, &mut p)?;
+            continue;
+        }
+        if v.status & status::SOCKET != 0 {
             return Err(Error::new(
                 "E5007",
                 Blame::Image,
@@ -256,6 +364,7 @@ pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> R
             offset: if with_file { v.pgoff } else { 0 },
             file,
             private,
+            origin: Origin::Map,
         });
         for bit in 0..64 {
             if v.madv.unwrap_or(0) & 1 << bit != 0 {
@@ -269,13 +378,14 @@ pub fn plan(t: &TaskImages, cx: &mut PlanCx, shared: &BTreeMap<u64, FdRef>) -> R
                 ));
             }
         }
-        if v.flags & libc::MAP_LOCKED as u32 != 0 {
-            p.late.push(Call::new(
-                libc::SYS_mlock,
-                vec![Arg::Hex(v.start), Arg::Hex(len)],
-            ));
+        p.late.extend(locked(v));
+        if v.stasis.as_ref().is_some_and(|s| s.sealed()) {
+            let args = vec![Arg::Hex(v.start), Arg::Hex(len), Arg::Int(0)];
+            sealed.push(Call::new(SYS_MSEAL, args));
         }
     }
+    // nothing can be done to a sealed mapping any more
+    p.late.append(&mut sealed);
     need(&mut p.files, p.exe);
     let words = vec![
         mm.mm_start_code,
@@ -423,7 +533,7 @@ impl Plan {
             .zip(self.kept.iter().chain(std::iter::repeat(&false)))
         {
             if !kept {
-                rows.push(m.call(m.file.as_ref().and_then(number)));
+                rows.extend(m.call(m.file.as_ref().and_then(number)));
             }
         }
         let (words, auxv) = &self.mm;

@@ -1,4 +1,5 @@
 //! The story of a restore: read, plan, perform.
+mod aio;
 mod fill;
 mod habits;
 mod heirs;

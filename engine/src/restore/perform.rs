@@ -413,6 +413,16 @@ impl<'a> Performance<'a> {
             rows.extend(m.tape(plan.service_fd));
             (m.files.clone(), rows)
         })?;
+        for (i, t) in plan.tasks.iter().enumerate().filter(|(_, t)| now(t)) {
+            for ring in t.memory.iter().flat_map(|m| &m.rings) {
+                let made = self.play(&[(t.slot, &[ring.setup()])], Phase::Fill)?;
+                let at = made.first().map_or(&[][..], |p| p.out(0, 1));
+                let at = at.try_into().map_or(0, u64::from_le_bytes);
+                self.ship(self.table_owner(i), &[ring.file])?;
+                self.play(&[(t.slot, &ring.rows(at, plan.service_fd))], Phase::Fill)?;
+                ring.write(HostPid(t.pid as i32))?;
+            }
+        }
         for t in self.plan.tasks.iter().filter(now) {
             let Some(m) = &t.memory else { continue };
             let base = m.base.and_then(|b| self.plan.tasks[b].memory.as_ref());
@@ -657,6 +667,7 @@ impl<'a> Performance<'a> {
             th.set_options(TRACESYSGOOD)?;
         }
         self.committed = true;
+        self.host.keep();
         for (i, k, th) in threads {
             let t = &self.plan.tasks[i];
             let stop = if self.o.after == After::Stopped {
