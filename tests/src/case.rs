@@ -12,6 +12,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// What is done to the guest between "ready" and "verify".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,12 +96,34 @@ pub fn run(
     scenario: &Scenario,
     engines: Option<(&Engine, &Engine)>,
 ) -> Result<Outcome> {
-    let tmp = tempfile::Builder::new().prefix("stasis-case-").tempdir()?;
-    let spec = prepare(tmp.path(), guest, scenario, engines)?;
-    let _slot = slot()?;
-    let report = in_a_box(boxer, tmp.path(), &spec)?;
+    let tmp = folder()?;
+    let outcome = run_in(tmp.path(), boxer, guest, scenario, engines)?;
     keep(tmp.path(), guest.name);
-    Ok(judge(scenario, report))
+    Ok(outcome)
+}
+
+/// A new, empty folder for a case; it goes with its handle.
+///
+/// # Errors
+/// When there is no space for it.
+pub fn folder() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("stasis-case-").tempdir()?)
+}
+
+/// As [`run`], in a folder of the caller (see [`folder`]), where everything stays: images in `img-1`, `img-2` and so on.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_in(
+    dir: &Path,
+    boxer: &Path,
+    guest: &Guest,
+    scenario: &Scenario,
+    engines: Option<(&Engine, &Engine)>,
+) -> Result<Outcome> {
+    let spec = prepare(dir, guest, scenario, engines)?;
+    let _slot = slot()?;
+    Ok(judge(scenario, in_a_box(boxer, dir, &spec)?))
 }
 
 /// Copies the folder of a case to where `STASIS_KEEP` says, for a person.

@@ -11,12 +11,17 @@ use std::process::ExitCode;
 pub struct Plan {
     /// Folder of the images
     dir: PathBuf,
+    /// Plan it as a job of the calling shell
+    #[arg(short = 'j', long)]
+    shell_job: bool,
 }
 
 impl Plan {
     /// Runs the verb.
     pub fn run(&self, json: bool) -> Result<ExitCode> {
-        let text = stasis_engine::plan(&Options::new(&self.dir))?;
+        let mut o = Options::new(&self.dir);
+        o.shell_job = self.shell_job;
+        let text = stasis_engine::plan(&o)?;
         match json {
             true => sayln!("{}", json!({"plan": text.lines().collect::<Vec<_>>()})),
             false => say!("{text}"),
