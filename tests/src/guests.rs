@@ -123,6 +123,13 @@ macro_rules! with_guests {
 macro_rules! with_works {
     ($with:ident) => {
         $with! {
+            orphans: dump_restore, leave_running, generations;
+            session_gone: dump_restore, leave_running, generations;
+            subreaper: dump_restore, leave_running, generations;
+            tree: dump_restore, leave_running, generations;
+            tree_deep: dump_restore, leave_running, generations;
+            tree_wide: dump_restore, leave_running, generations;
+            zombies: dump_restore, leave_running, generations;
             dir: dump_restore, leave_running, generations;
             cwd_removed: dump_restore, leave_running, generations;
             chroot: dump_restore, leave_running, generations;

@@ -1,5 +1,6 @@
 //! The story of a restore: read, plan, perform.
 mod aio;
+mod family;
 mod fill;
 mod habits;
 mod heirs;

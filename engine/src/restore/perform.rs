@@ -4,9 +4,10 @@
 //! PR_SET_PDEATHSIG and PTRACE_O_EXITKILL, its descendants by PR_SET_PDEATHSIG from birth and by EXITKILL once seized.
 //!
 //! Long because nothing else may act: all phases from Open to Run are here, in order.
+use super::family::{self, Deed};
 use super::habits::Outside;
 use super::images::{Images, TaskImages};
-use super::plan::{self, Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
+use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
 use super::{fill, memory};
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{Act, Stage, Stagehand};
@@ -23,7 +24,7 @@ use stasis_kernel::ptrace::{EXITKILL, SUSPEND_SECCOMP, TRACESYSGOOD, Tracee};
 use stasis_kernel::reel::{PlayError, Played, Reel, STUB_SOCKET, spawn_stub};
 use stasis_kernel::sched;
 use stasis_proto::ImageDir;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 use tracing::{debug, info, warn};
@@ -44,6 +45,12 @@ pub struct Performance<'a> {
     leaders: Vec<Option<Tracee>>,
     /// Pids of all tasks seized so far.
     seized: Vec<i32>,
+    /// Pids of tasks and helpers that are born and not seized yet.
+    newborn: Vec<i32>,
+    /// Tasks seized while they have no parent to die with, that will be zombies.
+    fosterlings: Vec<Tracee>,
+    /// Pids of all tasks and helpers of the family.
+    numbers: Vec<u32>,
     /// Where the vDSO and its data are parked.
     parked: Vec<memory::Special>,
     committed: bool,
@@ -56,6 +63,7 @@ impl Drop for Performance<'_> {
         }
         let mut pids: Vec<i32> = self.stub.iter().map(|s| s.0).collect();
         pids.extend(&self.seized);
+        pids.extend(self.fosterlings.iter().map(|t| t.tid));
         if self.stub.is_some() {
             // not all tasks are seized yet: those that are born die with their parents
             pids.extend(self.born());
@@ -94,13 +102,30 @@ impl<'a> Performance<'a> {
             stub: None,
             leaders: (0..plan.tasks.len()).map(|_| None).collect(),
             seized: Vec::new(),
+            newborn: Vec::new(),
+            fosterlings: Vec::new(),
+            numbers: Vec::new(),
             parked: Vec::new(),
             committed: false,
         };
         p.open(&[Stage::First, Stage::Second])?;
-        let pid =
-            spawn_stub(&p.reel, plan.hole, &theirs).map_err(|e| Error::from(e).at(Phase::Birth))?;
+        // one with a number that the tree needs is in its way; it goes when a better one is found
+        let needed = p.needed();
+        let mut others = Vec::new();
+        let pid = loop {
+            let pid = spawn_stub(&p.reel, plan.hole, &theirs)
+                .map_err(|e| Error::from(e).at(Phase::Birth))?;
+            if !needed.contains(&(pid as u32)) || others.len() > needed.len() {
+                break pid;
+            }
+            others.push(pid);
+        };
         p.stub = Some(HostPid(pid));
+        p.numbers = p.numbers();
+        for pid in others {
+            stasis_kernel::ptrace::kill(pid, libc::SIGKILL)?;
+            Tracee { tid: pid }.wait_gone()?;
+        }
         Ok(p)
     }
     fn open(&mut self, stages: &[Stage]) -> Result<()> {
@@ -128,6 +153,7 @@ impl<'a> Performance<'a> {
             .iter()
             .map(|s| s.0)
             .chain(self.leaders.iter().flatten().map(|t| t.tid))
+            .chain(self.newborn.iter().copied())
             .collect();
         let mut alive = || {
             pids.iter()
@@ -158,7 +184,34 @@ impl<'a> Performance<'a> {
                 return format!("thread {} of task {}", th.0, t.pid);
             }
         }
+        if self.plan.helper_slots.contains(&slot) {
+            return "a helper".into();
+        }
         "the first stub".into()
+    }
+    /// All numbers of the tree: of tasks, threads, sessions, groups.
+    fn needed(&self) -> BTreeSet<u32> {
+        let tasks = self.images.tasks.iter().map(|t| &t.entry);
+        tasks
+            .flat_map(|e| {
+                [e.pid, e.sid, e.pgid]
+                    .into_iter()
+                    .chain(e.threads.iter().copied())
+            })
+            .collect()
+    }
+    /// Numbers of the whole family. Helpers that may have any get numbers below the first stub's: those were given out
+    /// not long ago, so the kernel will not come to them soon.
+    fn numbers(&self) -> Vec<u32> {
+        let mut used = self.needed();
+        let stub = self.stub.map_or(1, |s| s.0 as u32);
+        let mut at = (300..stub).rev().chain(stub + 100..);
+        self.plan.numbers(|| {
+            let free = |n: &u32| !used.contains(n) && ProcDir::open(HostPid(*n as i32)).is_err();
+            let n = at.find(free).unwrap_or(u32::MAX);
+            used.insert(n);
+            n
+        })
     }
     /// Gives the stub an address space that holds the reel and the parked vDSO, and a table that holds the socket.
     fn tidy_stub(&mut self) -> Result<()> {
@@ -174,6 +227,16 @@ impl<'a> Performance<'a> {
                 ],
             )
             .must_be(service as u64),
+            // a caller that ignores it would have zombies vanish, and helpers not be waited for
+            Call::new(
+                libc::SYS_rt_sigaction,
+                vec![
+                    Arg::Named(libc::SIGCHLD as u64, "SIGCHLD".into()),
+                    Arg::In(vec![0; 32]),
+                    Arg::Null,
+                    Arg::Int(8),
+                ],
+            ),
             Call::new(
                 libc::SYS_close_range,
                 vec![Arg::Int(0), Arg::Int(service as u64 - 1), Arg::Int(0)],
@@ -218,15 +281,50 @@ impl<'a> Performance<'a> {
             self.fill(wave, report)?;
         }
         debug!("all tasks are born, in {} waves", last + 1);
-        let tasks = &self.plan.tasks;
-        let groups: Vec<_> = tasks.iter().filter(|t| !t.group.is_empty()).collect();
-        for leaders in [true, false] {
-            let some: Vec<_> = groups
-                .iter()
-                .filter(|t| (t.group == plan::own_group(t.pid)) == leaders)
-                .map(|t| (t.slot, &t.group[..]))
-                .collect();
-            self.play(&some, Phase::Birth)?;
+        for stage in &self.plan.family.rest {
+            self.family(stage).map_err(|e| e.at(Phase::Birth))?;
+        }
+        Ok(())
+    }
+    /// Plays one stage of births, sessions, adoptions or groups.
+    fn family(&mut self, stage: &[family::Tape]) -> Result<()> {
+        let plan = self.plan;
+        let mut tapes = Vec::with_capacity(stage.len());
+        let mut born = Vec::new();
+        let mut bound = false;
+        for (by, deeds) in stage {
+            for d in deeds {
+                match d {
+                    Deed::Birth { child, parent, .. } => {
+                        let parent = self.numbers[*parent] as i32;
+                        self.reel.expect_parent(plan.slot_of(*child), parent);
+                        born.push(self.numbers[*child] as i32);
+                    }
+                    // a live task is seized already: it does not outlive the engine while it has no parent to die with
+                    Deed::Unbind if plan.tasks[*by].end.is_some() => {
+                        self.fosterlings.push(seize(plan.tasks[*by].pid)?);
+                    }
+                    Deed::Exit => {
+                        let pid = self.numbers[*by] as i32;
+                        self.newborn.retain(|p| *p != pid);
+                    }
+                    Deed::Bind(_) => bound = true,
+                    _ => {}
+                }
+            }
+            let rows = plan.deeds(*by, deeds, &self.numbers);
+            tapes.push((plan.slot_of(*by), rows));
+        }
+        let tapes: Vec<_> = tapes.iter().map(|(s, t)| (*s, &t[..])).collect();
+        self.play(&tapes, Phase::Birth).map_err(taken)?;
+        self.newborn.extend(born);
+        if bound {
+            // their ends are their parents' to see
+            for t in std::mem::take(&mut self.fosterlings) {
+                t.interrupt()?;
+                t.wait_stop()?;
+                t.detach(0)?;
+            }
         }
         Ok(())
     }
@@ -234,54 +332,22 @@ impl<'a> Performance<'a> {
     fn births(&mut self, wave: usize) -> Result<()> {
         let own = std::process::id() as i32;
         let tasks = &self.plan.tasks;
-        let mut born: Vec<bool> = tasks.iter().map(|t| t.wave < wave).collect();
         if wave == 0 {
             self.reel.expect_parent(tasks[0].slot, own);
-            let root = tasks[0].birth.clone();
-            self.play(&[(0, &[root])], Phase::Birth).map_err(taken)?;
-            born[0] = true;
-            self.play(&[(tasks[0].slot, &tasks[0].session)], Phase::Birth)?;
+            let root = [self.plan.birth.clone()];
+            self.play(&[(0, &root)], Phase::Birth).map_err(taken)?;
+            self.newborn.push(tasks[0].pid as i32);
         }
-        // one tape a parent: all its children in one go, level by level
-        loop {
-            let mut tapes: BTreeMap<usize, Vec<Call>> = BTreeMap::new();
-            let mut new = Vec::new();
-            for (i, t) in tasks.iter().enumerate().filter(|(_, t)| t.wave == wave) {
-                if let Some(p) = t.parent.filter(|p| born[*p] && !born[i]) {
-                    self.reel.expect_parent(t.slot, tasks[p].pid as i32);
-                    tapes
-                        .entry(tasks[p].slot)
-                        .or_default()
-                        .push(t.birth.clone());
-                    new.push(i);
-                }
-            }
-            if new.is_empty() {
-                break;
-            }
-            let all: Vec<_> = tapes.iter().map(|(s, t)| (*s, &t[..])).collect();
-            self.play(&all, Phase::Birth).map_err(taken)?;
-            let sessions: Vec<_> = new
-                .iter()
-                .map(|i| (tasks[*i].slot, &tasks[*i].session[..]))
-                .collect();
-            self.play(&sessions, Phase::Birth)?;
-            new.iter().for_each(|i| born[*i] = true);
+        for stage in self.plan.births(wave) {
+            self.family(&stage)?;
         }
         for (i, t) in tasks.iter().enumerate() {
             if t.end.is_none() && t.wave == wave {
-                let options = EXITKILL | TRACESYSGOOD;
-                let seized = Tracee::seize(t.pid as i32, options | SUSPEND_SECCOMP).or_else(|e| {
-                    if e.errno == Errno::EPERM {
-                        Tracee::seize(t.pid as i32, options)
-                    } else {
-                        Err(e)
-                    }
-                });
-                self.leaders[i] = Some(seized?);
+                self.leaders[i] = Some(seize(t.pid)?);
                 self.seized.push(t.pid as i32);
             }
         }
+        self.newborn.clear();
         let new: Vec<usize> = (0..tasks.len())
             .filter(|i| tasks[*i].wave == wave && tasks[*i].end.is_none())
             .collect();
@@ -684,6 +750,19 @@ impl<'a> Performance<'a> {
         }
         Ok(self.plan.tasks[0].pid as i32)
     }
+}
+
+/// Seizes a stub so that it dies with the engine.
+fn seize(pid: u32) -> Result<Tracee> {
+    let options = EXITKILL | TRACESYSGOOD;
+    let seized = Tracee::seize(pid as i32, options | SUSPEND_SECCOMP).or_else(|e| {
+        if e.errno == Errno::EPERM {
+            Tracee::seize(pid as i32, options)
+        } else {
+            Err(e)
+        }
+    });
+    Ok(seized?)
 }
 
 /// The file with the root's pid; gone again unless the tree runs.

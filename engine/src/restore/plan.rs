@@ -1,6 +1,7 @@
 //! From images to a plan: pure code. Everything a restore will do is written down before anything is done.
 //!
 //! Long because it is the whole of a plan that is not a kind's: one function per phase, in order.
+use super::family::{self, Deed, Family, Kin, Node};
 use super::images::{Images, TASK_SIZE, TaskImages};
 use super::{habits, memory, privileges};
 use crate::error::{Blame, Error, Result};
@@ -21,18 +22,10 @@ pub const REEL_OFFSET: u64 = 16 << 20;
 pub struct TaskPlan {
     /// Its pid as it sees itself.
     pub pid: u32,
-    /// Index of the task that gives birth to it; `None` for the root.
-    pub parent: Option<usize>,
     /// When it is born: wave 0 from the empty stub, the next when the memory of the waves before is in place.
     pub wave: usize,
     /// Its slot in the reel.
     pub slot: usize,
-    /// The row its parent (or the first stub) plays.
-    pub birth: Call,
-    /// Played by itself right after birth: its session.
-    pub session: Vec<Call>,
-    /// Its process group, when all tasks are born.
-    pub group: Vec<Call>,
     /// For a zombie: the rows that end it.
     pub end: Option<Vec<Call>>,
     /// Its address space; `None` if it shares one.
@@ -61,6 +54,12 @@ pub struct Plan {
     pub host: Vec<(Stage, Act, String)>,
     /// Tasks, parents before children.
     pub tasks: Vec<TaskPlan>,
+    /// The row of the first stub that bears the root.
+    pub birth: Call,
+    /// Births, sessions, groups.
+    pub family: Family,
+    /// Slots of the family's helpers.
+    pub helper_slots: Vec<usize>,
     /// Start of the hole in which the reel goes.
     pub hole: u64,
     /// Lowest descriptor number no task uses: the engine's socket.
@@ -91,33 +90,26 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     let mut plan = Plan {
         host: Vec::new(),
         tasks: Vec::new(),
+        // the first stub's sibling: a child of the engine
+        birth: clone3(libc::CLONE_PARENT as u64, 0, images.tasks[0].entry.pid, 1),
+        family: family(images, o)?,
+        helper_slots: Vec::new(),
         hole,
         service_fd,
         slots: 1,
         warnings: Vec::new(),
     };
-    let index: BTreeMap<u32, usize> = images
-        .tasks
-        .iter()
-        .enumerate()
-        .map(|(i, t)| (t.entry.pid, i))
-        .collect();
     let mut tables = BTreeMap::new();
     let mut spaces = BTreeMap::new();
     let mut fs = BTreeMap::new();
     let mut hands = BTreeMap::new();
     for (i, t) in images.tasks.iter().enumerate() {
-        let parent = (i > 0).then(|| index[&t.entry.ppid]);
         let slot = plan.slots;
         plan.slots += t.threads.len().max(1);
         let mut p = TaskPlan {
             pid: t.entry.pid,
-            parent,
             wave: 0,
             slot,
-            birth: birth(t, parent.map(|p| &images.tasks[p]), slot),
-            session: Vec::new(),
-            group: Vec::new(),
             end: None,
             memory: None,
             threads: Vec::new(),
@@ -129,7 +121,6 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
             outside: Vec::new(),
             stopped_by: None,
         };
-        family(images, i, o, &mut p)?;
         if t.is_zombie() {
             p.end = Some(end(t));
             plan.tasks.push(p);
@@ -182,7 +173,9 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         }
         plan.tasks.push(p);
     }
-    waves(images, &spaces, &mut plan.tasks);
+    waves(images, &spaces, &plan.family, &mut plan.tasks);
+    plan.helper_slots = (plan.slots..).take(plan.family.helpers.len()).collect();
+    plan.slots += plan.family.helpers.len();
     plan.host = cx.host;
     plan.warnings = cx.warnings;
     Ok(plan)
@@ -207,31 +200,17 @@ fn service_fd(used: &std::collections::BTreeSet<i32>) -> Result<i32> {
 
 /// Heirs are born when their parents' memory is in place, and with them all that come after them. `spaces`: the first task
 /// with each address space.
-fn waves(images: &Images, spaces: &BTreeMap<u32, usize>, tasks: &mut [TaskPlan]) {
-    // a child of a session its parent has left is born before its parent leaves, which cannot wait for any memory
-    let family: Vec<bool> = (0..tasks.len())
-        .map(|i| {
-            let sid = images.tasks[i].entry.sid;
-            let parents = tasks[i].parent.map(|p| images.tasks[p].entry.sid);
-            sid == tasks[i].pid || parents.is_none_or(|p| p == sid)
-        })
-        .collect();
-    let mut early = vec![false; tasks.len()];
-    for i in (0..tasks.len()).rev() {
-        early[i] |= !family[i];
-        if let Some(p) = tasks[i].parent.filter(|_| early[i]) {
-            early[p] = true;
-        }
-    }
-    for i in 0..tasks.len() {
-        let Some(p) = tasks[i].parent else { continue };
+fn waves(images: &Images, spaces: &BTreeMap<u32, usize>, family: &Family, tasks: &mut [TaskPlan]) {
+    let index: BTreeMap<u32, usize> = tasks.iter().enumerate().map(|(i, t)| (t.pid, i)).collect();
+    for i in (1..tasks.len()).filter(|i| family.plain[*i]) {
+        let p = index[&images.tasks[i].entry.ppid];
         let Some(mut own) = tasks[i].memory.take() else {
             tasks[i].wave = tasks[p].wave;
             continue;
         };
         let base = spaces[&images.tasks[p].ids.vm_id];
         if let Some(theirs) = &tasks[base].memory {
-            let heir = !early[i] && own.is_heir_of(theirs);
+            let heir = own.is_heir_of(theirs);
             if heir || tasks[p].wave > 0 {
                 own.inherit(base, theirs, heir);
                 tasks[i].wave = tasks[p].wave.max(tasks[base].wave) + 1;
@@ -337,33 +316,6 @@ fn clone3(flags: u64, exit_signal: u64, pid: u32, slot: usize) -> Call {
     c
 }
 
-fn birth(t: &TaskImages, parent: Option<&TaskImages>, slot: usize) -> Call {
-    let Some(parent) = parent else {
-        // the first stub's sibling: a child of the engine
-        return clone3(libc::CLONE_PARENT as u64, 0, t.entry.pid, slot);
-    };
-    let mut flags = 0;
-    if !t.is_zombie() {
-        let same = |f: fn(&pb::TaskKobjIdsEntry) -> u32| f(&t.ids) == f(&parent.ids);
-        for (shared, flag) in [
-            (same(|i| i.vm_id), libc::CLONE_VM),
-            (same(|i| i.files_id), libc::CLONE_FILES),
-            (same(|i| i.fs_id), libc::CLONE_FS),
-            (same(|i| i.sighand_id), libc::CLONE_SIGHAND),
-        ] {
-            if shared {
-                flags |= flag as u64;
-            }
-        }
-    }
-    let exit_signal =
-        t.tc.stasis
-            .as_ref()
-            .and_then(|s| s.exit_signal)
-            .map_or(libc::SIGCHLD as u64, u64::from);
-    clone3(flags, exit_signal, t.entry.pid, slot)
-}
-
 fn thread_birth(tid: u32, slot: usize) -> Call {
     let flags = libc::CLONE_VM
         | libc::CLONE_FS
@@ -374,41 +326,150 @@ fn thread_birth(tid: u32, slot: usize) -> Call {
     clone3(flags as u64, 0, tid, slot)
 }
 
-/// Sessions and groups.
-fn family(images: &Images, i: usize, o: &Options, p: &mut TaskPlan) -> Result<()> {
-    let t = &images.tasks[i].entry;
-    if t.sid == t.pid {
-        p.session
-            .push(Call::new(libc::SYS_setsid, vec![]).must_be(u64::from(t.pid)));
-    } else if i == 0 && !o.shell_job {
+/// Births, sessions and groups.
+fn family(images: &Images, o: &Options) -> Result<Family> {
+    let root = &images.tasks[0].entry;
+    if root.sid != root.pid && !o.shell_job {
         return Err(Error::new(
             "E2010",
             Blame::Caller,
-            format!("task {} is not a session leader", t.pid),
+            format!("task {} is not a session leader", root.pid),
         )
         .why(format!(
             "it was dumped from session {}, which is not in the image",
-            t.sid
+            root.sid
         ))
         .advice("pass --shell-job to restore it into the session of the caller"));
     }
-    let member = |pid: u32| images.tasks.iter().any(|x| x.entry.pid == pid);
-    if t.pgid != t.sid && member(t.pgid) || t.pgid == t.pid && t.sid != t.pid {
-        // leaders before members: the driver plays groups twice, see perform
-        p.group.push(Call::new(
-            libc::SYS_setpgid,
-            vec![Arg::Int(0), Arg::Int(u64::from(t.pgid))],
-        ));
-    }
-    Ok(())
+    let kin: Vec<Kin> = images
+        .tasks
+        .iter()
+        .map(|t| Kin {
+            pid: t.entry.pid,
+            ppid: t.entry.ppid,
+            sid: t.entry.sid,
+            pgid: t.entry.pgid,
+            exit_signal: t
+                .tc
+                .stasis
+                .as_ref()
+                .and_then(|s| s.exit_signal)
+                .unwrap_or(libc::SIGCHLD as u32),
+            objects: (!t.is_zombie()).then_some([
+                t.ids.vm_id,
+                t.ids.files_id,
+                t.ids.fs_id,
+                t.ids.sighand_id,
+            ]),
+        })
+        .collect();
+    family::plan(&kin)
 }
 
-/// The row by which a task becomes the leader of a group of its own.
-pub fn own_group(pid: u32) -> Vec<Call> {
-    vec![Call::new(
-        libc::SYS_setpgid,
-        vec![Arg::Int(0), Arg::Int(u64::from(pid))],
-    )]
+impl Plan {
+    /// The slot of a task or helper of the family.
+    pub fn slot_of(&self, n: Node) -> usize {
+        match self.tasks.get(n) {
+            Some(t) => t.slot,
+            None => self.helper_slots[n - self.tasks.len()],
+        }
+    }
+    /// The births of a wave.
+    pub fn births(&self, wave: usize) -> Vec<Vec<family::Tape>> {
+        self.family
+            .wave(wave, |n| self.tasks.get(n).map_or(0, |t| t.wave))
+    }
+    /// Pids of tasks and helpers; `free` gives those that may be any.
+    pub fn numbers(&self, free: impl FnMut() -> u32) -> Vec<u32> {
+        let mut free = free;
+        let tasks = self.tasks.iter().map(|t| t.pid);
+        let helpers = self.family.helpers.iter();
+        let helpers: Vec<u32> = helpers.map(|h| h.unwrap_or_else(&mut free)).collect();
+        tasks.chain(helpers).collect()
+    }
+    /// The rows of a family's tape. `numbers` are those of [`Plan::numbers`].
+    pub fn deeds(&self, by: Node, deeds: &[Deed], numbers: &[u32]) -> Vec<Call> {
+        const PDEATHSIG: fn(u64) -> Call = |sig| {
+            let op = Arg::Named(1, "PR_SET_PDEATHSIG".into());
+            Call::new(libc::SYS_prctl, vec![op, Arg::Int(sig)])
+        };
+        let mut rows = Vec::new();
+        for d in deeds {
+            match d {
+                Deed::Birth {
+                    child,
+                    parent,
+                    share,
+                    exit_signal,
+                } => {
+                    const SHARE: [i32; 4] = [
+                        libc::CLONE_VM,
+                        libc::CLONE_FILES,
+                        libc::CLONE_FS,
+                        libc::CLONE_SIGHAND,
+                    ];
+                    let shared = SHARE.iter().zip(share).filter(|s| *s.1);
+                    let flags = shared.fold(0, |f, s| f | *s.0 as u64);
+                    let (flags, signal) = if *parent == by {
+                        (flags, u64::from(*exit_signal))
+                    } else {
+                        // KERNEL: a sibling's exit signal is the caller's, and may not be named
+                        (flags | libc::CLONE_PARENT as u64, 0)
+                    };
+                    rows.push(clone3(flags, signal, numbers[*child], self.slot_of(*child)));
+                }
+                Deed::Session => {
+                    rows.push(Call::new(libc::SYS_setsid, vec![]).must_be(u64::from(numbers[by])))
+                }
+                Deed::Group(g) => rows.push(Call::new(
+                    libc::SYS_setpgid,
+                    vec![Arg::Int(0), Arg::Int(u64::from(*g))],
+                )),
+                Deed::Adopt(on) => rows.push(Call::new(
+                    libc::SYS_prctl,
+                    vec![
+                        Arg::Named(36, "PR_SET_CHILD_SUBREAPER".into()),
+                        Arg::Int(u64::from(*on)),
+                    ],
+                )),
+                Deed::Unbind => rows.push(PDEATHSIG(0)),
+                Deed::Bind(p) => {
+                    rows.push(PDEATHSIG(libc::SIGKILL as u64));
+                    let parent = u64::from(numbers[*p]);
+                    rows.push(Call::new(libc::SYS_getppid, vec![]).must_be(parent));
+                }
+                Deed::Exit => {
+                    rows.push(Call::new(libc::SYS_exit_group, vec![Arg::Int(0)]).any());
+                }
+                Deed::Reap(h) => {
+                    let pid = u64::from(numbers[*h]);
+                    let wall = Arg::Named(libc::__WALL as u32 as u64, "__WALL".into());
+                    rows.push(
+                        Call::new(
+                            libc::SYS_wait4,
+                            vec![Arg::Int(pid), Arg::Null, wall, Arg::Null],
+                        )
+                        .must_be(pid),
+                    );
+                    // its SIGCHLD is not one of the tree's
+                    let set = 1u64 << (libc::SIGCHLD - 1);
+                    rows.push(
+                        Call::new(
+                            libc::SYS_rt_sigtimedwait,
+                            vec![
+                                Arg::In(set.to_le_bytes().to_vec()),
+                                Arg::Null,
+                                Arg::In(vec![0; 16]),
+                                Arg::Int(8),
+                            ],
+                        )
+                        .any(),
+                    );
+                }
+            }
+        }
+        rows
+    }
 }
 
 /// A zombie ends as it did: with its exit code, or by its signal.
@@ -497,16 +558,27 @@ pub fn show(p: &Plan) -> String {
     for (stage, c, why) in &p.host {
         let _ = writeln!(s, "engine {stage:?}: {c}    # {why}");
     }
+    let _ = writeln!(s, "first stub: {}", p.birth);
+    let numbers = p.numbers(|| 0);
+    let last = p.tasks.iter().map(|t| t.wave).max().unwrap_or(0);
+    let births = (0..=last).flat_map(|w| p.births(w).into_iter().map(move |s| (w, s)));
+    let rest = p.family.rest.iter().map(|s| (last, s.clone()));
+    for (i, (wave, stage)) in births.chain(rest).enumerate() {
+        let _ = writeln!(s, "family, stage {i} (wave {wave})");
+        for (by, deeds) in &stage {
+            let who = ["helper", "task"][usize::from(*by < p.tasks.len())];
+            for r in p.deeds(*by, deeds, &numbers) {
+                let _ = writeln!(s, "  {who} {}: {r}", numbers[*by]);
+            }
+        }
+    }
     for t in &p.tasks {
-        let _ = writeln!(s, "task {} (slot {})", t.pid, t.slot);
-        let _ = writeln!(s, "  birth in wave {}: {}", t.wave, t.birth);
+        let _ = writeln!(s, "task {} (slot {}, wave {})", t.pid, t.slot, t.wave);
         let mut tape = |name: &str, rows: &[Call]| {
             for r in rows {
                 let _ = writeln!(s, "  {name}: {r}");
             }
         };
-        tape("session", &t.session);
-        tape("group", &t.group);
         if let Some(e) = &t.end {
             tape("end", e);
             continue;

@@ -1,0 +1,449 @@
+//! A kernel of tasks, sessions and groups, small enough to read: it makes random trees and plays plans.
+use super::*;
+use proptest::prelude::*;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct T {
+    ppid: u32,
+    sid: u32,
+    pgid: u32,
+    dead: bool,
+    subreaper: bool,
+    exit_signal: u32,
+    objects: [u32; 4],
+    dies_with: Option<u32>,
+}
+
+/// Tasks by pid. Task 1 is init, whose session is outside of every tree.
+#[derive(Debug, Clone, Default)]
+struct World(BTreeMap<u32, T>);
+
+const OUT: u32 = 900;
+
+impl World {
+    fn new() -> Self {
+        Self(BTreeMap::from([(
+            1,
+            T {
+                ppid: 0,
+                sid: OUT,
+                pgid: OUT,
+                dead: false,
+                subreaper: true,
+                exit_signal: CHLD,
+                objects: [1; 4],
+                dies_with: None,
+            },
+        )]))
+    }
+    fn born(&mut self, by: u32, pid: u32, sibling: bool, exit_signal: u32) -> Result<(), String> {
+        let c = self.0.get(&by).ok_or(format!("no caller {by}"))?.clone();
+        // a number lives on as that of a session or group
+        if self
+            .0
+            .iter()
+            .any(|(p, t)| [*p, t.sid, t.pgid].contains(&pid))
+        {
+            return Err(format!("pid {pid} is taken"));
+        }
+        let t = T {
+            ppid: if sibling { c.ppid } else { by },
+            subreaper: false,
+            exit_signal: if sibling { c.exit_signal } else { exit_signal },
+            objects: [pid; 4],
+            dies_with: None,
+            ..c
+        };
+        self.0.insert(pid, t);
+        Ok(())
+    }
+    fn setsid(&mut self, who: u32) -> Result<(), String> {
+        if self.0.values().any(|t| t.pgid == who) {
+            return Err(format!("{who} leads a group"));
+        }
+        let t = self.0.get_mut(&who).ok_or("no task")?;
+        (t.sid, t.pgid) = (who, who);
+        Ok(())
+    }
+    fn setpgid(&mut self, who: u32, to: u32) -> Result<(), String> {
+        let sid = self.0[&who].sid;
+        if sid == who || to != who && !self.0.values().any(|t| t.pgid == to && t.sid == sid) {
+            return Err(format!("{who} may not join {to}"));
+        }
+        self.0.get_mut(&who).expect("caller").pgid = to;
+        Ok(())
+    }
+    fn exit(&mut self, who: u32) -> Result<(), String> {
+        let mut to = self.0[&who].ppid;
+        while !self.0[&to].subreaper {
+            to = self.0[&to].ppid;
+        }
+        for (p, t) in &mut self.0 {
+            if t.ppid == who {
+                if t.dies_with == Some(who) {
+                    return Err(format!("{p} dies with {who}"));
+                }
+                t.ppid = to;
+                t.exit_signal = CHLD;
+            }
+        }
+        self.0.get_mut(&who).expect("caller").dead = true;
+        Ok(())
+    }
+    fn reap(&mut self, by: u32, who: u32) -> Result<(), String> {
+        match self.0.get(&who) {
+            Some(t) if t.dead && t.ppid == by => {
+                self.0.remove(&who);
+                Ok(())
+            }
+            t => Err(format!("{by} waits for {who}: {t:?}")),
+        }
+    }
+    /// The tree below `root` as an image has it, parents first; `None` if it hangs on tasks outside.
+    fn tree(&self, root: u32) -> Option<Vec<Kin>> {
+        let mut all = vec![root];
+        let mut i = 0;
+        while i < all.len() {
+            let at = all[i];
+            all.extend(self.0.iter().filter(|(_, t)| t.ppid == at).map(|(p, _)| *p));
+            i += 1;
+        }
+        let r = &self.0[&root];
+        let fine = |n: u32| all.contains(&n) || !self.0.contains_key(&n) && n != OUT;
+        let outer = r.sid != root;
+        let tree: Vec<Kin> = all
+            .iter()
+            .map(|p| {
+                let t = &self.0[p];
+                Kin {
+                    pid: *p,
+                    ppid: t.ppid,
+                    sid: t.sid,
+                    pgid: t.pgid,
+                    exit_signal: t.exit_signal,
+                    objects: (!t.dead).then_some(t.objects),
+                }
+            })
+            .collect();
+        let closed = tree.iter().all(|k| {
+            (fine(k.sid) || outer && k.sid == OUT)
+                && (fine(k.pgid) || outer && k.pgid == OUT && r.pgid == OUT)
+        });
+        // a gone group that the root joined is taken for one outside
+        let known = r.pgid == OUT || all.contains(&r.pgid);
+        (closed && known).then_some(tree)
+    }
+}
+
+/// Plays a plan as the engine does and gives the tree.
+fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> {
+    let mut w = World::new();
+    let mut free = 5000;
+    let pids: Vec<u32> = tasks
+        .iter()
+        .map(|t| t.pid)
+        .chain(f.helpers.iter().map(|h| {
+            h.unwrap_or_else(|| {
+                free += 1;
+                free
+            })
+        }))
+        .collect();
+    w.born(1, pids[0], false, tasks[0].exit_signal)?;
+    let late = |n: Node| waves.get(n).copied().unwrap_or(0);
+    let last = waves.iter().max().copied().unwrap_or(0);
+    let births = (0..=last).flat_map(|w| f.wave(w, late));
+    for stage in births.chain(f.rest.iter().cloned()) {
+        let mut actors = BTreeSet::new();
+        let mut reaps = Vec::new();
+        for (who, deeds) in &stage {
+            assert!(actors.insert(*who), "one tape a task");
+            let me = pids[*who];
+            if !w.0.contains_key(&me) {
+                return Err(format!("{me} is not born yet"));
+            }
+            for d in deeds {
+                match d {
+                    Deed::Birth {
+                        child,
+                        parent,
+                        exit_signal,
+                        share,
+                    } => {
+                        let old = w.0[&me].objects;
+                        let c = pids[*child];
+                        w.born(me, c, pids[*parent] != me, *exit_signal)?;
+                        let t = w.0.get_mut(&c).expect("just born");
+                        for k in 0..4 {
+                            if share[k] {
+                                t.objects[k] = old[k];
+                            } else if let Some(o) = tasks.get(*child).and_then(|t| t.objects) {
+                                t.objects[k] = o[k];
+                            }
+                        }
+                        if t.ppid != pids[*parent] {
+                            return Err(format!("{c} is not a child of {}", pids[*parent]));
+                        }
+                        t.dies_with = Some(t.ppid);
+                    }
+                    Deed::Session => w.setsid(me)?,
+                    Deed::Group(g) => w.setpgid(me, *g)?,
+                    Deed::Adopt(on) => w.0.get_mut(&me).expect("caller").subreaper = *on,
+                    Deed::Unbind => w.0.get_mut(&me).expect("caller").dies_with = None,
+                    Deed::Bind(p) => {
+                        let t = w.0.get_mut(&me).expect("caller");
+                        if t.ppid != pids[*p] {
+                            return Err(format!("{me} is a child of {}", t.ppid));
+                        }
+                        t.dies_with = Some(t.ppid);
+                    }
+                    Deed::Exit => w.exit(me)?,
+                    Deed::Reap(h) => reaps.push((me, pids[*h])),
+                }
+            }
+        }
+        for (by, h) in reaps {
+            w.reap(by, h)?;
+        }
+    }
+    for p in w.0.values() {
+        if p.subreaper != (p.ppid == 0) {
+            return Err("a subreaper is left".into());
+        }
+    }
+    // zombies end last
+    let dead: Vec<u32> = tasks
+        .iter()
+        .filter(|t| t.objects.is_none())
+        .map(|t| t.pid)
+        .collect();
+    for d in dead {
+        w.exit(d)?;
+    }
+    w.tree(tasks[0].pid).ok_or("hangs on tasks outside".into())
+}
+
+fn same(tasks: &[Kin]) {
+    let f = plan(tasks).unwrap_or_else(|e| panic!("{e}\n{tasks:#?}"));
+    let got = play(tasks, &f, &[]).unwrap_or_else(|e| panic!("{e}\n{tasks:?}\n{f:#?}"));
+    let by = |v: &[Kin]| {
+        v.iter()
+            .map(|k| (k.pid, k.clone()))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let (mut a, b) = (by(tasks), by(&got));
+    for (p, k) in &mut a {
+        // what the root's parent is does not matter
+        if *p == tasks[0].pid {
+            k.ppid = 1;
+        }
+    }
+    assert_eq!(a, b, "{f:#?}");
+}
+
+fn kin(pid: u32, ppid: u32, sid: u32, pgid: u32) -> Kin {
+    Kin {
+        pid,
+        ppid,
+        sid,
+        pgid,
+        exit_signal: CHLD,
+        objects: Some([pid; 4]),
+    }
+}
+
+#[test]
+fn leaders_that_are_gone() {
+    // a group, and a session with two groups
+    same(&[kin(10, 1, 10, 10), kin(12, 10, 10, 11)]);
+    same(&[
+        kin(10, 1, 10, 10),
+        kin(21, 10, 20, 20),
+        kin(22, 10, 20, 22),
+        kin(23, 22, 20, 24),
+    ]);
+}
+
+#[test]
+fn born_before_setsid() {
+    same(&[kin(10, 1, 10, 10), kin(11, 10, 11, 11), kin(12, 11, 10, 10)]);
+    // through two leaders
+    same(&[
+        kin(10, 1, 10, 10),
+        kin(11, 10, 11, 11),
+        kin(12, 11, 12, 12),
+        kin(13, 12, 10, 10),
+    ]);
+    // of a session from outside
+    same(&[
+        kin(10, 1, OUT, OUT),
+        kin(11, 10, 11, 11),
+        kin(12, 11, OUT, OUT),
+    ]);
+}
+
+#[test]
+fn adopted_out_of_a_session() {
+    // 13 was a grandchild of 11
+    same(&[kin(10, 1, 10, 10), kin(11, 10, 11, 11), kin(13, 10, 11, 11)]);
+    // 14 was below 12, whose session is two levels below the subreaper
+    same(&[
+        kin(10, 1, 10, 10),
+        kin(11, 10, 11, 11),
+        kin(12, 11, 12, 12),
+        kin(14, 10, 12, 12),
+    ]);
+}
+
+#[test]
+fn who_left_its_own_group() {
+    same(&[
+        kin(10, 1, 10, 10),
+        kin(11, 10, 10, 10),
+        kin(12, 11, 10, 11),
+        kin(13, 10, 10, 13),
+        kin(14, 13, 10, 11),
+    ]);
+    // two changed places
+    same(&[kin(10, 1, 10, 10), kin(11, 10, 10, 12), kin(12, 10, 10, 11)]);
+}
+
+#[test]
+fn shared_objects_choose_the_creator() {
+    // 12 shares memory with 11, with which it has the parent in common
+    let mut t = [kin(10, 1, 10, 10), kin(11, 10, 10, 10), kin(12, 10, 10, 10)];
+    t[2].objects = Some([11, 12, 12, 12]);
+    let f = plan(&t).unwrap();
+    let born = |n: Node| {
+        f.births.iter().flatten().find_map(|(by, deeds)| {
+            deeds.iter().find_map(|d| match d {
+                Deed::Birth { child, share, .. } if *child == n => Some((*by, *share)),
+                _ => None,
+            })
+        })
+    };
+    assert_eq!(born(2), Some((1, [true, false, false, false])));
+    same(&t);
+}
+
+#[test]
+fn two_hundred_children_take_one_tape() {
+    let mut t = vec![kin(10, 1, 10, 10)];
+    t.extend((0..200).map(|i| kin(100 + i, 10, 10, 10)));
+    let f = plan(&t).unwrap();
+    assert_eq!((f.births.len(), f.rest.len()), (1, 0), "{f:?}");
+    assert_eq!(f.helpers, []);
+}
+
+#[test]
+fn what_cannot_be() {
+    let e = plan(&[kin(10, 1, 10, 10), kin(12, 11, 10, 10)]).unwrap_err();
+    assert_eq!(e.code, "E5013");
+    let e = plan(&[kin(10, 1, 10, 10), kin(12, 10, 10, 12), kin(13, 10, 13, 12)]).unwrap_err();
+    assert_eq!(e.code, "E5013");
+    // two branches, a session in both, and nobody who could have brought it there
+    let e = plan(&[
+        kin(10, 1, 10, 10),
+        kin(11, 10, 10, 10),
+        kin(12, 10, 10, 10),
+        kin(21, 11, 20, 20),
+        kin(22, 12, 20, 20),
+    ])
+    .unwrap_err();
+    assert_eq!(e.code, "E5013");
+}
+
+/// One step of a random life.
+#[derive(Debug, Clone)]
+enum Op {
+    Fork(usize),
+    Sibling(usize),
+    Setsid(usize),
+    Setpgid(usize, usize),
+    Exit(usize),
+    Reap(usize),
+    Subreaper(usize, bool),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let n = 0..64usize;
+    prop_oneof![
+        8 => n.clone().prop_map(Op::Fork),
+        1 => n.clone().prop_map(Op::Sibling),
+        3 => n.clone().prop_map(Op::Setsid),
+        4 => (n.clone(), n.clone()).prop_map(|(a, b)| Op::Setpgid(a, b)),
+        4 => n.clone().prop_map(Op::Exit),
+        4 => n.clone().prop_map(Op::Reap),
+        1 => (n, any::<bool>()).prop_map(|(a, b)| Op::Subreaper(a, b)),
+    ]
+}
+
+/// A tree that such a life led to; refusals of the kernel are part of life.
+fn lived(ops: &[Op], root_leads: bool) -> Option<Vec<Kin>> {
+    let mut w = World::new();
+    let mut next = 10;
+    w.born(1, next, false, CHLD).expect("root");
+    let root = next;
+    if root_leads {
+        w.setsid(root).expect("root leads");
+    }
+    w.0.get_mut(&root).expect("root").subreaper = true;
+    for o in ops {
+        let alive: Vec<u32> =
+            w.0.iter()
+                .filter(|(p, t)| **p != 1 && !t.dead)
+                .map(|(p, _)| *p)
+                .collect();
+        let at = |n: &usize| alive[n % alive.len()];
+        match o {
+            Op::Fork(n) => {
+                next += 1;
+                w.born(at(n), next, false, CHLD).expect("fork");
+            }
+            Op::Sibling(n) if at(n) != root => {
+                next += 1;
+                w.born(at(n), next, true, 0).expect("clone");
+            }
+            Op::Setsid(n) => drop(w.setsid(at(n))),
+            Op::Setpgid(n, m) => {
+                let to = if m % 2 == 0 { at(n) } else { w.0[&at(m)].pgid };
+                drop(w.setpgid(at(n), to));
+            }
+            Op::Exit(n) if at(n) != root => w.exit(at(n)).expect("exit"),
+            Op::Reap(n) => {
+                let dead: Vec<u32> =
+                    w.0.iter()
+                        .filter(|(_, t)| t.dead)
+                        .map(|(p, _)| *p)
+                        .collect();
+                if let Some(d) = dead.get(n % dead.len().max(1)) {
+                    let by = w.0[d].ppid;
+                    w.reap(by, *d).expect("reap");
+                }
+            }
+            Op::Subreaper(n, on) if at(n) != root => {
+                w.0.get_mut(&at(n)).expect("task").subreaper = *on
+            }
+            Op::Sibling(_) | Op::Exit(_) | Op::Subreaper(..) => {}
+        }
+    }
+    w.tree(root)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn any_life_can_be_told_again(ops in prop::collection::vec(op(), 0..60), leads: bool) {
+        let Some(tasks) = lived(&ops, leads) else { return Ok(()) };
+        let f = plan(&tasks).map_err(|e| TestCaseError::fail(format!("{e}")))?;
+        // whoever may be late is, one wave behind its parent
+        let mut waves = vec![0; tasks.len()];
+        for (i, t) in tasks.iter().enumerate().skip(1) {
+            let p = tasks.iter().position(|p| p.pid == t.ppid).expect("parent");
+            waves[i] = if f.plain[i] { waves[p] + (ops.len() + i) % 2 } else { 0 };
+        }
+        let got = play(&tasks, &f, &waves).map_err(|e| TestCaseError::fail(format!("{e}\n{f:#?}")))?;
+        let key = |v: &[Kin]| v.iter().map(|k| (k.pid, (k.ppid, k.sid, k.pgid, k.exit_signal))).collect::<BTreeMap<_, _>>();
+        prop_assert_eq!(key(&got), key(&tasks));
+    }
+}
