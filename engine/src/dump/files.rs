@@ -9,7 +9,7 @@ use stasis_kernel::procfs::{FdInfo, MapsLine, VmFlags};
 use stasis_proto::{Kind, pb};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// An open file met in some slot.
 struct Met {
@@ -43,31 +43,34 @@ impl Dumping<'_> {
         let mut table = Vec::new();
         for RemoteFd(slot) in t.proc.fds()? {
             crate::kill_point();
-            let info = t.proc.fdinfo(RemoteFd(slot))?;
-            let cloexec = info.cloexec();
-            let fd = fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(slot))?;
-            let locked = info.get("lock").is_some().then(|| info.clone());
-            let i = self.meet(t, slot, fd, info)?;
-            let m = &self.files.met[i];
-            if let Some(info) = locked {
-                let seen = seen(self.cx.pids, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
-                locks::dump(&mut self.cx, t.pid, slot, &info, m.id, &seen)
-                    .map_err(|e| e.of("locks"))?;
-            }
-            self.cx.slots.insert((t.pid, slot), m.id);
-
-            let m = &self.files.met[i];
-            table.push(pb::FdinfoEntry {
-                id: m.id,
-                flags: u32::from(cloexec),
-                r#type: m.kind.fd_type() as i32,
-                fd: slot as u32,
-                xattr_security_selinux: None,
-            });
+            table.push(self.slot(t, pidfd.as_fd(), slot)?);
         }
         Ok(self
             .dir
             .write_all(&Kind::Fdinfo.file_of(files_id), &table)?)
+    }
+    /// Describes what a slot holds, if that is new, and the locks it has.
+    pub fn slot(&mut self, t: &Task, pidfd: BorrowedFd<'_>, slot: i32) -> Result<pb::FdinfoEntry> {
+        let info = t.proc.fdinfo(RemoteFd(slot))?;
+        let cloexec = info.cloexec();
+        let fd = fds::pidfd_getfd(pidfd, RemoteFd(slot))?;
+        let locked = info.get("lock").is_some().then(|| info.clone());
+        let i = self.meet(t, slot, fd, info)?;
+        let m = &self.files.met[i];
+        if let Some(info) = locked {
+            let seen = seen(self.cx.pids, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
+            locks::dump(&mut self.cx, t.pid, slot, &info, m.id, &seen)
+                .map_err(|e| e.of("locks"))?;
+        }
+        self.cx.slots.insert((t.pid, slot), m.id);
+        let m = &self.files.met[i];
+        Ok(pb::FdinfoEntry {
+            id: m.id,
+            flags: u32::from(cloexec),
+            r#type: m.kind.fd_type() as i32,
+            fd: slot as u32,
+            xattr_security_selinux: None,
+        })
     }
     /// The open file behind a slot: one met before, or a new one.
     fn meet(&mut self, t: &Task, slot: i32, fd: OwnedFd, info: FdInfo) -> Result<usize> {

@@ -158,7 +158,11 @@ fn flags(f: VmFlags) -> (u32, u64) {
     )
 }
 
-fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Result<pb::VmaEntry> {
+/// Describes one mapping.
+///
+/// # Errors
+/// E4200 and those of the kind of its file, for a mapping that cannot be carried.
+pub fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Result<pb::VmaEntry> {
     let m = &s.map;
     let (extra, madv) = flags(s.flags);
     let mut v = pb::VmaEntry {

@@ -1,11 +1,15 @@
-//! The story of a dump: look from outside, write down, seal, let go.
+//! The story of a dump: look from outside, write down, seal, let go. Long because the story and what it looks at in a task
+//! stand together.
 mod files;
 mod memory;
 pub mod mm;
+mod preflight;
 mod process;
 mod seize;
 mod task;
 mod thread;
+
+pub use preflight::preflight;
 
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{DumpCx, Undo};
@@ -82,17 +86,24 @@ fn prepare(o: &Options) -> Result<ImageDir> {
             .why("it does not exist")
             .advice("check the pid (as this pid namespace sees it)")
     })?;
-    let stat = proc.stat()?;
-    if !o.shell_job && (stat.session.0 != o.pid) {
-        let sid = stat.session.0;
-        return Err(Error::new("E4010", Blame::Container, format!("task {} is not a session leader", o.pid))
-            .why(format!("its session is that of process {sid}, which is outside the tree"))
-            .advice("dump the session leader, or pass --shell-job to restore into the session of whoever restores"));
-    }
+    drop(proc);
+    session(o)?;
     stasis_kernel::limits::raise_nofile();
     let dir = ImageDir::create(&o.images)?;
     dir.invalidate()?;
     Ok(dir)
+}
+
+/// The root's session must be its own, unless the caller says that it is not.
+fn session(o: &Options) -> Result<()> {
+    let stat = ProcDir::open(HostPid(o.pid))?.stat()?;
+    let sid = stat.session.0;
+    if o.shell_job || sid == o.pid {
+        return Ok(());
+    }
+    Err(Error::new("E4010", Blame::Container, format!("task {} is not a session leader", o.pid))
+        .why(format!("its session is that of process {sid}, which is outside the tree"))
+        .advice("dump the session leader, or pass --shell-job to restore into the session of whoever restores"))
 }
 
 /// Everything between freeze and release.
@@ -136,8 +147,11 @@ fn write(
 /// # Errors
 /// The first of all that failed; the others were tried nevertheless.
 fn take_back(undo: &[Undo]) -> Result<()> {
-    let all = undo.iter().rev().map(Undo::perform);
-    all.fold(Ok(()), |first, r| first.and(r))
+    let mut first = Ok(());
+    for u in undo.iter().rev() {
+        first = first.and(u.perform());
+    }
+    first
 }
 
 /// Lets the tree go: run on, stay stopped, or die.
@@ -170,6 +184,9 @@ fn micros(since: Instant) -> u64 {
     since.elapsed().as_micros() as u64
 }
 
+/// Device, inode number, open flags and path of a mapped file.
+type MappedKey = (u64, u64, u32, Vec<u8>);
+
 /// A dump under way.
 pub struct Dumping<'a> {
     dir: &'a ImageDir,
@@ -183,7 +200,7 @@ pub struct Dumping<'a> {
     /// Address spaces whose pages are still to be written.
     memory: Vec<(HostPid, String, Vec<mm::Run>)>,
     own_ns: Vec<(&'static str, u64)>,
-    mapped: BTreeMap<(u64, u64, u32, Vec<u8>), (u32, bool)>,
+    mapped: BTreeMap<MappedKey, (u32, bool)>,
     seccomp: Vec<pb::SeccompFilter>,
 }
 

@@ -247,7 +247,7 @@ fn ask_with(
         } else {
             task.proc
                 .task(th.tid)
-                .and_then(|p| Ok(p.status().map_or(u64::MAX, |s| s.sig_pnd)))
+                .map(|p| p.status().map_or(u64::MAX, |s| s.sig_pnd))
                 .unwrap_or(u64::MAX)
         };
         let away = Away {
@@ -435,7 +435,7 @@ pub fn core(
             compat_sigaction: Some(false),
             mask_extended: None,
         });
-    let mut habits = asked.habits.clone();
+    let mut habits = asked.habits;
     if stat.exit_signal != libc::SIGCHLD {
         habits.exit_signal = Some(stat.exit_signal as u32);
     }

@@ -32,7 +32,7 @@ pub fn see<R>(fd: impl AsFd, f: impl FnOnce(&Seen) -> R) -> R {
         slot,
         fd,
         stat: stasis_kernel::fds::fstat(fd).unwrap(),
-        fs_type: nix::sys::statfs::fstatfs(fd).map_or(0, |s| s.filesystem_type().0 as i64),
+        fs_type: nix::sys::statfs::fstatfs(fd).map_or(0, |s| s.filesystem_type().0),
         link: &link,
         info: &info(fd),
         flags: flags(fd),

@@ -75,7 +75,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             "images of CRIU before 0.4 have no descriptor table ids",
         ));
     }
-    let root_ids = inv.root_ids.clone();
+    let root_ids = inv.root_ids;
     let mut tasks: Vec<TaskImages> = Vec::new();
     let mut seen = BTreeSet::new();
     let mut spaces = BTreeSet::new();
@@ -114,7 +114,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             tasks.push(t);
             continue;
         }
-        t.ids = match core.ids.clone() {
+        t.ids = match core.ids {
             Some(ids) => ids,
             None => dir.read_one(&Kind::Ids.file_of(pid))?,
         };

@@ -2,7 +2,7 @@
 //!
 //! Mappings are made straight at their final addresses, as the stub has nothing there. Contents are written by the
 //! engine's threads with process_vm_writev from the mapped pages image, so mappings that will not be writable are made
-//! writable first and get their protection at the end.
+//! writable first and get their protection at the end. Long because a mapping's plan and its rows are told in one place.
 use super::aio::Ring;
 use super::heirs::{self, Estate};
 use super::images::{Images, TaskImages};

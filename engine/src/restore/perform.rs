@@ -159,7 +159,7 @@ impl<'a> Performance<'a> {
             pids.iter()
                 .find(|p| {
                     ProcDir::open(HostPid(**p))
-                        .and_then(|d| Ok(d.stat().map_or(true, |s| s.state.is_exited())))
+                        .map(|d| d.stat().map_or(true, |s| s.state.is_exited()))
                         .unwrap_or(true)
                 })
                 .map(|p| format!("task {p} died"))
@@ -361,7 +361,7 @@ impl<'a> Performance<'a> {
     /// Children of ours that were born but not seized.
     fn born(&self) -> Vec<i32> {
         ProcDir::open(HostPid::own())
-            .and_then(|d| Ok(d.children().unwrap_or_default()))
+            .map(|d| d.children().unwrap_or_default())
             .unwrap_or_default()
             .into_iter()
             .map(|p| p.0)
@@ -652,7 +652,7 @@ impl<'a> Performance<'a> {
                 .map_or(0, |t| t.pid as i32);
             let gone = || {
                 ProcDir::open(HostPid(pid))
-                    .and_then(|d| Ok(d.stat().map_or(true, |s| s.state.is_exited())))
+                    .map(|d| d.stat().map_or(true, |s| s.state.is_exited()))
                     .unwrap_or(true)
             };
             self.reel
