@@ -126,6 +126,26 @@ pub fn run_in(
     Ok(judge(scenario, in_a_box(boxer, dir, &spec)?))
 }
 
+/// As [`run`], with parameters for the guest in place of those of the table.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    boxer: &Path,
+    guest: &Guest,
+    args: &[String],
+    scenario: &Scenario,
+    engines: Option<(&Engine, &Engine)>,
+) -> Result<Outcome> {
+    let tmp = folder()?;
+    let mut spec = prepare(tmp.path(), guest, scenario, engines)?;
+    spec.args = args.to_vec();
+    let _slot = slot()?;
+    let report = in_a_box(boxer, tmp.path(), &spec)?;
+    keep(tmp.path(), guest.name);
+    Ok(judge(scenario, report))
+}
+
 /// Copies the folder of a case to where `STASIS_KEEP` says, for a person.
 pub(crate) fn keep(dir: &Path, name: &str) {
     if let Some(keep) = std::env::var_os("STASIS_KEEP") {

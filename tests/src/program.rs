@@ -17,7 +17,7 @@ pub struct Program {
     pub name: &'static str,
     /// What must be installed, in `/usr/bin` or `/bin`; the first one is started.
     pub needs: &'static [&'static str],
-    /// Its parameters; `@FILE` is a file of `programs/`.
+    /// Its parameters; `@FILE` is a file of `programs/`, `*N` is the amount of work for up to 6 rounds.
     pub args: &'static [&'static str],
     /// A command run in its folder beforehand, like `args`; empty for none.
     pub before: &'static [&'static str],
@@ -36,7 +36,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "shell",
         needs: &["python3", "bash", "awk", "sort"],
-        args: &["@shell.py", "3"],
+        args: &["@shell.py", "*3"],
         before: &[],
         env: &[],
         options: &[],
@@ -46,7 +46,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "python",
         needs: &["python3"],
-        args: &["@work.py", "150"],
+        args: &["@work.py", "*150"],
         before: &[],
         env: &[],
         options: &["--file-locks"],
@@ -56,7 +56,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "make",
         needs: &["bash", "make", "gcc"],
-        args: &["@compile.sh", "60"],
+        args: &["@compile.sh", "*60"],
         before: &[],
         env: &[],
         options: &[],
@@ -66,7 +66,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "node",
         needs: &["node"],
-        args: &["@work.js", "200"],
+        args: &["@work.js", "*200"],
         before: &[],
         env: &[("UV_USE_IO_URING", "0")],
         options: &[],
@@ -76,7 +76,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "java",
         needs: &["java", "javac"],
-        args: &["-Xmx128m", "-cp", ".", "Work", "120"],
+        args: &["-Xmx128m", "-cp", ".", "Work", "*120"],
         before: &["javac", "-d", ".", "@Work.java"],
         env: &[],
         options: &["--file-locks"],
@@ -86,7 +86,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "data",
         needs: &["bash", "perl", "awk", "sort"],
-        args: &["@data.sh", "1000"],
+        args: &["@data.sh", "*1000"],
         before: &[],
         env: &[],
         options: &[],
@@ -96,7 +96,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "xz",
         needs: &["bash", "xz", "awk"],
-        args: &["@pack.sh", "30"],
+        args: &["@pack.sh", "*30"],
         before: &[],
         env: &[],
         options: &[],
@@ -141,7 +141,8 @@ fn installed(name: &str) -> Option<PathBuf> {
 /// # Errors
 /// When the results differ, an engine fails, or the program cannot be run.
 pub fn survive(boxer: &Path, program: &Program, rounds: usize, seed: u64) -> Result<Vec<Round>> {
-    let alone = once(boxer, program, &[], None).context("undisturbed")?;
+    let factor = rounds.div_ceil(6).max(1);
+    let alone = once(boxer, program, factor, &[], None).context("undisturbed")?;
     ensure!(
         alone.end == program.end,
         "undisturbed, it ends with {}, not {}\n{}",
@@ -156,7 +157,7 @@ pub fn survive(boxer: &Path, program: &Program, rounds: usize, seed: u64) -> Res
     let mut share = alone.worked_ms / 2;
     for _ in 0..3 {
         let gaps = moments(share, rounds, seed);
-        let ran = once(boxer, program, &gaps, Some(&engine))?;
+        let ran = once(boxer, program, factor, &gaps, Some(&engine))?;
         ensure!(
             ran.end == alone.end,
             "it ends with {}, not {}\n{}",
@@ -193,7 +194,13 @@ fn moments(total_ms: u64, rounds: usize, seed: u64) -> Vec<u64> {
         .collect()
 }
 
-fn once(boxer: &Path, program: &Program, gaps: &[u64], engine: Option<&Engine>) -> Result<Ran> {
+fn once(
+    boxer: &Path,
+    program: &Program,
+    factor: usize,
+    gaps: &[u64],
+    engine: Option<&Engine>,
+) -> Result<Ran> {
     let tmp = tempfile::Builder::new()
         .prefix("stasis-program-")
         .tempdir()?;
@@ -223,7 +230,16 @@ fn once(boxer: &Path, program: &Program, gaps: &[u64], engine: Option<&Engine>) 
     let spec = Spec {
         guest: installed(program.needs[0])
             .with_context(|| format!("{} is not installed", program.needs[0]))?,
-        args: program.args.iter().map(|a| place(a)).collect(),
+        args: program
+            .args
+            .iter()
+            .map(
+                |a| match a.strip_prefix('*').and_then(|n| n.parse::<usize>().ok()) {
+                    Some(n) => (n * factor).to_string(),
+                    None => place(a),
+                },
+            )
+            .collect(),
         env: program
             .env
             .iter()
