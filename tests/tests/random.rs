@@ -78,7 +78,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
     })
 }
 
-fn holds(plan: &Plan, engine: &Engine) -> Result<(), TestCaseError> {
+fn holds(plan: &str, engine: &Engine) -> Result<(), TestCaseError> {
     let boxer = Path::new(env!("CARGO_BIN_EXE_stasis-box"));
     let guest = find("random").expect("in the table");
     let text = [plan.to_string()];
@@ -117,7 +117,7 @@ fn random_trees_verify_themselves() {
     let end = runner.run(&plans(), |plan| {
         trees.set(trees.get() + 1);
         tasks.set(tasks.get() + 1 + plan.to_string().matches('(').count());
-        holds(&plan, &engine)
+        holds(&plan.to_string(), &engine)
     });
     match end {
         Ok(()) => println!(
@@ -133,5 +133,16 @@ fn random_trees_verify_themselves() {
             )
         }
         Err(e) => panic!("STASIS_SEED={seed}: {e}"),
+    }
+}
+
+/// The plan in `STASIS_PLAN`, for whoever looks into a failure.
+#[test]
+#[ignore = "needs STASIS_PLAN"]
+fn one_plan() {
+    let text = std::env::var("STASIS_PLAN").expect("STASIS_PLAN is a plan");
+    let engine = Engine::under_test().expect("engine");
+    if let Err(e) = holds(&text, &engine) {
+        panic!("{}", e.to_string().replace("\\n", "\n"));
     }
 }

@@ -207,7 +207,9 @@ fn guess(tasks: &[Kin], guesses: &BTreeMap<Node, Option<u32>>) -> Result<Family,
     p.groups(&index, &mut f.rest);
     f.helpers = p.helpers;
     for stages in [&mut f.births, &mut f.rest] {
-        stages.iter_mut().for_each(|s| s.retain(|t| !t.1.is_empty()));
+        stages
+            .iter_mut()
+            .for_each(|s| s.retain(|t| !t.1.is_empty()));
         stages.retain(|s| !s.is_empty());
     }
     Ok(f)

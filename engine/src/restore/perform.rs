@@ -19,14 +19,14 @@ use stasis_kernel::call::{Arg, Call, FdRef, answer};
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::{HostPid, RemoteFd};
-use stasis_kernel::procfs::{MapName, ProcDir};
+use stasis_kernel::procfs::{MapName, ProcDir, TaskState};
 use stasis_kernel::ptrace::{EXITKILL, SUSPEND_SECCOMP, TRACESYSGOOD, Tracee};
 use stasis_kernel::reel::{PlayError, Played, Reel, STUB_SOCKET, spawn_stub};
 use stasis_kernel::sched;
 use stasis_proto::ImageDir;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 /// A restore under way. Dropping it before [`Performance::run`] has finished kills everything it made.
@@ -734,18 +734,23 @@ impl<'a> Performance<'a> {
         }
         self.committed = true;
         self.host.keep();
-        for (i, k, th) in threads {
-            let t = &self.plan.tasks[i];
-            let stop = if self.o.after == After::Stopped {
-                Some(libc::SIGSTOP)
-            } else {
-                t.stopped_by
-            };
-            if k == 0
-                && let Some(sig) = stop
-            {
-                stasis_kernel::ptrace::kill(t.pid as i32, sig)?;
+        // who was stopped is so again before anybody runs who could look at it or continue it
+        let stop = |i: usize| {
+            let all = (self.o.after == After::Stopped).then_some(libc::SIGSTOP);
+            all.or(self.plan.tasks[i].stopped_by)
+        };
+        let (still, rest): (Vec<_>, Vec<_>) =
+            threads.into_iter().partition(|t| stop(t.0).is_some());
+        let mut stopped = Vec::new();
+        for (i, k, th) in still {
+            if let Some(sig) = stop(i).filter(|_| k == 0) {
+                stasis_kernel::ptrace::kill(th.tid, sig)?;
+                stopped.push(th.tid);
             }
+            th.detach(0)?;
+        }
+        stopped.into_iter().for_each(settled);
+        for (_, _, th) in rest {
             th.detach(0)?;
         }
         Ok(self.plan.tasks[0].pid as i32)
@@ -763,6 +768,20 @@ fn seize(pid: u32) -> Result<Tracee> {
         }
     });
     Ok(seized?)
+}
+
+/// Waits until a task that was sent a stop has stopped. Not for ever: a SIGCONT may have come from outside.
+fn settled(pid: i32) {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let stopped = || {
+        ProcDir::open(HostPid(pid))
+            .ok()
+            .and_then(|d| d.stat().ok())
+            .is_none_or(|s| s.state == TaskState::Stopped || s.state.is_exited())
+    };
+    while !stopped() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(50));
+    }
 }
 
 /// The file with the root's pid; gone again unless the tree runs.
