@@ -4,7 +4,7 @@ use super::task::Task;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::ids::RemotePtr;
 use stasis_kernel::pagemap::{Categories, Query, Scanner};
-use stasis_kernel::procfs::{MapName, MapsLine, SmapsEntry, Stat, VmFlags};
+use stasis_kernel::procfs::{MapName, MapsLine, SmapsEntry, Stat, Status, VmFlags};
 use stasis_proto::pb;
 
 /// `vma_entry.status` bits of the format.
@@ -59,6 +59,7 @@ pub fn describe(
     d: &mut Dumping,
     task: &Task,
     stat: &Stat,
+    st: &Status,
     smaps: &[SmapsEntry],
 ) -> Result<(pb::MmEntry, Vec<Run>)> {
     let mut scanner = Scanner::of(&task.proc)?;
@@ -122,7 +123,7 @@ pub fn describe(
             vmas,
             dumpable: None,
             aios,
-            thp_disabled: Some(task.proc.status()?.thp_enabled == Some(false)),
+            thp_disabled: Some(st.thp_enabled == Some(false)),
         },
         runs,
     ))

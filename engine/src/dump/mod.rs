@@ -1,5 +1,6 @@
 //! The story of a dump: look from outside, write down, seal, let go. Long because the story and what it looks at in a task
 //! stand together.
+mod facts;
 mod files;
 mod memory;
 pub mod mm;
@@ -16,6 +17,7 @@ use crate::kinds::{DumpCx, Undo};
 use crate::options::{After, Options};
 use crate::phase::Phase;
 use crate::report::DumpReport;
+use facts::Facts;
 use files::OpenFiles;
 use nix::time::ClockId;
 use process::{Asked, GadgetCache};
@@ -116,20 +118,30 @@ fn write(
     let tree = |e: Error| e.at(Phase::Tree);
     let mut pids = BTreeMap::new();
     let mut status = Vec::new();
-    for t in held.iter_mut() {
+    for t in held.iter() {
         let st = t.proc.status()?;
         pids.insert(t.pid, *st.ns_tgid.last().unwrap_or(&t.pid.0) as u32);
-        for th in &mut t.threads {
-            thread::look(th, t.pid).map_err(tree)?;
-        }
         status.push(st);
     }
     let mut d = Dumping::new(o, dir, &pids);
-    let written = held
-        .iter()
-        .zip(&status)
-        .try_for_each(|(t, st)| d.task(t, st))
-        .and_then(|()| d.finish(held, report));
+    let written = std::thread::scope(|scope| {
+        let facts = facts::gather_all(scope, held);
+        for t in held.iter_mut() {
+            for th in &mut t.threads {
+                thread::look(th, t.pid).map_err(tree)?;
+            }
+        }
+        for (t, st) in held.iter().zip(&status) {
+            match t.zombie {
+                Some(code) => d.zombie(t, st, code)?,
+                None => {
+                    let gone = |_| Error::bug("the reader of /proc has ended early");
+                    d.task(t, &facts.recv().map_err(gone)?.map_err(tree)?)?;
+                }
+            }
+        }
+        d.finish(held, report)
+    });
     let undo = std::mem::take(&mut d.cx.undo);
     match written {
         Ok(inventory) => Ok((inventory, undo)),
@@ -219,33 +231,26 @@ impl<'a> Dumping<'a> {
             mapped: BTreeMap::new(),
         }
     }
-    /// Describes one task: tree entry, core, mm, files.
-    fn task(&mut self, t: &Task, st: &Status) -> Result<()> {
+    /// A task's place in the tree; gives its own pid.
+    fn entry(&mut self, t: &Task, st: &Status, threads: Vec<u32>) -> u32 {
         crate::kill_point();
         let pid = self.cx.pids[&t.pid];
         let own = |v: &[i32]| v.last().copied().unwrap_or(0) as u32;
-        let mut threads = Vec::new();
-        for th in &t.threads {
-            threads.push(own(&t.proc.task(th.tid)?.status()?.ns_pid));
-        }
-        if t.zombie.is_some() {
-            threads.push(pid);
-        }
-        let ppid = t
-            .parent
-            .and_then(|p| self.cx.pids.get(&p))
-            .copied()
-            .unwrap_or(0);
+        let parent = t.parent.and_then(|p| self.cx.pids.get(&p));
         self.pstree.push(pb::PstreeEntry {
             pid,
-            ppid,
+            ppid: parent.copied().unwrap_or(0),
             pgid: own(&st.ns_pgid),
             sid: own(&st.ns_sid),
             threads,
         });
-        if let Some(code) = t.zombie {
-            return self.zombie(t, pid, st, code);
-        }
+        pid
+    }
+    /// Describes one live task: tree entry, core, mm, files.
+    fn task(&mut self, t: &Task, f: &Facts) -> Result<()> {
+        let st = &f.threads[0].0;
+        let own = |st: &Status| st.ns_pid.last().copied().unwrap_or(0) as u32;
+        let pid = self.entry(t, st, f.threads.iter().map(|(st, _)| own(st)).collect());
         let on = |e: Error| {
             e.on(format!(
                 "task {} ({})",
@@ -254,7 +259,7 @@ impl<'a> Dumping<'a> {
             ))
             .at(Phase::Tree)
         };
-        self.same_namespaces(t).map_err(on)?;
+        self.same_namespaces(&f.namespaces).map_err(on)?;
         if st.thread_features.iter().any(|f| f == b"shstk") {
             return Err(Error::new(
                 "E4009",
@@ -265,9 +270,7 @@ impl<'a> Dumping<'a> {
             .advice("start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off")
             .at(Phase::Tree));
         }
-        let smaps = t.proc.smaps()?;
-        let maps: Vec<MapsLine> = smaps.iter().map(|s| s.map.clone()).collect();
-        let timers = t.proc.timers()?;
+        let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
         if st.seccomp != 0 {
             for th in &t.threads {
                 th.tracee.set_options(
@@ -278,14 +281,13 @@ impl<'a> Dumping<'a> {
         let ids = self.ids(t)?;
         self.dir.write_one(&Kind::Ids.file_of(pid), &ids)?;
         // pages are listed before the excursion, which touches dead stack
-        let stat = t.proc.stat()?;
         let new_mm = self.objects[0].contains(&(ids.vm_id, t.pid));
         let memory = new_mm
-            .then(|| mm::describe(self, t, &stat, &smaps))
+            .then(|| mm::describe(self, t, &f.stat, st, &f.smaps))
             .transpose();
         let memory = memory.map_err(|e| e.at(Phase::Memory))?;
-        let asked = process::ask(t, st, &maps, &timers, &mut self.gadgets).map_err(on)?;
-        self.cores(t, pid, st, &asked, &timers).map_err(on)?;
+        let asked = process::ask(t, f, &maps, &mut self.gadgets).map_err(on)?;
+        self.cores(t, f, &asked).map_err(on)?;
         if let Some((mut mm, runs)) = memory {
             mm.mm_brk = asked.brk;
             mm.dumpable = Some(asked.dumpable);
@@ -296,7 +298,8 @@ impl<'a> Dumping<'a> {
         self.descriptors(t, ids.files_id)
             .map_err(|e| e.at(Phase::Files))
     }
-    fn zombie(&mut self, t: &Task, pid: u32, st: &Status, code: i32) -> Result<()> {
+    fn zombie(&mut self, t: &Task, st: &Status, code: i32) -> Result<()> {
+        let pid = self.entry(t, st, vec![self.cx.pids[&t.pid]]);
         let core = pb::CoreEntry {
             mtype: pb::core_entry::March::X8664 as i32,
             tc: Some(pb::TaskCoreEntry {
@@ -311,25 +314,15 @@ impl<'a> Dumping<'a> {
         debug!("task {pid} is a zombie");
         Ok(self.dir.write_one(&Kind::Core.file_of(pid), &core)?)
     }
-    fn cores(
-        &mut self,
-        t: &Task,
-        pid: u32,
-        st: &Status,
-        asked: &Asked,
-        timers: &[stasis_kernel::procfs::Timer],
-    ) -> Result<()> {
-        for (i, (th, told)) in t.threads.iter().zip(&asked.threads).enumerate() {
-            let proc = t.proc.task(th.tid)?;
-            let st = if i == 0 { st.clone() } else { proc.status()? };
-            let mut core = thread::core(th, &st, told)?;
-            let tid = if i == 0 {
-                core.tc = Some(process::core(t, &st, asked, timers)?);
-                pid
-            } else {
-                st.ns_pid.last().copied().unwrap_or(th.tid.0) as u32
-            };
-            self.seccomp(th, &st, &mut core)?;
+    fn cores(&mut self, t: &Task, f: &Facts, asked: &Asked) -> Result<()> {
+        let all = t.threads.iter().zip(&asked.threads).zip(&f.threads);
+        for (i, ((th, told), (st, slack))) in all.enumerate() {
+            let mut core = thread::core(th, st, told, *slack)?;
+            if i == 0 {
+                core.tc = Some(process::core(t, f, asked)?);
+            }
+            self.seccomp(th, st, &mut core)?;
+            let tid = st.ns_pid.last().copied().unwrap_or(th.tid.0) as u32;
             self.dir.write_one(&Kind::Core.file_of(tid), &core)?;
         }
         Ok(())
@@ -399,13 +392,13 @@ impl<'a> Dumping<'a> {
             ..root_ids()
         })
     }
-    fn same_namespaces(&mut self, t: &Task) -> Result<()> {
+    fn same_namespaces(&mut self, theirs: &[(&'static str, u64)]) -> Result<()> {
         if self.own_ns.is_empty() {
             self.own_ns = ProcDir::open(HostPid::own())?.ns_links()?;
         }
-        for (name, ino) in t.proc.ns_links()? {
-            if let Some((_, own)) = self.own_ns.iter().find(|(n, _)| *n == name)
-                && *own != ino
+        for (name, ino) in theirs {
+            if let Some((_, own)) = self.own_ns.iter().find(|(n, _)| n == name)
+                && own != ino
             {
                 return Err(Error::new(
                     "E4011",

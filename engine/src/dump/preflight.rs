@@ -124,7 +124,8 @@ fn look(d: &mut Dumping, t: &Task, found: &mut Vec<Error>) -> Result<()> {
             "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
         )));
     }
-    add(d.same_namespaces(t));
+    let ns = t.proc.ns_links()?;
+    add(d.same_namespaces(&ns));
     for s in &t.proc.smaps()? {
         add(super::mm::entry(d, t, s, &stat).map(drop));
     }

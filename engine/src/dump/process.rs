@@ -1,11 +1,12 @@
 //! What a process is: credentials, signals, timers, limits, mm fields. Half of it is told from outside, half by a tape.
+use super::facts::Facts;
 use super::task::Task;
 use super::thread::Told;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::excursion::{self, Answers, Away, DeadStack, Excursion, Gadgets};
 use stasis_kernel::ids::{HostPid, RemotePtr};
-use stasis_kernel::procfs::{MapName, MapsLine, Status, Timer, TimerNotify};
+use stasis_kernel::procfs::{MapName, MapsLine, Timer, TimerNotify};
 use stasis_kernel::vm;
 use stasis_proto::pb;
 use std::collections::BTreeMap;
@@ -195,13 +196,7 @@ fn told(a: &Answers, from: usize) -> Told {
 }
 
 /// Asks a stopped process and all its threads.
-pub fn ask(
-    task: &Task,
-    st: &Status,
-    maps: &[MapsLine],
-    timers: &[Timer],
-    cache: &mut GadgetCache,
-) -> Result<Asked> {
+pub fn ask(task: &Task, f: &Facts, maps: &[MapsLine], cache: &mut GadgetCache) -> Result<Asked> {
     let pid = task.pid;
     let mut gadgets = cache.find(pid, maps);
     let mut planted = None;
@@ -210,20 +205,15 @@ pub fn ask(
         gadgets = Gadgets::plant(&mem, at)?;
         planted = Some((mem, at));
     }
-    let r = ask_with(task, st, maps, timers, gadgets);
+    let r = ask_with(task, f, maps, gadgets);
     if let Some((mem, at)) = planted {
         Gadgets::unplant(&mem, at)?;
     }
     r
 }
 
-fn ask_with(
-    task: &Task,
-    st: &Status,
-    maps: &[MapsLine],
-    timers: &[Timer],
-    gadgets: Gadgets,
-) -> Result<Asked> {
+fn ask_with(task: &Task, f: &Facts, maps: &[MapsLine], gadgets: Gadgets) -> Result<Asked> {
+    let (st, timers) = (&f.threads[0].0, &f.timers);
     let pid = task.pid;
     let dead = dead_stack(task, maps)?;
     // signals that are ignored by default: one that is neither caught nor pending
@@ -242,14 +232,7 @@ fn ask_with(
     let mut asked = None;
     let mut threads = Vec::with_capacity(task.threads.len());
     for (i, th) in task.threads.iter().enumerate() {
-        let pending = if i == 0 {
-            0
-        } else {
-            task.proc
-                .task(th.tid)
-                .map(|p| p.status().map_or(u64::MAX, |s| s.sig_pnd))
-                .unwrap_or(u64::MAX)
-        };
+        let pending = if i == 0 { 0 } else { f.threads[i].0.sig_pnd };
         let away = Away {
             regs: th.regs,
             mask: th.mask,
@@ -379,13 +362,8 @@ fn dead_stack(task: &Task, maps: &[MapsLine]) -> Result<DeadStack> {
 }
 
 /// The part of the leader's core entry that stands for the process.
-pub fn core(
-    task: &Task,
-    st: &Status,
-    asked: &Asked,
-    timers: &[Timer],
-) -> Result<pb::TaskCoreEntry> {
-    let stat = task.proc.stat()?;
+pub fn core(task: &Task, f: &Facts, asked: &Asked) -> Result<pb::TaskCoreEntry> {
+    let (st, stat, timers) = (&f.threads[0].0, &f.stat, &f.timers);
     // /proc tells them without CAP_SYS_RESOURCE, also for a task of another user
     let limits = task.proc.limits()?;
     let rlimits = limits

@@ -2,7 +2,7 @@
 use super::task::Thread;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::ids::{HostPid, RemotePtr};
-use stasis_kernel::procfs::{ProcDir, Status};
+use stasis_kernel::procfs::Status;
 use stasis_kernel::{vm, xstate};
 use stasis_proto::pb;
 
@@ -77,7 +77,7 @@ pub struct Told {
 }
 
 /// The core entry of a thread (without the parts a leader has for its process).
-pub fn core(th: &Thread, st: &Status, told: &Told) -> Result<pb::CoreEntry> {
+pub fn core(th: &Thread, st: &Status, told: &Told, slack: Option<u64>) -> Result<pb::CoreEntry> {
     let (rla, rla_len) = stasis_kernel::sched::robust_list(th.tid)?;
     let sched = stasis_kernel::sched::attr(th.tid)?;
     let tc = pb::ThreadCoreEntry {
@@ -105,7 +105,7 @@ pub fn core(th: &Thread, st: &Status, told: &Told) -> Result<pb::CoreEntry> {
             rseq_cs_pointer: None,
         }),
         cg_set: Some(1),
-        stasis: Some(extension(th, &sched)?),
+        stasis: Some(extension(th, &sched, slack)?),
         ..Default::default()
     };
     Ok(pb::CoreEntry {
@@ -122,11 +122,14 @@ pub fn core(th: &Thread, st: &Status, told: &Told) -> Result<pb::CoreEntry> {
 }
 
 /// What the CRIU format has no field for.
-fn extension(th: &Thread, sched: &stasis_kernel::sched::Attr) -> Result<pb::StasisThreadEntry> {
+fn extension(
+    th: &Thread,
+    sched: &stasis_kernel::sched::Attr,
+    slack: Option<u64>,
+) -> Result<pb::StasisThreadEntry> {
     let sud = th.sud.filter(|s| s.mode != 0);
     Ok(pb::StasisThreadEntry {
-        // only the process's folder of a thread id has this file, not task/TID
-        timerslack_ns: ProcDir::open(th.tid)?.timerslack_ns().ok(),
+        timerslack_ns: slack,
         ioprio: Some(stasis_kernel::sched::ioprio(th.tid)?),
         affinity: Some(stasis_kernel::sched::affinity(th.tid)?),
         sched_flags: (sched.flags != 0).then_some(sched.flags),
