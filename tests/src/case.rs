@@ -32,6 +32,8 @@ pub enum Scenario {
         /// Milliseconds of work before each dump.
         gaps_ms: Vec<u64>,
     },
+    /// The engine is killed or made to fail.
+    Life(crate::life::Trial),
 }
 
 /// How long one wait may last (ready, dump, restore, verify), in seconds.
@@ -71,6 +73,8 @@ pub struct Report {
     pub logs: String,
     /// How a program's run went.
     pub ran: Ran,
+    /// What a trial has to tell though it went well: how many points were tried.
+    pub notes: String,
 }
 
 /// How a case ended.
@@ -213,6 +217,7 @@ pub(crate) fn in_a_box(boxer: &Path, dir: &Path, spec: &Spec) -> Result<Report> 
     let waits = match &spec.scenario {
         Scenario::Generations(n) => 2 * u64::from(*n) + 3,
         Scenario::Working { gaps_ms } => 3 * gaps_ms.len() as u64 + 3,
+        Scenario::Life(trial) => trial.rounds(),
         _ => 6,
     };
     let deadline = Instant::now() + Duration::from_secs(waits * spec.patience);
@@ -246,6 +251,9 @@ fn judge(scenario: &Scenario, report: Report) -> Outcome {
         _ => report.verdict == "PASS",
     };
     if good && report.trouble.is_empty() {
+        if !report.notes.is_empty() {
+            eprintln!("{}", report.notes);
+        }
         Outcome::Passed
     } else {
         Outcome::Failed(report)

@@ -6,6 +6,7 @@
 
 use crate::case::{Report, Scenario, Spec};
 use crate::engine;
+use crate::life::stepper;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -33,6 +34,7 @@ pub fn main_if_box() {
     let done = match (args.get(1).map(String::as_str), args.get(2)) {
         (Some(BOX_FLAG), Some(spec)) => gate(spec),
         (Some(INIT_FLAG), Some(spec)) => init(Path::new(spec)),
+        (Some(stepper::TRACED_FLAG), Some(_)) => stepper::become_traced(&args[2..]),
         _ => return,
     };
     if let Err(e) = done {
@@ -136,6 +138,13 @@ impl Stage {
         }
         match self.spec.scenario.clone() {
             Scenario::Native | Scenario::Sabotage(_) | Scenario::Working { .. } => {}
+            Scenario::Life(trial) => match self.live(&trial, root, report)? {
+                Some(now) => root = now,
+                None => {
+                    report.verdict = "PASS".into();
+                    return Ok(());
+                }
+            },
             Scenario::DumpRestore => root = self.generation(root, 1, report)?,
             Scenario::LeaveRunning => {
                 for n in 1..=2 {
@@ -180,7 +189,7 @@ impl Stage {
         Ok(())
     }
 
-    fn generation(&mut self, root: Pid, n: u32, report: &mut Report) -> Result<Pid> {
+    pub(crate) fn generation(&mut self, root: Pid, n: u32, report: &mut Report) -> Result<Pid> {
         self.dump(root, n, false, report)?;
         if self.until(|s| s.finished(root)).is_none() {
             bail!(
@@ -191,7 +200,7 @@ impl Stage {
         self.restore(root, n, report)
     }
 
-    fn start(&mut self) -> Result<Pid> {
+    pub(crate) fn start(&mut self) -> Result<Pid> {
         let spoil = match &self.spec.scenario {
             Scenario::Sabotage(name) => name,
             _ => "-",
@@ -342,7 +351,7 @@ impl Stage {
         }
     }
 
-    fn reap(&mut self) {
+    pub(crate) fn reap(&mut self) {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
@@ -373,7 +382,7 @@ impl Stage {
         self.spec.dir.join(format!("img-{n}"))
     }
 
-    fn verdict(&self) -> String {
+    pub(crate) fn verdict(&self) -> String {
         read(&self.work("result")).trim().to_string()
     }
 
@@ -402,7 +411,7 @@ impl Stage {
     }
 }
 
-fn read(path: &Path) -> String {
+pub(crate) fn read(path: &Path) -> String {
     fs::read(path)
         .map(|b| String::from_utf8_lossy(&b).into_owned())
         .unwrap_or_default()

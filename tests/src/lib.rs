@@ -6,6 +6,7 @@
 //! - [`case`]: one case = guest + scenario + engines, run in a box; [`mod@engine`]: how an engine is called.
 //! - [`init`]: the box itself: the first process of a fresh pid, mount and IPC namespace, in which the case runs.
 //! - [`program`], [`working`]: real programs, disturbed while they work, compared with an undisturbed run.
+//! - [`life`]: killing and failing engines at every step, and looking at what is left.
 //!
 //! The tests need root (or the capabilities to make namespaces). Nothing here touches the host's mounts, sysctls or
 //! processes: a case ends with its pid namespace.
@@ -15,5 +16,6 @@ pub mod case;
 pub mod engine;
 pub mod guests;
 pub mod init;
+pub mod life;
 pub mod program;
 pub mod working;

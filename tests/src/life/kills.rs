@@ -1,0 +1,454 @@
+//! Dumps and restores that are killed at every step and at random moments.
+use super::snapshot::Snapshot;
+use super::stepper::{self, Step};
+use crate::case::Report;
+use crate::init::{Stage, processes};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a tree may take to find its way back.
+const SETTLING: Duration = Duration::from_secs(5);
+/// File whose presence says that a folder is complete.
+const MARK: &str = "inventory.img";
+
+/// Random numbers for moments (xorshift64*); the seed is told, so that a round can be looked at again.
+pub struct Dice(u64);
+
+impl Dice {
+    /// Seeded by the clock.
+    pub fn new() -> Self {
+        let t = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self(t.map_or(1, |d| d.as_nanos() as u64) | 1)
+    }
+    /// 0 to `below` - 1.
+    pub fn roll(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) % below.max(1)
+    }
+}
+
+impl Default for Dice {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Stage {
+    /// The folder for images of trials, empty.
+    pub(crate) fn fresh_images(&self) -> Result<PathBuf> {
+        let dir = self.images(1);
+        if dir.exists() {
+            fs::remove_dir_all(&dir)?;
+        }
+        fs::create_dir(&dir)?;
+        Ok(dir)
+    }
+    fn dump_args(&self, root: Pid, dir: &Path) -> Vec<String> {
+        let mut args: Vec<String> = ["dump", "-t"].map(String::from).into();
+        args.extend([
+            root.to_string(),
+            "-R".into(),
+            "-D".into(),
+            dir.display().to_string(),
+        ]);
+        args.extend(self.spec.options.iter().cloned());
+        args
+    }
+    fn restore_args(&self, dir: &Path) -> Vec<String> {
+        let mut args: Vec<String> = ["restore", "-d", "-D"].map(String::from).into();
+        args.push(dir.display().to_string());
+        args.extend([
+            "--pidfile".into(),
+            self.spec.dir.join("pid").display().to_string(),
+        ]);
+        args.extend(self.spec.options.iter().cloned());
+        args
+    }
+    /// A command line of the engine; traced when asked.
+    pub(crate) fn command(&self, args: &[String], traced: bool) -> Result<Command> {
+        let bin = self.spec.dir.join("bin-dump").join("criu");
+        let mut c = if traced {
+            let mut c = Command::new(std::env::current_exe()?);
+            c.arg(stepper::TRACED_FLAG).arg(bin);
+            c
+        } else {
+            Command::new(bin)
+        };
+        let out = File::create(self.spec.dir.join("engine.out"))?;
+        c.args(args)
+            .current_dir(&self.spec.dir)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out);
+        Ok(c)
+    }
+    /// Waits until the tree is as it was; the last difference is the error.
+    pub(crate) fn unharmed(&mut self, root: Pid, before: &Snapshot) -> Result<()> {
+        let deadline = Instant::now() + SETTLING;
+        loop {
+            self.reap();
+            if self.finished(root) {
+                bail!("the guest died: {:?}", self.dead.get(&root));
+            }
+            let now = Snapshot::take(root.as_raw());
+            let diff = before.diff(&now);
+            if diff.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("the tree is not as before:\n{diff}");
+            }
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
+    pub(crate) fn kill_dump(
+        &mut self,
+        root: Pid,
+        stride: usize,
+        report: &mut Report,
+    ) -> Result<()> {
+        std::thread::sleep(Duration::from_millis(60));
+        let before = Snapshot::take(root.as_raw());
+        let dir = self.fresh_images()?;
+        let args = self.dump_args(root, &dir);
+        let whole = stepper::run(&mut self.command(&args, true)?, None)?;
+        self.dead.extend(whole.others);
+        if !matches!(whole.end, WaitStatus::Exited(_, 0)) {
+            bail!("the dump itself failed: {:?}\n{}", whole.end, self.said());
+        }
+        self.unharmed(root, &before)
+            .context("after a dump with --leave-running that was not killed")?;
+        let mut tried: BTreeMap<String, u32> = BTreeMap::new();
+        let mut points = 0;
+        let mut at = 0;
+        loop {
+            let dir = self.fresh_images()?;
+            let run = stepper::run(&mut self.command(&args, true)?, Some(at))?;
+            self.dead.extend(run.others);
+            let Some(last) = run.steps.get(at) else {
+                if !matches!(run.end, WaitStatus::Exited(_, 0)) {
+                    bail!(
+                        "the dump of step {at} ended by itself: {:?}\n{}",
+                        run.end,
+                        self.said()
+                    );
+                }
+                break;
+            };
+            let place = || {
+                format!(
+                    "engine killed before step {at}, {last} ({})",
+                    around(&run.steps, at)
+                )
+            };
+            self.unharmed(root, &before).with_context(place)?;
+            // the mark comes by one rename; what follows it is a complete folder
+            let renamed = run.steps[..at].iter().any(|s| {
+                matches!(
+                    s.nr,
+                    libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2
+                )
+            });
+            if dir.join(MARK).exists() != renamed {
+                bail!("{}: the folder looks complete", place());
+            }
+            let word = last.to_string();
+            *tried
+                .entry(word.split('(').next().unwrap_or_default().to_string())
+                .or_default() += 1;
+            points += 1;
+            at += stride;
+        }
+        report.notes = format!(
+            "{}: dump of {} tasks killed at {points} of {} points (stride {stride}): {tried:?}",
+            self.name(),
+            before.tasks(),
+            whole.steps.len()
+        );
+        Ok(())
+    }
+    pub(crate) fn kill_dump_random(
+        &mut self,
+        root: Pid,
+        rounds: u32,
+        report: &mut Report,
+    ) -> Result<()> {
+        std::thread::sleep(Duration::from_millis(60));
+        let before = Snapshot::take(root.as_raw());
+        let mut dice = Dice::new();
+        let seed = dice.0;
+        let mut length = Duration::ZERO;
+        for _ in 0..3 {
+            let dir = self.fresh_images()?;
+            let begun = Instant::now();
+            let mut child = self.command(&self.dump_args(root, &dir), false)?.spawn()?;
+            let end = child.wait()?;
+            length = length.max(begun.elapsed());
+            if !end.success() {
+                bail!("the dump itself failed: {end}\n{}", self.said());
+            }
+        }
+        self.unharmed(root, &before)
+            .context("after a dump with --leave-running that was not killed")?;
+        let (mut killed, mut complete) = (0, 0);
+        for n in 0..rounds {
+            let dir = self.fresh_images()?;
+            let wait = Duration::from_micros(dice.roll(length.as_micros() as u64));
+            let begun = Instant::now();
+            let mut child = self.command(&self.dump_args(root, &dir), false)?.spawn()?;
+            // spinning: a sleep would always end on the same side of a tick
+            while begun.elapsed() < wait {
+                std::hint::spin_loop();
+            }
+            let _ = child.kill();
+            let end = child.wait()?;
+            killed += u32::from(!end.success());
+            complete += u32::from(dir.join(MARK).exists());
+            let place = || format!("round {n} of seed {seed}: engine killed after {wait:?}");
+            self.unharmed(root, &before).with_context(place)?;
+            if end.success() && !dir.join(MARK).exists() {
+                bail!("{}: success without a mark", place());
+            }
+        }
+        report.notes = format!(
+            "{}: dump of {} tasks killed at random times: {rounds} rounds within {length:?}, {killed} killed in time, {complete} folders complete",
+            self.name(),
+            before.tasks()
+        );
+        Ok(())
+    }
+    /// Dumps for good, so that there is something to restore; the tree is gone after.
+    pub(crate) fn dump_away(&mut self, root: Pid) -> Result<PathBuf> {
+        let dir = self.fresh_images()?;
+        let mut args = self.dump_args(root, &dir);
+        args.retain(|a| a != "-R");
+        let end = self.command(&args, false)?.spawn()?.wait()?;
+        if !end.success() {
+            bail!("the dump failed: {end}\n{}", self.said());
+        }
+        if self.until(|s| s.finished(root)).is_none() {
+            bail!(
+                "the dump said success but did not end the guest\n{}",
+                processes()
+            );
+        }
+        self.dead.remove(&root);
+        Ok(dir)
+    }
+    /// Nothing of a restore is left: no process but ours, no new file in the guest's folder, no pidfile.
+    pub(crate) fn nothing_left(
+        &mut self,
+        files: &BTreeMap<PathBuf, u64>,
+        mounts: &str,
+    ) -> Result<()> {
+        let deadline = Instant::now() + SETTLING;
+        loop {
+            self.reap();
+            let others: Vec<_> = pids().into_iter().filter(|p| *p != 1).collect();
+            if others.is_empty() {
+                break;
+            }
+            if Instant::now() > deadline {
+                bail!("processes are left: {others:?}\n{}", processes());
+            }
+            std::thread::sleep(Duration::from_micros(300));
+        }
+        self.dead.clear();
+        if self.spec.dir.join("pid").exists() {
+            bail!("the pidfile is left");
+        }
+        let now = listing(&self.work(""));
+        if now != *files {
+            let new: Vec<_> = now
+                .iter()
+                .filter(|(k, v)| files.get(*k) != Some(v))
+                .collect();
+            let lost: Vec<_> = files.keys().filter(|k| !now.contains_key(*k)).collect();
+            bail!("files of the guest differ: new or changed {new:?}, lost {lost:?}");
+        }
+        if fs::read_to_string("/proc/self/mountinfo")? != mounts {
+            bail!("mounts differ");
+        }
+        Ok(())
+    }
+    /// The restore that is not disturbed; gives the root.
+    pub(crate) fn restore_well(&mut self, root: Pid, dir: &Path) -> Result<Pid> {
+        let end = self
+            .command(&self.restore_args(dir), false)?
+            .spawn()?
+            .wait()?;
+        if !end.success() {
+            bail!("the restore failed: {end}\n{}", self.said());
+        }
+        let text =
+            fs::read_to_string(self.spec.dir.join("pid")).context("no pidfile after a restore")?;
+        fs::remove_file(self.spec.dir.join("pid"))?;
+        if text != root.to_string() {
+            bail!("the pidfile says {text:?}, not {root}");
+        }
+        Ok(root)
+    }
+    pub(crate) fn kill_restore(
+        &mut self,
+        root: Pid,
+        stride: usize,
+        report: &mut Report,
+    ) -> Result<Pid> {
+        let dir = self.dump_away(root)?;
+        let files = listing(&self.work(""));
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let args = self.restore_args(&dir);
+        let mut tried: BTreeMap<String, u32> = BTreeMap::new();
+        let (mut points, mut at) = (0, 0);
+        loop {
+            let run = stepper::run(&mut self.command(&args, true)?, Some(at))?;
+            self.dead.extend(run.others);
+            let Some(last) = run.steps.get(at) else {
+                if !matches!(run.end, WaitStatus::Exited(_, 0)) {
+                    bail!(
+                        "the restore of step {at} ended by itself: {:?}\n{}",
+                        run.end,
+                        self.said()
+                    );
+                }
+                break;
+            };
+            let place = format!(
+                "engine killed before step {at}, {last} ({})",
+                around(&run.steps, at)
+            );
+            // the commit: the first task is let go; a lost engine lets go of the others
+            let committed = run.steps[..at]
+                .iter()
+                .any(|s| s.nr == libc::SYS_ptrace && s.a as u32 == libc::PTRACE_DETACH);
+            if committed {
+                self.whole_or_gone(root).with_context(|| place.clone())?;
+                let _ = fs::remove_file(self.spec.dir.join("pid"));
+            }
+            self.nothing_left(&files, &mounts)
+                .with_context(|| place.clone())?;
+            let word = last.to_string();
+            *tried
+                .entry(word.split('(').next().unwrap_or_default().to_string())
+                .or_default() += 1;
+            points += 1;
+            at += stride;
+        }
+        // the tree of the last round runs: it was not killed
+        let _ = fs::remove_file(self.spec.dir.join("pid"));
+        report.notes = format!(
+            "{}: restore killed at {points} points (stride {stride}): {tried:?}",
+            self.name()
+        );
+        Ok(root)
+    }
+    /// After the commit point a lost engine lets the tree run; ends it then.
+    fn whole_or_gone(&mut self, root: Pid) -> Result<()> {
+        std::thread::sleep(Duration::from_millis(20));
+        self.reap();
+        for p in pids().into_iter().filter(|p| *p != 1) {
+            let _ = kill(Pid::from_raw(p), Signal::SIGKILL);
+        }
+        let _ = root;
+        Ok(())
+    }
+    pub(crate) fn kill_restore_random(
+        &mut self,
+        root: Pid,
+        rounds: u32,
+        report: &mut Report,
+    ) -> Result<Pid> {
+        let dir = self.dump_away(root)?;
+        let files = listing(&self.work(""));
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mut dice = Dice::new();
+        let seed = dice.0;
+        let begun = Instant::now();
+        self.restore_well(root, &dir)?;
+        let length = begun.elapsed();
+        self.whole_or_gone(root)?;
+        self.nothing_left(&files, &mounts)
+            .context("after the first restore")?;
+        let mut killed = 0;
+        for n in 0..rounds {
+            let wait = Duration::from_micros(dice.roll(length.as_micros() as u64));
+            let begun = Instant::now();
+            let mut child = self.command(&self.restore_args(&dir), false)?.spawn()?;
+            while begun.elapsed() < wait {
+                std::hint::spin_loop();
+            }
+            let _ = child.kill();
+            let end = child.wait()?;
+            let place = || format!("round {n} of seed {seed}: engine killed after {wait:?}");
+            if end.success() {
+                self.whole_or_gone(root)?;
+                fs::remove_file(self.spec.dir.join("pid")).with_context(place)?;
+            } else {
+                killed += 1;
+            }
+            self.nothing_left(&files, &mounts).with_context(place)?;
+        }
+        report.notes = format!(
+            "{}: restore killed at random times: {rounds} rounds within {length:?}, {killed} killed in time",
+            self.name()
+        );
+        self.restore_well(root, &dir)
+    }
+    /// What the engine said last.
+    pub(crate) fn said(&self) -> String {
+        crate::init::read(&self.spec.dir.join("engine.out"))
+    }
+    pub(crate) fn name(&self) -> String {
+        self.spec
+            .guest
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
+/// The steps before one, for a person.
+fn around(steps: &[Step], at: usize) -> String {
+    let from = at.saturating_sub(6);
+    let words: Vec<_> = steps[from..at].iter().map(Step::to_string).collect();
+    format!("after {}", words.join(", "))
+}
+
+/// All processes of the box.
+pub(crate) fn pids() -> Vec<i32> {
+    fs::read_dir("/proc")
+        .map(|d| {
+            d.flatten()
+                .filter_map(|e| e.file_name().to_str()?.parse().ok())
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+/// Files under a folder with their sizes.
+pub(crate) fn listing(dir: &Path) -> BTreeMap<PathBuf, u64> {
+    let mut all = BTreeMap::new();
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(d) = todo.pop() {
+        for e in fs::read_dir(&d).into_iter().flatten().flatten() {
+            let Ok(m) = e.path().symlink_metadata() else {
+                continue;
+            };
+            if m.is_dir() {
+                todo.push(e.path());
+            }
+            all.insert(e.path(), if m.is_dir() { 0 } else { m.len() });
+        }
+    }
+    all
+}
