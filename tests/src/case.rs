@@ -232,6 +232,9 @@ pub(crate) fn in_a_box(boxer: &Path, dir: &Path, spec: &Spec) -> Result<Report> 
         }
         std::thread::sleep(Duration::from_millis(2));
     };
+    if std::env::var_os("STASIS_BOXLOG").is_some() {
+        eprint!("{}", fs::read_to_string(dir.join("box.log"))?);
+    }
     let answer = dir.join("report.json");
     if !answer.exists() {
         bail!(

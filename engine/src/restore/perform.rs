@@ -51,6 +51,8 @@ pub struct Performance<'a> {
     fosterlings: Vec<Tracee>,
     /// Pids of all tasks and helpers of the family.
     numbers: Vec<u32>,
+    /// All threads once they are seized for the last act: index in the plan, number within the task.
+    going: Vec<(usize, usize, Tracee)>,
     /// Where the vDSO and its data are parked.
     parked: Vec<memory::Special>,
     committed: bool,
@@ -70,6 +72,10 @@ impl Drop for Performance<'_> {
         }
         for p in &pids {
             let _ = stasis_kernel::ptrace::kill(*p, libc::SIGKILL);
+        }
+        // KERNEL: a tracer can wait for a leader only when it has waited for all other threads (delay_group_leader())
+        for (_, _, th) in self.going.iter().filter(|g| g.1 > 0) {
+            let _ = th.wait_gone();
         }
         for p in pids {
             let _ = Tracee { tid: p }.wait_gone();
@@ -105,6 +111,7 @@ impl<'a> Performance<'a> {
             newborn: Vec::new(),
             fosterlings: Vec::new(),
             numbers: Vec::new(),
+            going: Vec::new(),
             parked: Vec::new(),
             committed: false,
         };
@@ -684,14 +691,14 @@ impl<'a> Performance<'a> {
         self.play(&all, Phase::Privileges).map(|_| ())
     }
     /// Registers, and off they go.
-    fn run(&mut self) -> Result<i32> {
-        let mut threads = Vec::new();
-        for (i, t) in self.plan.tasks.iter().enumerate() {
-            let Some(leader) = self.leaders[i].take() else {
+    fn run(&mut self, pidfile: &mut PidFile) -> Result<i32> {
+        let plan = self.plan;
+        for (i, t) in plan.tasks.iter().enumerate() {
+            let Some(leader) = &self.leaders[i] else {
                 continue;
             };
             leader.interrupt()?;
-            threads.push((i, 0, leader));
+            self.going.push((i, 0, Tracee { tid: leader.tid }));
             for k in 1..=t.threads.len() {
                 let tid = t.threads[k - 1].0 as i32;
                 let th =
@@ -703,10 +710,10 @@ impl<'a> Performance<'a> {
                         }
                     })?;
                 th.interrupt()?;
-                threads.push((i, k, th));
+                self.going.push((i, k, th));
             }
         }
-        for (i, _, th) in &threads {
+        for (i, _, th) in &self.going {
             th.wait_stop()?.ok_or_else(|| {
                 let pid = self.plan.tasks[*i].pid;
                 Error::new(
@@ -717,36 +724,47 @@ impl<'a> Performance<'a> {
                 .advice("find out who killed it (out of memory?) and try again")
             })?;
         }
-        let leaders: Vec<_> = threads
+        let leaders: Vec<_> = self
+            .going
             .iter()
             .filter(|(i, k, _)| *k == 0 && self.plan.tasks[*i].memory.is_some())
             .map(|(i, _, th)| (th, &self.plan.tasks[*i]))
             .collect();
         super::regs::drop_reel(&leaders, &self.reel)?;
-        for (i, k, th) in &threads {
+        for (i, k, th) in &self.going {
             let (tid, core) = &self.images.tasks[*i].threads[*k];
             super::regs::set(th, core).map_err(|e| e.on(format!("thread {tid}")).at(Phase::Run))?;
         }
         crate::kill_point();
-        // from here on a lost engine lets them run: all or nothing
-        for (_, _, th) in &threads {
-            th.set_options(TRACESYSGOOD)?;
-        }
-        self.committed = true;
-        self.host.keep();
-        // who was stopped is so again before anybody runs who could look at it or continue it
+        // those that are to be stopped find the signal when they are let go, by whomever
         let stop = |i: usize| {
             let all = (self.o.after == After::Stopped).then_some(libc::SIGSTOP);
-            all.or(self.plan.tasks[i].stopped_by)
+            all.or(plan.tasks[i].stopped_by)
         };
-        let (still, rest): (Vec<_>, Vec<_>) =
-            threads.into_iter().partition(|t| stop(t.0).is_some());
         let mut stopped = Vec::new();
-        for (i, k, th) in still {
-            if let Some(sig) = stop(i).filter(|_| k == 0) {
+        for (i, _, th) in self.going.iter().filter(|t| t.1 == 0) {
+            if let Some(sig) = stop(*i) {
                 stasis_kernel::ptrace::kill(th.tid, sig)?;
                 stopped.push(th.tid);
             }
+        }
+        // From here on a lost engine lets them run. Story of the one place that is not all or nothing:
+        // 1. each thread needs a call of its own to lose EXITKILL (0.3 us each), and there is no call for many;
+        // 2. an engine killed between two of them leaves those before running, the kernel kills those after;
+        // 3. the death signals of the parents cannot stand in: a task's own one must be in place before its seccomp filter.
+        // So nothing else is done between them: no allocation, no log, no file.
+        for (_, _, th) in &self.going {
+            th.set_options(TRACESYSGOOD)?;
+        }
+        // the last thing that may fail: until here the drop of this ends the tree
+        pidfile.appear()?;
+        self.committed = true;
+        self.host.keep();
+        // who was stopped is so again before anybody runs who could look at it or continue it
+        let (still, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.going)
+            .into_iter()
+            .partition(|t| stop(t.0).is_some());
+        for (_, _, th) in still {
             th.detach(0)?;
         }
         stopped.into_iter().for_each(settled);
@@ -784,36 +802,81 @@ fn settled(pid: i32) {
     }
 }
 
-/// The file with the root's pid; gone again unless the tree runs.
-struct PidFile<'a>(Option<&'a std::path::Path>);
+/// The file with the root's pid: written before anything runs, without a name until the tree is let go, so that an engine
+/// that is killed before leaves none behind.
+enum PidFile<'a> {
+    /// None was asked for, or it is there.
+    Done,
+    /// Written; the name is missing.
+    Nameless(std::fs::File, &'a std::path::Path),
+    /// On a file system without nameless files (NFS, FUSE): it has its name already.
+    Named(&'a std::path::Path),
+}
 
 impl<'a> PidFile<'a> {
     /// As CRIU writes it: decimal, no newline; a file that is there already is left alone.
     fn write(o: &'a Options, pid: u32) -> Result<Self> {
         use std::io::Write;
+        use std::os::unix::fs::OpenOptionsExt;
         let Some(path) = o.pidfile.as_deref() else {
-            return Ok(Self(None));
+            return Ok(Self::Done);
         };
-        let failed = |e: std::io::Error| {
-            let what = format!("cannot write the pidfile {}", path.display());
-            Error::new("E6123", Blame::Host, what)
-                .why(e)
-                .advice("name a file that does not exist, in a folder that can be written")
-                .at(Phase::Run)
+        let fail = |e: std::io::Error| no_pidfile(path, e);
+        if path.symlink_metadata().is_ok() {
+            return Err(fail(std::io::ErrorKind::AlreadyExists.into()));
+        }
+        let folder = match path.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => std::path::Path::new("."),
         };
-        let mut f = std::fs::File::create_new(path).map_err(failed)?;
-        let it = Self(Some(path));
-        write!(f, "{pid}").map_err(failed)?;
-        Ok(it)
+        let nameless = std::fs::File::options()
+            .write(true)
+            .custom_flags(libc::O_TMPFILE)
+            .mode(0o666)
+            .open(folder);
+        let (mut f, named) = match nameless {
+            Ok(f) => (f, false),
+            Err(_) => (std::fs::File::create_new(path).map_err(fail)?, true),
+        };
+        let written = write!(f, "{pid}").map_err(fail);
+        let it = if named {
+            Self::Named(path)
+        } else {
+            Self::Nameless(f, path)
+        };
+        written.map(|()| it)
     }
-    fn keep(mut self) {
-        self.0 = None;
+    /// Gives it its name; it stays.
+    fn appear(&mut self) -> Result<()> {
+        use nix::fcntl::AtFlags;
+        use std::os::fd::AsRawFd;
+        if let Self::Nameless(f, path) = self {
+            let own = format!("/proc/self/fd/{}", f.as_raw_fd());
+            nix::unistd::linkat(
+                nix::fcntl::AT_FDCWD,
+                own.as_str(),
+                nix::fcntl::AT_FDCWD,
+                *path,
+                AtFlags::AT_SYMLINK_FOLLOW,
+            )
+            .map_err(|e| no_pidfile(path, e.into()))?;
+        }
+        *self = Self::Done;
+        Ok(())
     }
+}
+
+fn no_pidfile(path: &std::path::Path, e: std::io::Error) -> Error {
+    let what = format!("cannot write the pidfile {}", path.display());
+    Error::new("E6123", Blame::Host, what)
+        .why(e)
+        .advice("name a file that does not exist, in a folder that can be written")
+        .at(Phase::Run)
 }
 
 impl Drop for PidFile<'_> {
     fn drop(&mut self) {
-        if let Some(p) = self.0 {
+        if let Self::Named(p) = self {
             let _ = std::fs::remove_file(p);
         }
     }
@@ -835,9 +898,8 @@ pub fn perform(
     p.habits(report)?;
     p.privileges()?;
     // before anything runs: a caller that cannot be told the pid must not find a running tree
-    let pidfile = PidFile::write(o, plan.tasks[0].pid)?;
-    let pid = p.run().map_err(|e| e.at(Phase::Run))?;
-    pidfile.keep();
+    let mut pidfile = PidFile::write(o, plan.tasks[0].pid)?;
+    let pid = p.run(&mut pidfile).map_err(|e| e.at(Phase::Run))?;
     if let Err(e) = p.open(&[Stage::Last]) {
         tracing::warn!("the tree runs, but: {e}");
     }

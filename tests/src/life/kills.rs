@@ -129,8 +129,15 @@ impl Stage {
             .context("after a dump with --leave-running that was not killed")?;
         let mut tried: BTreeMap<String, u32> = BTreeMap::new();
         let mut points = 0;
-        let mut at = 0;
-        loop {
+        // for looking closer at one step: from this one, this often
+        let only = |name| {
+            std::env::var(name)
+                .ok()
+                .and_then(|n| n.parse::<usize>().ok())
+        };
+        let mut at = only("STASIS_KILL_FROM").unwrap_or(0);
+        let most = only("STASIS_KILL_COUNT").unwrap_or(usize::MAX);
+        while points < most {
             let dir = self.fresh_images()?;
             let run = stepper::run(&mut self.command(&args, true)?, Some(at))?;
             self.dead.extend(run.others);
@@ -166,6 +173,9 @@ impl Stage {
                 .entry(word.split('(').next().unwrap_or_default().to_string())
                 .or_default() += 1;
             points += 1;
+            if most < 10 {
+                eprintln!("{}", place());
+            }
             at += stride;
         }
         report.notes = format!(
@@ -282,6 +292,8 @@ impl Stage {
     }
     /// The restore that is not disturbed; gives the root.
     pub(crate) fn restore_well(&mut self, root: Pid, dir: &Path) -> Result<Pid> {
+        self.reap();
+        self.dead.clear();
         let end = self
             .command(&self.restore_args(dir), false)?
             .spawn()?
@@ -303,12 +315,23 @@ impl Stage {
         stride: usize,
         report: &mut Report,
     ) -> Result<Pid> {
+        let tasks = Snapshot::take(root.as_raw()).tasks();
         let dir = self.dump_away(root)?;
         let files = listing(&self.work(""));
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let args = self.restore_args(&dir);
+        let whole = stepper::run(&mut self.command(&args, true)?, None)?;
+        if !matches!(whole.end, WaitStatus::Exited(_, 0)) {
+            bail!(
+                "the restore itself failed: {:?}\n{}",
+                whole.end,
+                self.said()
+            );
+        }
+        let commits = count(&whole.steps, is_commit);
+        self.end_all()?;
         let mut tried: BTreeMap<String, u32> = BTreeMap::new();
-        let (mut points, mut at) = (0, 0);
+        let (mut points, mut at, mut naming, mut committing) = (0, 0, 0, 0);
         loop {
             let run = stepper::run(&mut self.command(&args, true)?, Some(at))?;
             self.dead.extend(run.others);
@@ -320,19 +343,35 @@ impl Stage {
                         self.said()
                     );
                 }
+                self.end_all()?;
                 break;
             };
             let place = format!(
                 "engine killed before step {at}, {last} ({})",
                 around(&run.steps, at)
             );
-            // the commit: the first task is let go; a lost engine lets go of the others
-            let committed = run.steps[..at]
-                .iter()
-                .any(|s| s.nr == libc::SYS_ptrace && s.a as u32 == libc::PTRACE_DETACH);
-            if committed {
-                self.whole_or_gone(root).with_context(|| place.clone())?;
-                let _ = fs::remove_file(self.spec.dir.join("pid"));
+            let done = &run.steps[..at];
+            // the commit is a loop over the threads; killed within, the tree may be in parts; killed behind, it is whole
+            let committed = count(done, is_commit);
+            if committed > 0 {
+                if committed == commits {
+                    std::thread::sleep(Duration::from_millis(3));
+                    let now = Snapshot::take(root.as_raw()).tasks();
+                    if now != tasks {
+                        bail!("{place}: {now} of {tasks} tasks run, though the tree was let go");
+                    }
+                } else {
+                    committing += 1;
+                }
+                self.end_all()?;
+            }
+            // a deleted file has its old name for the few calls in which it is opened (see kinds/ghost.rs)
+            if count(done, is_link) > count(done, is_unlink) && committed == 0 {
+                naming += 1;
+                let now = listing(&self.work("")).into_keys();
+                for new in now.rev().filter(|f| !files.contains_key(f)) {
+                    fs::remove_file(&new).with_context(|| place.clone())?;
+                }
             }
             self.nothing_left(&files, &mounts)
                 .with_context(|| place.clone())?;
@@ -343,22 +382,31 @@ impl Stage {
             points += 1;
             at += stride;
         }
-        // the tree of the last round runs: it was not killed
-        let _ = fs::remove_file(self.spec.dir.join("pid"));
         report.notes = format!(
-            "{}: restore killed at {points} points (stride {stride}): {tried:?}",
-            self.name()
+            "{}: restore of {tasks} tasks killed at {points} of {} points (stride {stride}), of them {naming} while a deleted file \
+             had a name, {committing} within the commit: {tried:?}",
+            self.name(),
+            whole.steps.len()
         );
-        Ok(root)
+        self.restore_well(root, &dir)
     }
-    /// After the commit point a lost engine lets the tree run; ends it then.
-    fn whole_or_gone(&mut self, root: Pid) -> Result<()> {
-        std::thread::sleep(Duration::from_millis(20));
-        self.reap();
-        for p in pids().into_iter().filter(|p| *p != 1) {
-            let _ = kill(Pid::from_raw(p), Signal::SIGKILL);
+    /// Ends the restored tree and removes its pidfile.
+    fn end_all(&mut self) -> Result<()> {
+        let deadline = Instant::now() + SETTLING;
+        loop {
+            self.reap();
+            let others: Vec<_> = pids().into_iter().filter(|p| *p != 1).collect();
+            if others.is_empty() || Instant::now() > deadline {
+                break;
+            }
+            for p in others {
+                let _ = kill(Pid::from_raw(p), Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_micros(300));
         }
-        let _ = root;
+        if self.spec.dir.join("pid").exists() {
+            fs::remove_file(self.spec.dir.join("pid"))?;
+        }
         Ok(())
     }
     pub(crate) fn kill_restore_random(
@@ -367,6 +415,7 @@ impl Stage {
         rounds: u32,
         report: &mut Report,
     ) -> Result<Pid> {
+        let tasks = Snapshot::take(root.as_raw()).tasks();
         let dir = self.dump_away(root)?;
         let files = listing(&self.work(""));
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
@@ -375,10 +424,10 @@ impl Stage {
         let begun = Instant::now();
         self.restore_well(root, &dir)?;
         let length = begun.elapsed();
-        self.whole_or_gone(root)?;
+        self.end_all()?;
         self.nothing_left(&files, &mounts)
             .context("after the first restore")?;
-        let mut killed = 0;
+        let (mut killed, mut naming, mut behind) = (0, 0, 0);
         for n in 0..rounds {
             let wait = Duration::from_micros(dice.roll(length.as_micros() as u64));
             let begun = Instant::now();
@@ -390,15 +439,37 @@ impl Stage {
             let end = child.wait()?;
             let place = || format!("round {n} of seed {seed}: engine killed after {wait:?}");
             if end.success() {
-                self.whole_or_gone(root)?;
-                fs::remove_file(self.spec.dir.join("pid")).with_context(place)?;
+                fs::metadata(self.spec.dir.join("pid")).with_context(place)?;
             } else {
                 killed += 1;
+                let named = listing(&self.work("")).into_keys();
+                for new in named.rev().filter(|f| !files.contains_key(f)) {
+                    fs::remove_file(&new)?;
+                    naming += 1;
+                }
+            }
+            // killed behind the commit: the tree was let go, all of it
+            let deadline = Instant::now() + SETTLING;
+            let now = loop {
+                std::thread::sleep(Duration::from_millis(1));
+                self.reap();
+                let now = pids().len() - 1;
+                if now == 0 || now == tasks {
+                    break now;
+                }
+                if Instant::now() > deadline {
+                    bail!("{}: {now} of {tasks} tasks are left", place());
+                }
+            };
+            if now == tasks {
+                behind += 1;
+                self.end_all()?;
             }
             self.nothing_left(&files, &mounts).with_context(place)?;
         }
         report.notes = format!(
-            "{}: restore killed at random times: {rounds} rounds within {length:?}, {killed} killed in time",
+            "{}: restore of {tasks} tasks killed at random times: {rounds} rounds within {length:?}, {killed} killed in time, \
+             {naming} while a deleted file had a name, {behind} trees were let go",
             self.name()
         );
         self.restore_well(root, &dir)
@@ -415,6 +486,23 @@ impl Stage {
             .to_string_lossy()
             .into_owned()
     }
+}
+
+fn count(steps: &[Step], what: fn(&Step) -> bool) -> usize {
+    steps.iter().filter(|s| what(s)).count()
+}
+
+/// PTRACE_SETOPTIONS: a restore uses it for nothing but letting go.
+fn is_commit(s: &Step) -> bool {
+    s.nr == libc::SYS_ptrace && s.a as u32 == libc::PTRACE_SETOPTIONS
+}
+
+fn is_link(s: &Step) -> bool {
+    matches!(s.nr, libc::SYS_link | libc::SYS_linkat)
+}
+
+fn is_unlink(s: &Step) -> bool {
+    matches!(s.nr, libc::SYS_unlink | libc::SYS_unlinkat)
 }
 
 /// The steps before one, for a person.

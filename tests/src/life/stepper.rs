@@ -150,7 +150,10 @@ pub fn run(command: &mut Command, kill_at: Option<usize>) -> Result<Run> {
                             a: r.rdi,
                             b: r.rsi,
                         };
-                        if name(step).is_some() {
+                        // looking again whether something stopped is one wait, however often it takes
+                        let again = step.nr == libc::SYS_wait4
+                            && steps.last().is_some_and(|s: &Step| s.nr == libc::SYS_wait4);
+                        if name(step).is_some() && !again {
                             steps.push(step);
                             if kill_at == Some(steps.len() - 1) {
                                 kill(engine, Signal::SIGKILL)?;
