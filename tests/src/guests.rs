@@ -26,6 +26,7 @@ macro_rules! with_guests {
             zombies: [] [];
             subreaper: [] [];
             session_gone: [] [];
+            kinship: [] [];
             random: [] ["p0,0 p1,1 w0,100 w1,3999 F0,0 s0,777 e3,0 f9,0 m0,4 m1,5 m2,3 m3,7 M0,2 M1,1 b0,1 q0,5 q0,6 h1,2 i0,7 T2,0 t0,0 t1,0 t2,0 (1 M0,3 M2,1 M3,2 w0,55 s0,4000 d1,0 u0,0 g0,1 E0,4 (16 l0,3 n0,1 k0,63 ) (8 (0 N0,5 ) (4 ) ) ) (4 (2 R1,0 ) ) (2 U0,1 h2,3 a0,1 C2,1 c5,0 D0,0 o0,0 )"];
             threads: [] [];
             registers: [] [];
@@ -125,6 +126,8 @@ macro_rules! with_works {
     ($with:ident) => {
         $with! {
             orphans: dump_restore, leave_running, generations;
+            kinship: dump_restore, leave_running, generations;
+            forker: dump_restore, leave_running, generations;
             session_gone: dump_restore, leave_running, generations;
             subreaper: dump_restore, leave_running, generations;
             tree: dump_restore, leave_running, generations;

@@ -1,6 +1,7 @@
 //! The story of a dump: look from outside, write down, seal, let go. Long because the story and what it looks at in a task
 //! stand together.
 mod facts;
+mod family;
 mod files;
 mod memory;
 pub mod mm;
@@ -35,6 +36,17 @@ use tracing::{debug, info, warn};
 ///
 /// On any error the tree runs on as it was and the folder holds no inventory.
 pub fn dump(o: &Options) -> Result<DumpReport> {
+    // a tracer of its own: whatever happens, the end of this thread lets go of every task, also of one that was asked
+    // to stop and never did (kernel/ptrace.c, exit_ptrace)
+    let log = tracing::dispatcher::get_default(Clone::clone);
+    let told = std::thread::scope(|s| {
+        s.spawn(|| tracing::dispatcher::with_default(&log, || dump_here(o)))
+            .join()
+    });
+    told.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn dump_here(o: &Options) -> Result<DumpReport> {
     let dir = prepare(o).map_err(|e| e.at(Phase::Prepare))?;
     let begun = Instant::now();
     let mut report = DumpReport::default();
@@ -123,6 +135,7 @@ fn write(
         pids.insert(t.pid, *st.ns_tgid.last().unwrap_or(&t.pid.0) as u32);
         status.push(st);
     }
+    family::check(o, held, &status).map_err(tree)?;
     let mut d = Dumping::new(o, dir, &pids);
     let written = std::thread::scope(|scope| {
         let facts = facts::gather_all(scope, held);
@@ -300,13 +313,18 @@ impl<'a> Dumping<'a> {
     }
     fn zombie(&mut self, t: &Task, st: &Status, code: i32) -> Result<()> {
         let pid = self.entry(t, st, vec![self.cx.pids[&t.pid]]);
+        let stat = t.proc.stat()?;
         let core = pb::CoreEntry {
             mtype: pb::core_entry::March::X8664 as i32,
             tc: Some(pb::TaskCoreEntry {
                 task_state: process::DEAD,
                 exit_code: code as u32,
                 comm: st.name.clone(),
-                flags: t.proc.stat()?.flags,
+                flags: stat.flags,
+                stasis: (stat.exit_signal != libc::SIGCHLD).then(|| pb::StasisTaskEntry {
+                    exit_signal: Some(stat.exit_signal as u32),
+                    ..Default::default()
+                }),
                 ..Default::default()
             }),
             ..Default::default()

@@ -5,13 +5,14 @@
 use super::task::{Task, Thread};
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
-use stasis_kernel::ids::HostPid;
-use stasis_kernel::procfs::ProcDir;
+use stasis_kernel::ids::{HostPid, RemotePtr};
+use stasis_kernel::procfs::{InSyscall, ProcDir, TaskState};
 use stasis_kernel::ptrace::{Event, TRACESYSGOOD, Tracee};
+use stasis_kernel::vm;
 use std::time::{Duration, Instant};
 
-/// Stops the tree under `root`, parents before children. On error everything seized so far is let go by the drop of
-/// its tracees at the end of the engine, and explicitly by the caller with [`let_go`].
+/// Stops the tree under `root`, parents before children. On error everything seized so far is let go by the end of the
+/// calling thread, and what is in `held` by the caller with [`let_go`].
 pub fn tree(root: HostPid, options: usize, deadline: Instant, held: &mut Vec<Task>) -> Result<()> {
     let at = process(root, None, options, deadline)?;
     held.push(at.ok_or_else(|| no_such(root))?);
@@ -143,7 +144,7 @@ fn process(
             return Ok(Some(task));
         }
         for (tid, t) in new {
-            match stop(&t, deadline, pid)? {
+            match stop(&t, deadline, &task)? {
                 Some(Event::GroupStop(sig)) => {
                     task.stopped_by.get_or_insert(sig);
                     task.threads.push(Thread::new(tid, t));
@@ -156,13 +157,61 @@ fn process(
 }
 
 fn late(pid: HostPid) -> Error {
-    Error::new("E4005", Blame::Container, format!("task {} did not stop in time", pid.0))
-        .why("it is in an uninterruptible wait: a vfork() child that has not called execve yet, or a device")
-        .advice("try again, or raise --timeout")
+    Error::new(
+        "E4005",
+        Blame::Container,
+        format!("task {} did not stop in time", pid.0),
+    )
+    .why("it is in an uninterruptible wait of the kernel: for a device, or a file system")
+    .advice("try again, or raise --timeout")
+}
+
+/// How long a child of vfork() may take to its execve. What is longer is no spawning of a program.
+const VFORK_GRACE: Duration = Duration::from_millis(500);
+
+/// Whether a thread waits in vfork(): asleep so that only death wakes it, until its child calls execve or ends.
+///
+/// KERNEL: wait_for_vfork_done() (kernel/fork.c) sleeps killable: no signal and no ptrace stop gets through, and nobody
+/// can read its registers. So it cannot be dumped, only waited for.
+fn in_vfork(task: &Task, tid: HostPid) -> bool {
+    let look = || {
+        let proc = task.proc.task(tid).ok()?;
+        if proc.stat().ok()?.state != TaskState::DiskSleep {
+            return None;
+        }
+        let InSyscall::Inside { nr, args, .. } = proc.syscall().ok()? else {
+            return None;
+        };
+        let flags = match nr {
+            libc::SYS_vfork => return Some(true),
+            libc::SYS_clone => args[0],
+            libc::SYS_clone3 => {
+                let mut b = [0; 8];
+                vm::read(task.pid, RemotePtr(args[0]), &mut b).ok()?;
+                u64::from_le_bytes(b)
+            }
+            _ => return None,
+        };
+        Some(flags & libc::CLONE_VFORK as u64 != 0)
+    };
+    look() == Some(true)
+}
+
+fn vfork(task: &Task, tid: HostPid) -> Error {
+    let children = task.proc.children().unwrap_or_default();
+    let children: Vec<String> = children.iter().map(|c| c.0.to_string()).collect();
+    Error::new("E4005", Blame::Container, format!("thread {} of task {} cannot be stopped", tid.0, task.pid.0))
+        .why(format!(
+            "it waits in vfork() for its child (one of {}), which for {} ms has neither called execve nor ended",
+            children.join(", "),
+            VFORK_GRACE.as_millis()
+        ))
+        .advice("try again when the child has started its program; a child that never does makes the tree one that cannot be dumped")
 }
 
 /// Waits for the stop without ever hanging: a task in an uninterruptible sleep does not answer.
-fn stop(t: &Tracee, deadline: Instant, pid: HostPid) -> Result<Option<Event>> {
+fn stop(t: &Tracee, deadline: Instant, task: &Task) -> Result<Option<Event>> {
+    let begun = Instant::now();
     let mut spins = 0u32;
     loop {
         match t.wait(false) {
@@ -173,8 +222,12 @@ fn stop(t: &Tracee, deadline: Instant, pid: HostPid) -> Result<Option<Event>> {
             Ok(Event::Nothing) => {
                 spins += 1;
                 if spins > 50 {
-                    if Instant::now() > deadline {
-                        return Err(late(pid));
+                    let now = Instant::now();
+                    if now > deadline.min(begun + VFORK_GRACE) && in_vfork(task, HostPid(t.tid)) {
+                        return Err(vfork(task, HostPid(t.tid)));
+                    }
+                    if now > deadline {
+                        return Err(late(task.pid));
                     }
                     std::thread::sleep(Duration::from_micros(if spins > 500 { 1000 } else { 20 }));
                 } else {
