@@ -1,5 +1,6 @@
 //! The story of stasis: [`dump`] and [`restore`] of process trees, and the plan between image and act.
 pub mod check;
+mod clocks;
 pub mod dump;
 pub mod error;
 pub mod kinds;

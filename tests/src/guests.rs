@@ -52,6 +52,7 @@ macro_rules! with_guests {
             vfork: [] [];
             forker: [] [];
             restart: [] [];
+            timens: [] [];
             // memory
             map_anon: [] [];
             map_anon_shared: [] [];
@@ -125,6 +126,7 @@ macro_rules! with_guests {
 macro_rules! with_works {
     ($with:ident) => {
         $with! {
+            timens: dump_restore, leave_running, generations;
             orphans: dump_restore, leave_running, generations;
             kinship: dump_restore, leave_running, generations;
             forker: dump_restore, leave_running, generations;

@@ -20,7 +20,6 @@ use crate::phase::Phase;
 use crate::report::DumpReport;
 use facts::Facts;
 use files::OpenFiles;
-use nix::time::ClockId;
 use process::{Asked, GadgetCache};
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::HostPid;
@@ -225,6 +224,8 @@ pub struct Dumping<'a> {
     /// Address spaces whose pages are still to be written.
     memory: Vec<(HostPid, String, Vec<mm::Run>)>,
     own_ns: Vec<(&'static str, u64)>,
+    /// The tree's time namespace, which may be another than the engine's.
+    time_ns: Option<u64>,
     mapped: BTreeMap<MappedKey, (u32, bool)>,
     seccomp: Vec<pb::SeccompFilter>,
 }
@@ -241,6 +242,7 @@ impl<'a> Dumping<'a> {
             seccomp: Vec::new(),
             memory: Vec::new(),
             own_ns: Vec::new(),
+            time_ns: None,
             mapped: BTreeMap::new(),
         }
     }
@@ -407,21 +409,36 @@ impl<'a> Dumping<'a> {
             files_id: id(1, Kcmp::Files)?,
             fs_id: id(2, Kcmp::Fs)?,
             sighand_id: id(3, Kcmp::Sighand)?,
+            time_ns_id: Some(self.time_ns_id()),
             ..root_ids()
         })
+    }
+    /// The image's number of the tree's time namespace: the engine's, or one of its own.
+    fn time_ns_id(&self) -> u32 {
+        let engines = self.own_ns.iter().find(|(n, _)| *n == "time");
+        match (engines, self.time_ns) {
+            (Some((_, engines)), Some(tree)) if *engines != tree => 9,
+            _ => root_ids().time_ns_id(),
+        }
     }
     fn same_namespaces(&mut self, theirs: &[(&'static str, u64)]) -> Result<()> {
         if self.own_ns.is_empty() {
             self.own_ns = ProcDir::open(HostPid::own())?.ns_links()?;
         }
         for (name, ino) in theirs {
-            if let Some((_, own)) = self.own_ns.iter().find(|(n, _)| n == name)
-                && own != ino
+            // a tree that CRIU restored has a time namespace of its own, in which all of it lives; the root is looked at first
+            let time = name
+                .starts_with("time")
+                .then(|| *self.time_ns.get_or_insert(*ino));
+            let of = self.own_ns.iter().find(|(n, _)| n == name);
+            if let Some(must) = time.or(of.map(|o| o.1))
+                && must != *ino
             {
+                let whose = if time.is_some() { "root" } else { "engine" };
                 return Err(Error::new(
                     "E4011",
                     Blame::Container,
-                    format!("its {name} namespace is another than the engine's"),
+                    format!("its {name} namespace is another than the {whose}'s"),
                 )
                 .why("containers with namespaces of their own are not supported by this version")
                 .advice(format!(
@@ -468,7 +485,10 @@ impl<'a> Dumping<'a> {
             },
         )?;
         self.dir.write_all(&Kind::Files.file(), &self.cx.entries)?;
-        self.dir.write_one(&Kind::Timens.file_of(0u32), &clocks())?;
+        let (of, root) = (self.time_ns_id(), held[0].pid);
+        let clocks = crate::clocks::seen_by(root)?;
+        let id = if of == root_ids().time_ns_id() { 0 } else { of };
+        self.dir.write_one(&Kind::Timens.file_of(id), &clocks)?;
         self.cx.finish_writers()?;
         report.tasks = held.len() as u32;
         report.threads = held.iter().map(|t| t.threads.len() as u32).sum();
@@ -492,24 +512,6 @@ impl<'a> Dumping<'a> {
             network_lock_method: Some(3),
             ..Default::default()
         })
-    }
-}
-
-/// The clocks that do not run on across a restart of the machine, now. The format keeps them under number 0 for a tree without
-/// a time namespace of its own; a restore that makes one can go on with them.
-fn clocks() -> pb::TimensEntry {
-    let now = |clock: ClockId| {
-        let t = clock
-            .now()
-            .expect("a clock all kernels have had since 2.6.39");
-        pb::Timespec {
-            tv_sec: t.tv_sec() as u64,
-            tv_nsec: t.tv_nsec() as u64,
-        }
-    };
-    pb::TimensEntry {
-        monotonic: now(ClockId::CLOCK_MONOTONIC),
-        boottime: now(ClockId::CLOCK_BOOTTIME),
     }
 }
 

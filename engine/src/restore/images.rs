@@ -38,6 +38,8 @@ pub struct Images {
     pub tables: BTreeMap<u32, Vec<pb::FdinfoEntry>>,
     /// Seccomp filters.
     pub seccomp: Vec<pb::SeccompFilter>,
+    /// The clocks of the tree's time namespace, if it has one of its own.
+    pub clocks: Option<pb::TimensEntry>,
 }
 
 fn bad(what: impl Into<String>, why: &str) -> Error {
@@ -196,12 +198,37 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
     } else {
         Vec::new()
     };
+    let clocks = clocks(dir, &tasks, root_ids.as_ref())?;
     Ok(Images {
         tasks,
         files,
         tables,
         seccomp,
+        clocks,
     })
+}
+
+fn clocks(
+    dir: &ImageDir,
+    tasks: &[TaskImages],
+    engine: Option<&pb::TaskKobjIdsEntry>,
+) -> Result<Option<pb::TimensEntry>> {
+    let of = |t: &TaskImages| t.ids.time_ns_id;
+    let mut live = tasks.iter().filter(|t| !t.is_zombie());
+    if let Some(t) = live.find(|t| of(t) != of(&tasks[0])) {
+        return Err(unsupported(
+            format!("task {} of pstree.img", t.entry.pid),
+            "it has a time namespace of its own",
+        ));
+    }
+    match (of(&tasks[0]), engine.and_then(|e| e.time_ns_id)) {
+        (Some(tree), Some(engine)) if tree != engine => {
+            let e = dir.read_one(&Kind::Timens.file_of(tree))?;
+            crate::clocks::check(&e)?;
+            Ok(Some(e))
+        }
+        _ => Ok(None),
+    }
 }
 
 fn namespaces(ids: &pb::TaskKobjIdsEntry, root: Option<&pb::TaskKobjIdsEntry>) -> Result<()> {
@@ -214,7 +241,6 @@ fn namespaces(ids: &pb::TaskKobjIdsEntry, root: Option<&pb::TaskKobjIdsEntry>) -
         ("mnt", ids.mnt_ns_id, root.mnt_ns_id),
         ("user", ids.user_ns_id, root.user_ns_id),
         ("cgroup", ids.cgroup_ns_id, root.cgroup_ns_id),
-        ("time", ids.time_ns_id, root.time_ns_id),
     ] {
         if a.is_some() && b.is_some() && a != b {
             return Err(unsupported(

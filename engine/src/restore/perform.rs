@@ -892,6 +892,10 @@ pub fn perform(
 ) -> Result<i32> {
     let mut p = Performance::begin(o, dir, images, plan).map_err(|e| e.at(Phase::Open))?;
     p.tidy_stub()?;
+    if let Some(then) = &plan.clocks {
+        let rows = crate::clocks::rows(then)?;
+        p.play(&[(0, &rows)], Phase::Birth)?;
+    }
     p.waves(report)?;
     p.place().map_err(|e| e.at(Phase::Place))?;
     p.open(&[Stage::Mapped]).map_err(|e| e.at(Phase::Place))?;

@@ -58,6 +58,8 @@ pub struct Plan {
     pub birth: Call,
     /// Births, sessions, groups.
     pub family: Family,
+    /// What the clocks of the tree's time namespace go on from, if it has one of its own.
+    pub clocks: Option<pb::TimensEntry>,
     /// Slots of the family's helpers.
     pub helper_slots: Vec<usize>,
     /// Start of the hole in which the reel goes.
@@ -93,6 +95,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         // the first stub's sibling: a child of the engine
         birth: clone3(libc::CLONE_PARENT as u64, 0, images.tasks[0].entry.pid, 1),
         family: family(images, o)?,
+        clocks: images.clocks,
         helper_slots: Vec::new(),
         hole,
         service_fd,
@@ -557,6 +560,14 @@ pub fn show(p: &Plan) -> String {
     }
     for (stage, c, why) in &p.host {
         let _ = writeln!(s, "engine {stage:?}: {c}    # {why}");
+    }
+    if let Some(c) = &p.clocks {
+        let (m, b) = (&c.monotonic, &c.boottime);
+        let _ = writeln!(
+            s,
+            "first stub: a time namespace, monotonic clock from {}.{:09} s, boot-time clock from {}.{:09} s",
+            m.tv_sec, m.tv_nsec, b.tv_sec, b.tv_nsec
+        );
     }
     let _ = writeln!(s, "first stub: {}", p.birth);
     let numbers = p.numbers(|| 0);
