@@ -66,7 +66,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "node",
         needs: &["node"],
-        args: &["@work.js", "*200"],
+        args: &["@work.js", "*400"],
         before: &[],
         env: &[("UV_USE_IO_URING", "0")],
         options: &[],
@@ -76,7 +76,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "java",
         needs: &["java", "javac"],
-        args: &["-Xmx128m", "-cp", ".", "Work", "*120"],
+        args: &["-Xmx128m", "-cp", ".", "Work", "*250"],
         before: &["javac", "-d", ".", "@Work.java"],
         env: &[],
         options: &["--file-locks"],

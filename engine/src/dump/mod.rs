@@ -7,7 +7,7 @@ mod memory;
 pub mod mm;
 mod preflight;
 mod process;
-mod seize;
+pub mod seize;
 mod task;
 mod thread;
 

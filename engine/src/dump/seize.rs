@@ -240,17 +240,36 @@ fn stop(t: &Tracee, deadline: Instant, task: &Task) -> Result<Option<Event>> {
     }
 }
 
-/// Lets every thread go on as it was.
+/// Lets every thread go on as it was. Who was stopped is so again before anybody runs who could look at it.
 pub fn let_go(tasks: Vec<Task>) -> Result<()> {
     let mut first = Ok(());
-    for t in tasks {
-        for th in t.threads {
+    let (stopped, rest): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|t| t.stopped_by.is_some());
+    let settling: Vec<_> = stopped.iter().map(|t| t.pid).collect();
+    for (tasks, settling) in [(stopped, settling), (rest, Vec::new())] {
+        for th in tasks.into_iter().flat_map(|t| t.threads) {
             if let Err(e) = th.tracee.detach(0)
                 && first.is_ok()
             {
                 first = Err(e.into());
             }
         }
+        settling.into_iter().for_each(settled);
     }
     first
+}
+
+/// Waits until a detached task with a stop pending has stopped. Not for ever: a SIGCONT may have come from outside.
+///
+/// KERNEL: a tracee leaves its ptrace stop running, and stops on its way to user mode (`__ptrace_unlink()`).
+pub fn settled(pid: HostPid) {
+    let deadline = Instant::now() + Duration::from_millis(200);
+    let stopped = || {
+        ProcDir::open(pid)
+            .ok()
+            .and_then(|d| d.stat().ok())
+            .is_none_or(|s| s.state == TaskState::Stopped || s.state.is_exited())
+    };
+    while !stopped() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(50));
+    }
 }

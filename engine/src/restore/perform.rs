@@ -9,6 +9,7 @@ use super::habits::Outside;
 use super::images::{Images, TaskImages};
 use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
 use super::{fill, memory};
+use crate::dump::seize;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{Act, Stage, Stagehand};
 use crate::options::{After, Options};
@@ -19,14 +20,14 @@ use stasis_kernel::call::{Arg, Call, FdRef, answer};
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::{HostPid, RemoteFd};
-use stasis_kernel::procfs::{MapName, ProcDir, TaskState};
+use stasis_kernel::procfs::{MapName, ProcDir};
 use stasis_kernel::ptrace::{EXITKILL, SUSPEND_SECCOMP, TRACESYSGOOD, Tracee};
 use stasis_kernel::reel::{PlayError, Played, Reel, STUB_SOCKET, spawn_stub};
 use stasis_kernel::sched;
 use stasis_proto::ImageDir;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tracing::{debug, info, warn};
 
 /// A restore under way. Dropping it before [`Performance::run`] has finished kills everything it made.
@@ -745,7 +746,7 @@ impl<'a> Performance<'a> {
         for (i, _, th) in self.going.iter().filter(|t| t.1 == 0) {
             if let Some(sig) = stop(*i) {
                 stasis_kernel::ptrace::kill(th.tid, sig)?;
-                stopped.push(th.tid);
+                stopped.push(HostPid(th.tid));
             }
         }
         // From here on a lost engine lets them run. Story of the one place that is not all or nothing:
@@ -767,7 +768,7 @@ impl<'a> Performance<'a> {
         for (_, _, th) in still {
             th.detach(0)?;
         }
-        stopped.into_iter().for_each(settled);
+        stopped.into_iter().for_each(seize::settled);
         for (_, _, th) in rest {
             th.detach(0)?;
         }
@@ -786,20 +787,6 @@ fn seize(pid: u32) -> Result<Tracee> {
         }
     });
     Ok(seized?)
-}
-
-/// Waits until a task that was sent a stop has stopped. Not for ever: a SIGCONT may have come from outside.
-fn settled(pid: i32) {
-    let deadline = Instant::now() + Duration::from_secs(1);
-    let stopped = || {
-        ProcDir::open(HostPid(pid))
-            .ok()
-            .and_then(|d| d.stat().ok())
-            .is_none_or(|s| s.state == TaskState::Stopped || s.state.is_exited())
-    };
-    while !stopped() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_micros(50));
-    }
 }
 
 /// The file with the root's pid: written before anything runs, without a name until the tree is let go, so that an engine
