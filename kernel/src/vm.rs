@@ -249,6 +249,53 @@ pub fn write(pid: HostPid, addr: RemotePtr, data: &[u8]) -> SysResult<()> {
     Ok(())
 }
 
+/// Writes `data` into many ranges, one behind the other; their lengths must add up to that of `data` (else EINVAL), and be
+/// at most 1024. As [`write`] otherwise.
+pub fn writev(pid: HostPid, ranges: &[RemoteRange], data: &[u8]) -> SysResult<()> {
+    let total: Option<usize> = ranges
+        .iter()
+        .try_fold(0usize, |sum, r| sum.checked_add(r.len));
+    if total != Some(data.len()) || ranges.len() > MAX_RANGES {
+        return Err(SysError::new(
+            "process_vm_writev",
+            Errno::EINVAL,
+            format!("pid {pid}: ranges and data differ in size"),
+        ));
+    }
+    let iov: Vec<libc::iovec> = ranges
+        .iter()
+        .map(|r| libc::iovec {
+            iov_base: r.addr.0 as *mut libc::c_void,
+            iov_len: r.len,
+        })
+        .collect();
+    let local = libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    };
+    // SAFETY: the kernel only reads `local`, which is `data`; remote addresses are not followed here.
+    let n = unsafe {
+        libc::process_vm_writev(
+            pid.0,
+            &local,
+            1,
+            iov.as_ptr(),
+            iov.len() as libc::c_ulong,
+            0,
+        )
+    };
+    if n == data.len() as isize {
+        return Ok(());
+    }
+    // a part was refused: range by range, so that the error names it
+    let mut at = 0;
+    for r in ranges {
+        write(pid, r.addr, &data[at..at + r.len])?;
+        at += r.len;
+    }
+    Ok(())
+}
+
 /// `/proc/PID/mem`, open for reading and writing: ignores page protections of private mappings, as a debugger does.
 ///
 /// The file stays bound to the address space it was opened on, also after the process has called execve.

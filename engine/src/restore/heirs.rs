@@ -55,6 +55,7 @@ fn kept<'a>(m: &Mapping, parents: &'a [Mapping]) -> Option<Kept<'a>> {
         && of.flags == m.flags
         && of.file == m.file
         && of.origin == m.origin
+        && of.huge == m.huge
         && m.origin != Origin::Ring
         && (m.file.is_none() || m.offset.wrapping_sub(of.offset) == m.start - of.start)
         && m.flags & HUGETLB == 0;
@@ -184,6 +185,7 @@ mod tests {
             file: None,
             private: true,
             origin: Origin::Map,
+            huge: None,
         }
     }
 

@@ -33,6 +33,8 @@ pub struct Mapping {
     pub private: bool,
     /// How it is made.
     pub origin: Origin,
+    /// MADV_HUGEPAGE or MADV_NOHUGEPAGE, if any.
+    pub huge: Option<bool>,
 }
 
 /// How a mapping is made.
@@ -156,6 +158,7 @@ fn segment(v: &VmaEntry, segments: &BTreeMap<u64, u64>, p: &mut Plan) -> Result<
         file: None,
         private: false,
         origin: Origin::Segment(v.shmid as u32),
+        huge: None,
     });
     Ok(())
 }
@@ -307,6 +310,7 @@ pub fn plan(
                 file: None,
                 private: false,
                 origin: Origin::Ring,
+                huge: None,
             });
             continue;
         }
@@ -356,6 +360,7 @@ pub fn plan(
         if let Some(f) = file {
             need(&mut p.files, f);
         }
+        let advised = |advice: i32| v.madv.unwrap_or(0) & 1 << advice != 0;
         p.maps.push(Mapping {
             start: v.start,
             len,
@@ -365,8 +370,11 @@ pub fn plan(
             file,
             private,
             origin: Origin::Map,
+            huge: advised(libc::MADV_HUGEPAGE)
+                .then_some(true)
+                .or(advised(libc::MADV_NOHUGEPAGE).then_some(false)),
         });
-        for bit in 0..64 {
+        for bit in (0..64).filter(|b| *b != libc::MADV_HUGEPAGE as u64) {
             if v.madv.unwrap_or(0) & 1 << bit != 0 {
                 p.late.push(Call::new(
                     libc::SYS_madvise,
@@ -499,6 +507,28 @@ impl Plan {
         self.estate = Some(estate);
         self.kept = kept;
     }
+    /// Fresh mappings that are filled by userfaultfd: large ones of small pages. `huge`: the kernel makes huge pages unless
+    /// told not to.
+    pub fn by_uffd(&self, huge: bool) -> Vec<(u64, u64)> {
+        const LARGE: u64 = 1 << 20;
+        let kept = self.kept.iter().chain(std::iter::repeat(&false));
+        let maps = self.maps.iter().zip(kept).filter(|(m, kept)| {
+            let first = self.pages.partition_point(|p| p.0 < m.start);
+            let filled = self.pages[first..].iter().take_while(|p| p.0 < m.end());
+            let small = match m.huge {
+                Some(h) => !h,
+                None => !huge,
+            };
+            !**kept
+                && m.private
+                && m.file.is_none()
+                && m.origin == Origin::Map
+                && m.flags & (libc::MAP_HUGETLB | 0x08) as u64 == 0
+                && small
+                && filled.map(|p| p.1).sum::<u64>() >= LARGE
+        });
+        maps.map(|(m, _)| (m.start, m.len)).collect()
+    }
     /// The rows by which an heir gives up what only its parent has.
     pub fn settling(&self) -> Vec<Call> {
         let Some(e) = &self.estate else {
@@ -534,6 +564,14 @@ impl Plan {
         {
             if !kept {
                 rows.extend(m.call(m.file.as_ref().and_then(number)));
+                // before contents come: they come in huge pages
+                if m.huge == Some(true) {
+                    let advice = Arg::Named(14, "MADV_HUGEPAGE".into());
+                    rows.push(Call::new(
+                        libc::SYS_madvise,
+                        vec![Arg::Hex(m.start), Arg::Hex(m.len), advice],
+                    ));
+                }
             }
         }
         let (words, auxv) = &self.mm;

@@ -20,6 +20,7 @@ use stasis_kernel::call::{Arg, Call, FdRef, answer};
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::{HostPid, RemoteFd};
+use stasis_kernel::names;
 use stasis_kernel::procfs::{MapName, ProcDir};
 use stasis_kernel::ptrace::{EXITKILL, SUSPEND_SECCOMP, TRACESYSGOOD, Tracee};
 use stasis_kernel::reel::{PlayError, Played, Reel, STUB_SOCKET, spawn_stub};
@@ -57,6 +58,8 @@ pub struct Performance<'a> {
     /// Where the vDSO and its data are parked.
     parked: Vec<memory::Special>,
     committed: bool,
+    /// Whether the kernel makes huge pages where nobody asked for them.
+    huge: bool,
 }
 
 impl Drop for Performance<'_> {
@@ -115,6 +118,8 @@ impl<'a> Performance<'a> {
             going: Vec::new(),
             parked: Vec::new(),
             committed: false,
+            huge: std::fs::read("/sys/kernel/mm/transparent_hugepage/enabled")
+                .is_ok_and(|t| t.starts_with(b"[always]")),
         };
         p.open(&[Stage::First, Stage::Second])?;
         // one with a number that the tree needs is in its way; it goes when a better one is found
@@ -497,15 +502,36 @@ impl<'a> Performance<'a> {
                 ring.write(HostPid(t.pid as i32))?;
             }
         }
-        for t in self.plan.tasks.iter().filter(now) {
+        for t in plan.tasks.iter().filter(now) {
             let Some(m) = &t.memory else { continue };
             let base = m.base.and_then(|b| self.plan.tasks[b].memory.as_ref());
             let base = base.map(|b| b.pages_id);
-            report.pages_restored += fill::pages(self.dir, HostPid(t.pid as i32), m, base)
+            let missing = self.missing(t, m)?;
+            let pid = HostPid(t.pid as i32);
+            report.pages_restored += fill::pages(self.dir, pid, m, base, missing.as_ref())
                 .map_err(|e| e.on(format!("memory of task {}", t.pid)).at(Phase::Fill))?;
             crate::kill_point();
         }
         Ok(())
+    }
+    /// A userfaultfd of the task for what is filled faster that way; nothing where there is none or the kernel refuses.
+    fn missing(&mut self, t: &TaskPlan, m: &memory::Plan) -> Result<Option<fill::Missing>> {
+        let ranges = m.by_uffd(self.huge);
+        if ranges.is_empty() {
+            return Ok(None);
+        }
+        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+        let flags = Arg::Named(flags, names::open_flags(flags));
+        let open = [Call::new(libc::SYS_userfaultfd, vec![flags]).any()];
+        let made = self.play(&[(t.slot, &open)], Phase::Fill)?;
+        let Some(fd) = made.first().map(|p| p.rets[0]).filter(|r| *r < 1 << 30) else {
+            return Ok(None);
+        };
+        let pidfd = fds::pidfd_open(HostPid(t.pid as i32), 0)?;
+        let got = fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(fd as i32))?;
+        let close = [Call::new(libc::SYS_close, vec![Arg::Int(fd)])];
+        self.play(&[(t.slot, &close)], Phase::Fill)?;
+        Ok(fill::Missing::register(got, &ranges))
     }
     /// Where the pieces of the vDSO are when a task is born: parked, or where the task whose memory it inherits has them.
     fn vdso_at(&self, base: Option<usize>) -> Vec<memory::Special> {
