@@ -392,30 +392,37 @@ impl Reel {
         }
         Ok(all)
     }
-    /// Plays a tape that ends its task: it is waited for with `gone`, asked every millisecond, for at most ten seconds.
+    /// Plays tapes that end their tasks, all at once: `gone` is asked by index, five times a millisecond, for at most ten
+    /// seconds.
     pub fn play_last(
         &mut self,
-        slot: usize,
-        tape: &[Call],
-        gone: &mut dyn FnMut() -> bool,
+        tapes: &[(usize, &[Call])],
+        gone: &mut dyn FnMut(usize) -> bool,
     ) -> Result<(), PlayError> {
         let mut at = 2 * PAGE + self.slots * SLOT_LEN;
-        self.load(slot, tape, &mut at)?;
-        self.word(PAGE).store(1, Ordering::SeqCst);
-        let w = self.slot_at(slot);
-        self.word(w).store(GO, Ordering::SeqCst);
-        futex(self.word(w), libc::FUTEX_WAKE, 1, None);
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(10) {
-            if gone() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_micros(200));
+        for (slot, tape) in tapes {
+            self.load(*slot, tape, &mut at)?;
         }
-        Err(PlayError::Lost {
-            slot,
-            why: "it did not end".into(),
-        })
+        // none of them comes to the end of its tape
+        self.word(PAGE).store(tapes.len() as u32, Ordering::SeqCst);
+        for (slot, _) in tapes {
+            let w = self.slot_at(*slot);
+            self.word(w).store(GO, Ordering::SeqCst);
+            futex(self.word(w), libc::FUTEX_WAKE, 1, None);
+        }
+        let begun = Instant::now();
+        for (i, (slot, _)) in tapes.iter().enumerate() {
+            while !gone(i) {
+                if begun.elapsed() > Duration::from_secs(10) {
+                    return Err(PlayError::Lost {
+                        slot: *slot,
+                        why: "it did not end".into(),
+                    });
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        Ok(())
     }
     /// How many rows from the first unaccepted answer to the end.
     fn rows_not_accepted(&self, tape: &[Call], rets: &[u64]) -> usize {

@@ -677,23 +677,23 @@ impl<'a> Performance<'a> {
     }
     /// Lets zombies end: their tapes do not come back.
     fn bury(&mut self, zombies: &[(usize, &[Call])]) -> Result<()> {
-        for (slot, tape) in zombies {
-            let pid = self
-                .plan
-                .tasks
-                .iter()
-                .find(|t| t.slot == *slot)
-                .map_or(0, |t| t.pid as i32);
-            let gone = || {
-                ProcDir::open(HostPid(pid))
-                    .map(|d| d.stat().map_or(true, |s| s.state.is_exited()))
-                    .unwrap_or(true)
+        let pid = |slot: usize| {
+            let owner = self.plan.tasks.iter().find(|t| t.slot == slot);
+            owner.map_or(0, |t| t.pid as i32)
+        };
+        let pids: Vec<i32> = zombies.iter().map(|z| pid(z.0)).collect();
+        let mut gone = |i: usize| {
+            ProcDir::open(HostPid(pids[i]))
+                .map(|d| d.stat().map_or(true, |s| s.state.is_exited()))
+                .unwrap_or(true)
+        };
+        self.reel.play_last(zombies, &mut gone).map_err(|e| {
+            let slot = match &e {
+                PlayError::Row { slot, .. } | PlayError::Lost { slot, .. } => *slot,
+                PlayError::Full(_) => 0,
             };
-            self.reel
-                .play_last(*slot, tape, &mut || gone())
-                .map_err(|e| played(&e, &format!("task {pid}")).at(Phase::Habits))?;
-        }
-        Ok(())
+            played(&e, &self.owner(slot)).at(Phase::Habits)
+        })
     }
     /// Timers, credentials, seccomp.
     fn privileges(&mut self) -> Result<()> {
