@@ -27,6 +27,8 @@ pub mod procfs;
 pub mod ptrace;
 /// Restore tapes: the shared memory that all tasks play from.
 pub mod reel;
+/// What a seccomp filter would say to a call.
+pub mod seccomp;
 /// userfaultfd: what change tracking and the probes need.
 pub mod uffd;
 

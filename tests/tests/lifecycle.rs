@@ -67,6 +67,7 @@ dumps! {
     posix_timers: 7, 20;
     itimers: 7, 20;
     seccomp_filter: 11, 20;
+    seccomp_strict: 7, 0;
     epoll: 7, 20;
     ghost: 13, 20;
     rseq: 11, 20;

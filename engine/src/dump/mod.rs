@@ -286,7 +286,7 @@ impl<'a> Dumping<'a> {
             .at(Phase::Tree));
         }
         let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
-        if st.seccomp != 0 {
+        if f.threads.iter().any(|(st, _)| st.seccomp != 0) {
             for th in &t.threads {
                 th.tracee.set_options(
                     stasis_kernel::ptrace::TRACESYSGOOD | stasis_kernel::ptrace::SUSPEND_SECCOMP,

@@ -240,6 +240,7 @@ fn ask_with(task: &Task, f: &Facts, maps: &[MapsLine], gadgets: Gadgets) -> Resu
             gadgets,
             end_signal: end.filter(|s| pending & (1 << (s - 1)) == 0),
             end_is_silent: end.is_some_and(|s| quiet(&&s)),
+            guarded: guarded(th, f.threads[i].0.seccomp, &whole, gadgets, dead)?,
         };
         let mut e = Excursion::begin(&th.tracee, pid.0, away, dead)?;
         crate::kill_point();
@@ -280,6 +281,32 @@ fn ask_with(task: &Task, f: &Facts, maps: &[MapsLine], gadgets: Gadgets) -> Resu
         },
         threads,
     })
+}
+
+/// Would the thread's own seccomp rules harm it for a call of the tape, or for the way home?
+fn guarded(
+    th: &super::task::Thread,
+    mode: u32,
+    tape: &[Call],
+    gadgets: Gadgets,
+    dead: DeadStack,
+) -> Result<bool> {
+    match mode {
+        0 => Ok(false),
+        2 => {
+            let mut filters = Vec::new();
+            while let Some((filter, _)) = th.tracee.seccomp_filter(filters.len())? {
+                filters.push(filter);
+            }
+            let also = [libc::SYS_rt_sigreturn, libc::SYS_getpid].map(|n| Call::new(n, vec![]));
+            // KERNEL: seccomp_data has the address behind the `syscall` instruction
+            let harmless = |c: &Call| {
+                stasis_kernel::seccomp::is_harmless(&filters, c, gadgets.call_ret + 2, dead.start)
+            };
+            Ok(!tape.iter().chain(&also).all(harmless))
+        }
+        _ => Ok(true),
+    }
 }
 
 /// Unused executable bytes: the zero padding behind the vDSO image.

@@ -120,7 +120,7 @@ impl Stage {
         let before = Snapshot::take(root.as_raw());
         let dir = self.fresh_images()?;
         let args = self.dump_args(root, &dir);
-        let whole = stepper::run(&mut self.command(&args, true)?, None)?;
+        let whole = stepper::run(&mut self.command(&args, true)?, None, stepper::none)?;
         self.dead.extend(whole.others);
         if !matches!(whole.end, WaitStatus::Exited(_, 0)) {
             bail!("the dump itself failed: {:?}\n{}", whole.end, self.said());
@@ -128,6 +128,11 @@ impl Stage {
         self.unharmed(root, &before)
             .context("after a dump with --leave-running that was not killed")?;
         let mut tried: BTreeMap<String, u32> = BTreeMap::new();
+        let spare = if self.name() == "seccomp_strict" {
+            stepper::guarded
+        } else {
+            stepper::none
+        };
         let mut points = 0;
         // for looking closer at one step: from this one, this often
         let only = |name| {
@@ -139,9 +144,10 @@ impl Stage {
         let most = only("STASIS_KILL_COUNT").unwrap_or(usize::MAX);
         while points < most {
             let dir = self.fresh_images()?;
-            let run = stepper::run(&mut self.command(&args, true)?, Some(at))?;
+            let run = stepper::run(&mut self.command(&args, true)?, Some(at), spare)?;
             self.dead.extend(run.others);
-            let Some(last) = run.steps.get(at) else {
+            let killed = matches!(run.end, WaitStatus::Signaled(_, Signal::SIGKILL, _));
+            let Some(last) = run.steps.last().filter(|_| killed) else {
                 if !matches!(run.end, WaitStatus::Exited(_, 0)) {
                     bail!(
                         "the dump of step {at} ended by itself: {:?}\n{}",
@@ -151,6 +157,7 @@ impl Stage {
                 }
                 break;
             };
+            at = run.steps.len() - 1;
             let place = || {
                 format!(
                     "engine killed before step {at}, {last} ({})",
@@ -320,7 +327,7 @@ impl Stage {
         let files = listing(&self.work(""));
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let args = self.restore_args(&dir);
-        let whole = stepper::run(&mut self.command(&args, true)?, None)?;
+        let whole = stepper::run(&mut self.command(&args, true)?, None, stepper::none)?;
         if !matches!(whole.end, WaitStatus::Exited(_, 0)) {
             bail!(
                 "the restore itself failed: {:?}\n{}",
@@ -333,7 +340,7 @@ impl Stage {
         let mut tried: BTreeMap<String, u32> = BTreeMap::new();
         let (mut points, mut at, mut naming, mut committing) = (0, 0, 0, 0);
         loop {
-            let run = stepper::run(&mut self.command(&args, true)?, Some(at))?;
+            let run = stepper::run(&mut self.command(&args, true)?, Some(at), stepper::none)?;
             self.dead.extend(run.others);
             let Some(last) = run.steps.get(at) else {
                 if !matches!(run.end, WaitStatus::Exited(_, 0)) {
