@@ -24,3 +24,11 @@ pub fn nofile() -> u64 {
         }
     }
 }
+
+/// Whether this kernel takes the number of a new POSIX timer from its creator (PR_TIMER_CREATE_RESTORE_IDS). KERNEL(>=6.13)
+pub fn timer_ids() -> bool {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+    const GET: u64 = 2;
+    // SAFETY: no memory is involved; asking changes nothing.
+    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
+}

@@ -71,8 +71,9 @@ fn signal(n: u64) -> Arg {
     Arg::Named(n, names::signal(n as i32).into_owned())
 }
 
-/// Plans habits of a task and its threads. `own_hands`: no earlier task shares its signal actions.
-pub fn plan(t: &TaskImages, own_hands: bool, p: &mut TaskPlan) -> Result<()> {
+/// Plans habits of a task and its threads. `own_hands`: no earlier task shares its signal actions; `by_id`: the
+/// kernel takes timers' numbers.
+pub fn plan(t: &TaskImages, own_hands: bool, by_id: bool, p: &mut TaskPlan) -> Result<()> {
     let mut rows = Vec::new();
     if own_hands {
         actions(&t.tc, &mut rows)?;
@@ -93,7 +94,7 @@ pub fn plan(t: &TaskImages, own_hands: bool, p: &mut TaskPlan) -> Result<()> {
     if let Some(s) = &t.tc.stasis {
         own(s, &mut rows, p);
     }
-    timers(t, &mut rows, &mut p.arm);
+    timers(t, &mut rows, &mut p.arm, by_id)?;
     queue(
         t.tc.signals_s.as_ref(),
         |info| {
@@ -208,8 +209,10 @@ fn own(s: &pb::StasisTaskEntry, rows: &mut Vec<Call>, p: &mut TaskPlan) {
     }
 }
 
-fn timers(t: &TaskImages, rows: &mut Vec<Call>, arm: &mut Vec<Call>) {
-    let Some(timers) = &t.tc.timers else { return };
+fn timers(t: &TaskImages, rows: &mut Vec<Call>, arm: &mut Vec<Call>, by_id: bool) -> Result<()> {
+    let Some(timers) = &t.tc.timers else {
+        return Ok(());
+    };
     for (which, i) in [(0, &timers.real), (1, &timers.virt), (2, &timers.prof)] {
         let w = [i.isec, i.iusec, i.vsec, i.vusec];
         if w[2] != 0 || w[3] != 0 {
@@ -220,11 +223,25 @@ fn timers(t: &TaskImages, rows: &mut Vec<Call>, arm: &mut Vec<Call>) {
         }
     }
     if timers.posix.is_empty() {
-        return;
+        return Ok(());
     }
-    // KERNEL(>=6.13): timer_create takes the wanted id; older kernels count up, see the loop of `older`
-    rows.push(prctl(77, "PR_TIMER_CREATE_RESTORE_IDS", &[1, 0, 0, 0]));
-    for x in &timers.posix {
+    // KERNEL(>=6.13): timer_create takes the wanted id; older kernels count up from 0 in every new process
+    if by_id {
+        rows.push(prctl(77, "PR_TIMER_CREATE_RESTORE_IDS", &[1, 0, 0, 0]));
+    }
+    let mut all: Vec<_> = timers.posix.iter().collect();
+    all.sort_by_key(|x| x.it_id);
+    let mut next = 0;
+    for x in all {
+        if !by_id {
+            if x.it_id.saturating_sub(next) > MOST_SKIPPED {
+                return Err(Error::new("E3104", Blame::Kernel, format!("POSIX timer {}", x.it_id))
+                    .why("this kernel gives timers the next free number, and that one is far away")
+                    .advice("restore on Linux 6.13 or newer"));
+            }
+            (next..x.it_id).for_each(|id| skip(id, rows));
+            next = x.it_id + 1;
+        }
         // struct sigevent: value, signo, notify, thread id; 64 bytes
         let mut ev = x.sival_ptr.to_le_bytes().to_vec();
         ev.extend_from_slice(&x.si_signo.to_le_bytes());
@@ -256,7 +273,27 @@ fn timers(t: &TaskImages, rows: &mut Vec<Call>, arm: &mut Vec<Call>) {
             ));
         }
     }
-    rows.push(prctl(77, "PR_TIMER_CREATE_RESTORE_IDS", &[0, 0, 0, 0]));
+    if by_id {
+        rows.push(prctl(77, "PR_TIMER_CREATE_RESTORE_IDS", &[0, 0, 0, 0]));
+    }
+    Ok(())
+}
+
+/// Timers made and deleted on the way to a wanted number, at most.
+const MOST_SKIPPED: u32 = 100_000;
+
+/// Uses up a timer number: SIGEV_NONE on CLOCK_MONOTONIC.
+fn skip(id: u32, rows: &mut Vec<Call>) {
+    const SIGEV_NONE: u32 = 1;
+    let mut ev = vec![0u8; 64];
+    ev[12..16].copy_from_slice(&SIGEV_NONE.to_le_bytes());
+    let clock = Arg::Named(libc::CLOCK_MONOTONIC as u64, "CLOCK_MONOTONIC".into());
+    let args = vec![clock, Arg::In(ev), Arg::InOut(vec![0; 4])];
+    rows.push(Call::new(libc::SYS_timer_create, args));
+    rows.push(Call::new(
+        libc::SYS_timer_delete,
+        vec![Arg::Int(u64::from(id))],
+    ));
 }
 
 fn number(info: &[u8]) -> u64 {

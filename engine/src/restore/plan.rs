@@ -89,6 +89,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         .chain(cx.lent.iter().map(|l| l.1))
         .collect();
     let service_fd = service_fd(&used)?;
+    let by_id = stasis_kernel::limits::timer_ids();
     let mut plan = Plan {
         host: Vec::new(),
         tasks: Vec::new(),
@@ -163,7 +164,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
             p.threads
                 .push((*tid, slot + k, thread_birth(*tid, slot + k)));
         }
-        habits::plan(t, own_hands, &mut p).map_err(on)?;
+        habits::plan(t, own_hands, by_id, &mut p).map_err(on)?;
         privileges::plan(t, &images.seccomp, &mut p).map_err(on)?;
         for (_, stage, call) in cx.task.iter().filter(|r| r.0 == t.entry.pid) {
             match stage {
