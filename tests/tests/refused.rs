@@ -75,6 +75,18 @@ fn refused(pid: Pid, options: &[&str]) -> (String, Duration) {
     (text, took)
 }
 
+/// What a preflight tells of a task.
+fn foretold(pid: Pid, options: &[&str]) -> String {
+    let engine = Engine::under_test().expect("an engine");
+    let out = Command::new(&engine.path)
+        .args(["check", "--pid", &pid.to_string()])
+        .args(options)
+        .output()
+        .expect("the engine starts");
+    let text = [out.stdout, out.stderr].concat();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 fn status(pid: Pid, key: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
     let line = text.lines().find(|l| l.starts_with(key)).expect("the line");
@@ -97,6 +109,8 @@ fn a_parent_in_vfork() {
     let (text, took) = refused(g.pid(), &[]);
     assert!(text.contains("E4005") && text.contains("vfork"), "{text}");
     assert!(took < Duration::from_secs(5), "{took:?}");
+    let text = foretold(g.pid(), &[]);
+    assert!(text.contains("E4005"), "{text}");
     passes(g);
 }
 
@@ -161,6 +175,8 @@ fn a_32_bit_task() {
     });
     let (text, _) = refused(pid, &[]);
     assert!(text.contains("E4006"), "{text}");
+    let text = foretold(pid, &[]);
+    assert!(text.contains("E4006"), "{text}");
     assert_eq!(status(pid, "TracerPid:"), "0");
     let mut to = g.0.stdin.take().expect("a pipe");
     to.write_all(b"x").expect("it reads");
@@ -204,6 +220,8 @@ fn half_a_session() {
         let (text, _) = refused(pid, &[]);
         assert!(text.contains("E4012"), "{text}");
         assert!(text.contains(&format!("task {kid} ")), "{text}");
+        let text = foretold(pid, &[]);
+        assert!(text.contains("E4012"), "{text}");
         for p in [pid, kid] {
             assert_eq!(status(p, "TracerPid:"), "0");
             assert!(status(p, "State:").starts_with('S'));

@@ -43,9 +43,18 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
         );
         tasks.push(Task::new(pid, parent, proc));
     }
-    if let Err(e) = super::session(o) {
-        found.push(e);
-    }
+    let family = super::session(o).and_then(|()| {
+        let status: Vec<_> = tasks.iter().map(|t| t.proc.status()).collect();
+        // one that ended meanwhile is not compared, nor is anything then
+        match status
+            .into_iter()
+            .collect::<std::result::Result<Vec<_>, _>>()
+        {
+            Ok(status) => super::family::check(o, &tasks, &status),
+            Err(_) => Ok(()),
+        }
+    });
+    found.extend(family.err());
     stasis_kernel::limits::raise_nofile();
     let scratch = Scratch::new()?;
     let dir = ImageDir::open(&scratch.0)?;
@@ -123,6 +132,13 @@ fn look(d: &mut Dumping, t: &Task, found: &mut Vec<Error>) -> Result<()> {
         .advice(
             "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
         )));
+    }
+    let mut class = [0; 5];
+    if let Ok(exe) = t.proc.open_file("exe", libc::O_RDONLY)
+        && nix::sys::uio::pread(&exe, &mut class, 0) == Ok(5)
+        && class == *b"\x7fELF\x01"
+    {
+        add(Err(super::thread::compat(t.pid)));
     }
     let ns = t.proc.ns_links()?;
     add(d.same_namespaces(&ns));

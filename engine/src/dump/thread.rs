@@ -23,7 +23,8 @@ pub fn look(th: &mut Thread, pid: HostPid) -> Result<()> {
     settle_rseq(th, pid)
 }
 
-fn compat(tid: HostPid) -> Error {
+/// The error for a task of the i386 ABI.
+pub fn compat(tid: HostPid) -> Error {
     Error::new(
         "E4006",
         Blame::Container,
