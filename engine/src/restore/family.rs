@@ -135,7 +135,7 @@ struct Planner {
 /// Makes the plan. Parents come before their children.
 ///
 /// # Errors
-/// E5013 when no sequence of calls is known that makes such a tree.
+/// E5020 when no sequence of calls is known that makes such a tree.
 pub fn plan(tasks: &[Kin]) -> Result<Family> {
     // where a leader was born is a guess: a wrong one shows when somebody cannot be born, and is turned round
     let mut guesses: BTreeMap<Node, Option<u32>> = BTreeMap::new();
@@ -230,7 +230,7 @@ impl Stuck {
         let t = &tasks[self.at];
         let (pid, ppid, sid, pgid) = (t.pid, t.ppid, t.sid, t.pgid);
         Error::new(
-            "E5013",
+            "E5020",
             Blame::Image,
             format!("task {pid} (parent {ppid}, session {sid}, group {pgid})"),
         )
@@ -285,12 +285,12 @@ impl Planner {
             };
             wants[p].extend(up);
         }
-        for i in 1..n {
+        for (i, wants) in wants.iter().enumerate().skip(1) {
             let x = &self.people[i];
             let Some(p) = x.parent.filter(|_| is_leader(x)) else {
                 continue;
             };
-            let easy = wants[i].iter().find(|s| self.people[p].serves(**s));
+            let easy = wants.iter().find(|s| self.people[p].serves(**s));
             let early = |s: &&u32| match index.get(s) {
                 // else it adopted the child from there
                 Some(l) => !self.is_above(i, *l),
@@ -298,10 +298,10 @@ impl Planner {
                     (0..n).any(|m| m != i && self.people[m].kin.sid == **s && !self.is_above(i, m))
                 }
             };
-            let born = easy.or_else(|| wants[i].iter().find(early)).copied();
+            let born = easy.or_else(|| wants.iter().find(early)).copied();
             let guess = guesses
                 .get(&i)
-                .filter(|g| g.is_none_or(|s| wants[i].contains(&s)));
+                .filter(|g| g.is_none_or(|s| wants.contains(&s)));
             self.people[i].born = guess.copied().unwrap_or(born);
         }
     }
@@ -408,7 +408,7 @@ impl Planner {
                 Some(_) => {
                     let way = (1..self.people.len())
                         .filter(|i| self.people[*i].creator.is_none())
-                        .find_map(|i| self.from_below(i).map(|y| (i, y)));
+                        .find_map(|i| self.bearer_below(i).map(|y| (i, y)));
                     let Some((i, y)) = way else {
                         let first = (1..self.tasks).find(|i| self.people[*i].creator.is_none());
                         let why = "no task can bear it in its session with what it shares";
@@ -446,7 +446,7 @@ impl Planner {
         })
     }
     /// Someone below the parent who can bear a helper that bears `i`.
-    fn from_below(&self, i: Node) -> Option<Node> {
+    fn bearer_below(&self, i: Node) -> Option<Node> {
         let x = &self.people[i];
         let (p, s) = (x.parent?, x.born?);
         self.people[p].creator?;
