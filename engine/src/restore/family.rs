@@ -11,6 +11,8 @@
 //! `setsid`; a child of its parent in the right session, as a sibling; a helper in the right session below its parent,
 //! which then ends while the parent is a subreaper. Leaders of sessions and groups that are gone are played by helpers
 //! with their pids.
+//!
+//! Long because sessions, creators, adoptions and groups are decided over one set of people.
 use crate::error::{Blame, Error, Result};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -135,7 +137,7 @@ struct Planner {
 /// Makes the plan. Parents come before their children.
 ///
 /// # Errors
-/// E5020 when no sequence of calls is known that makes such a tree.
+/// E5040 when no sequence of calls is known that makes such a tree.
 pub fn plan(tasks: &[Kin]) -> Result<Family> {
     // where a leader was born is a guess: a wrong one shows when somebody cannot be born, and is turned round
     let mut guesses: BTreeMap<Node, Option<u32>> = BTreeMap::new();
@@ -230,7 +232,7 @@ impl Stuck {
         let t = &tasks[self.at];
         let (pid, ppid, sid, pgid) = (t.pid, t.ppid, t.sid, t.pgid);
         Error::new(
-            "E5020",
+            "E5040",
             Blame::Image,
             format!("task {pid} (parent {ppid}, session {sid}, group {pgid})"),
         )

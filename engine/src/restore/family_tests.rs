@@ -338,9 +338,9 @@ fn two_hundred_children_take_one_tape() {
 #[test]
 fn what_cannot_be() {
     let e = plan(&[kin(10, 1, 10, 10), kin(12, 11, 10, 10)]).unwrap_err();
-    assert_eq!(e.code, "E5020");
+    assert_eq!(e.code, "E5040");
     let e = plan(&[kin(10, 1, 10, 10), kin(12, 10, 10, 12), kin(13, 10, 13, 12)]).unwrap_err();
-    assert_eq!(e.code, "E5020");
+    assert_eq!(e.code, "E5040");
     // two branches, a session in both, and nobody who could have brought it there
     let e = plan(&[
         kin(10, 1, 10, 10),
@@ -350,7 +350,7 @@ fn what_cannot_be() {
         kin(22, 12, 20, 20),
     ])
     .unwrap_err();
-    assert_eq!(e.code, "E5020");
+    assert_eq!(e.code, "E5040");
 }
 
 /// One step of a random life.
