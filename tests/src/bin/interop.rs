@@ -1,4 +1,4 @@
-//! Who restores whose images: `interop --ours PATH --other PATH [--only GUEST]... [--out FILE]`.
+//! Who restores whose images: `interop --ours PATH --other PATH [--only GUEST]...`.
 //!
 //! Runs every guest through dump and restore in the four combinations of two engines and prints a markdown table;
 //! a "no" carries the first Error line of the engine that failed, or the guest's own words.
@@ -69,17 +69,19 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// One line that says why: the verb that failed with its first Error line, or the guest's verdict.
+/// One line that says why: the verb that failed with the words of its engine's first Error line, or the guest's verdict.
 fn reason(r: &stasis_tests::case::Report) -> String {
     let text = if r.verdict.starts_with("FAIL") {
-        &r.verdict
+        r.verdict.clone()
     } else {
-        &r.trouble
+        let verb = r.trouble.split(' ').next().unwrap_or_default();
+        match r.first_error.split_once("): ") {
+            // "(time) Error (file:line): words"
+            Some((place, words)) if place.contains("Error (") => format!("{verb}: {words}"),
+            _ => r.trouble.clone(),
+        }
     };
-    text.lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(200)
-        .collect()
+    let line = text.lines().next().unwrap_or_default();
+    let line = line.split("; phase ").next().unwrap_or_default();
+    line.chars().take(200).collect()
 }
