@@ -58,6 +58,8 @@ static struct {
 } maps[MAPS];
 static struct {
 	int parent, flags;
+	/* Leads a group; is in another session than its parent was; takes orphans in; who takes its own children in. */
+	int leads, left, reaper, heir;
 	struct view view;
 } tasks[TASKS];
 static struct word words[WORDS];
@@ -66,7 +68,11 @@ static int n_words, n_slots, n_objects, n_maps, n_tasks, n_folders;
 /* What only doing gives. */
 static int fds[SLOTS];
 static char *mems[MAPS];
-static pid_t kids[TASKS], me_sid, me_group, me_parent;
+static pid_t kids[TASKS];
+/* Of all tasks, in memory that all share. */
+static struct {
+	pid_t pid, session, group;
+} *family;
 static timer_t timer_ids[TIMERS];
 static int me;
 
@@ -97,8 +103,19 @@ static int new_slot(struct view *v, char kind, int object)
 	return n_slots++;
 }
 
+/* A living child that is in the session of its parent; -1 if there is none. */
+static int pick_child(int task, int choice)
+{
+	int at[TASKS], k = 0;
+
+	for (int t = 1; t < n_tasks; t++)
+		if (tasks[t].parent == task && !(tasks[t].flags & EXITS) && !tasks[t].left)
+			at[k++] = t;
+	return k && !(tasks[task].flags & EXITS) ? at[choice % k] : -1;
+}
+
 /* Plays one word in the task's view; 0 if it is to be passed over. */
-static int think_word(struct word *w, struct view *v)
+static int think_word(struct word *w, int task, struct view *v)
 {
 	int s = w->a % SIGNALS, i;
 
@@ -258,6 +275,20 @@ static int think_word(struct word *w, struct view *v)
 	case 'N':
 		v->name = w->b;
 		return 1;
+	case 'S': /* a session of its own */
+	case 'G': /* a group of its own */
+		if (tasks[task].leads)
+			return 0;
+		tasks[task].leads = 1;
+		tasks[task].left |= w->letter == 'S';
+		return 1;
+	case 'J': /* child a joins the group of child b */
+		w->at = pick_child(task, w->a);
+		w->end = pick_child(task, w->b);
+		return w->at != w->end;
+	case 'B': /* takes in orphans */
+		tasks[task].reaper = 1;
+		return 1;
 	case 'g': /* into a new folder; b & 1: which is removed */
 		v->folder = w->end = ++n_folders;
 		return 1;
@@ -272,13 +303,15 @@ static int think(int at, int task, struct view v)
 		struct word *w = &words[at];
 
 		if (w->letter != '(') {
-			w->pass = !think_word(w, &v);
+			w->pass = !think_word(w, task, &v);
 			continue;
 		}
 		w->at = n_tasks++;
 		CHECK(w->at < TASKS, "too many tasks");
 		tasks[w->at].parent = task;
 		tasks[w->at].flags = w->a;
+		tasks[w->at].left = w->a & SESSION;
+		tasks[w->at].leads = !!(w->a & (SESSION | GROUP));
 		/* A group that loses its last tie to the session while a task of it is stopped gets SIGHUP: not our matter. */
 		for (int t = task; t > 0; t = tasks[t].parent)
 			if (tasks[t].flags & EXITS)
@@ -288,6 +321,11 @@ static int think(int at, int task, struct view v)
 		memset(child.interval, 0, sizeof(child.interval));
 		child.timers = child.threads = 0;
 		w->end = at = think(at + 1, w->at, child);
+		/* Ancestors do nothing until their child is built, so this holds when it exits. */
+		int heir = task;
+		while (heir && (tasks[heir].flags & EXITS || !tasks[heir].reaper))
+			heir = tasks[heir].parent;
+		tasks[w->at].heir = heir;
 	}
 	tasks[task].view = v;
 	return at;
@@ -528,6 +566,21 @@ static void act(struct word *w)
 		if (w->b & 1)
 			MUST(rmdir(name_of('D', w->end)));
 		break;
+	case 'S':
+		MUST(setsid());
+		break;
+	case 'G':
+		MUST(setpgid(0, 0));
+		break;
+	case 'J':
+		/* Both may have left for groups and sessions that are the parent's no more, if it left itself. */
+		if (getsid(kids[w->at]) == getsid(kids[w->end]) && getsid(kids[w->at]) == getsid(0))
+			MUST(setpgid(kids[w->at], getpgid(kids[w->end])));
+		family[w->at].group = getpgid(kids[w->at]);
+		break;
+	case 'B':
+		MUST(prctl(PR_SET_CHILD_SUBREAPER, 1));
+		break;
 	case '(': {
 		int status, flags = tasks[w->at].flags;
 		pid_t pid = kids[w->at] = guest_child(child, w);
@@ -552,8 +605,9 @@ static void build(int at)
 		if (words[at].letter == '(')
 			at = words[at].end;
 	}
-	me_sid = getsid(0);
-	me_group = getpgrp();
+	family[me].pid = getpid();
+	family[me].session = getsid(0);
+	family[me].group = getpgrp();
 }
 
 /* One page against what it should hold. */
@@ -693,10 +747,13 @@ static void verify(void)
 	struct view *v = &tasks[me].view;
 	char path[64];
 
-	SAME("session", getsid(0), me_sid + SPOIL("session"));
-	SAME("group", getpgrp(), me_group);
-	if (me)
-		SAME("parent", getppid(), tasks[tasks[me].parent].flags & EXITS ? guest_root : me_parent);
+	SAME("session", getsid(0), family[me].session + SPOIL("session"));
+	SAME("group", getpgrp(), family[me].group);
+	if (me) {
+		int p = tasks[me].parent;
+
+		SAME("parent", getppid(), family[tasks[p].flags & EXITS ? tasks[p].heir : p].pid);
+	}
 	for (int i = 0; i < n_slots; i++)
 		if (v->has[i])
 			check_slot(i, v);
@@ -743,14 +800,17 @@ static void verify(void)
 	}
 }
 
-/* What came to the root because its parent is gone: all of it, and nothing else. */
+/* What came to this task because its parent is gone: all of it, and nothing else. */
 static void verify_orphans(void)
 {
 	int wanted = 0, came = 0, status;
 	char path[64], list[4096] = "";
 
-	for (int t = 1; t < n_tasks; t++)
-		wanted += tasks[tasks[t].parent].flags & EXITS && !(tasks[t].flags & REAPED);
+	for (int t = 1; t < n_tasks; t++) {
+		int p = tasks[t].parent;
+
+		wanted += tasks[p].flags & EXITS && tasks[p].heir == me && !(tasks[t].flags & REAPED);
+	}
 	snprintf(path, sizeof(path), "/proc/self/task/%d/children", getpid());
 	strncpy(list, guest_slurp(path), sizeof(list) - 1);
 	for (char *p = strtok(list, " "); p; p = strtok(NULL, " "), came++) {
@@ -765,6 +825,7 @@ static void verify_orphans(void)
 		tasks[t].flags |= REAPED;
 	}
 	SAME("orphans", came, wanted + SPOIL("orphan"));
+	CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD, "there are more children than before");
 }
 
 static void child(void *arg)
@@ -773,7 +834,6 @@ static void child(void *arg)
 	int flags = tasks[w->at].flags;
 
 	me = w->at;
-	me_parent = getppid();
 	if (flags & SESSION)
 		MUST(setsid());
 	else if (flags & GROUP)
@@ -791,6 +851,7 @@ static void child(void *arg)
 		guest_child_ready_wait();
 	}
 	verify();
+	verify_orphans();
 }
 
 int main(int argc, char **argv)
@@ -812,12 +873,13 @@ int main(int argc, char **argv)
 	}
 	v.niceness = getpriority(PRIO_PROCESS, 0);
 	n_tasks = 1;
+	tasks[0].leads = tasks[0].reaper = 1;
+	family = (void *)MUST(mmap(NULL, sizeof(*family) * TASKS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
 	skip = think(0, 0, v);
 	SAME("words", skip, n_words);
 	build(0);
 	guest_ready_wait();
 	verify();
 	verify_orphans();
-	CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD, "there are more children than before");
 	guest_pass();
 }

@@ -56,7 +56,7 @@ impl fmt::Debug for Plan {
 }
 
 fn plans() -> impl Strategy<Value = Plan> {
-    let letters: Vec<char> = "pFFefwwwEssaoudcCmmmmMMMMDUUUUURbbhhqqqiTttnklNg"
+    let letters: Vec<char> = "pFFefwwwEssaoudcCmmmmMMMMDUUUUURbbhhqqqiTttnklNgSSGGJJJBB"
         .chars()
         .collect();
     let word = (proptest::sample::select(letters), 0..20u16, 0..5000u16)

@@ -8,6 +8,7 @@ use stasis_kernel::ids::{HostPid, RemoteFd};
 use stasis_kernel::procfs::{FdInfo, MapsLine, VmFlags};
 use stasis_proto::{Kind, pb};
 use std::cmp::Ordering;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -31,6 +32,8 @@ pub struct OpenFiles {
     by_inode: BTreeMap<(u64, u64), Vec<usize>>,
     tables: BTreeSet<u32>,
     late: Vec<usize>,
+    /// Shared anonymous memory by inode: any file of it, and the end of what is mapped of it.
+    shared: BTreeMap<u64, (OwnedFd, u64)>,
 }
 
 impl Dumping<'_> {
@@ -238,14 +241,25 @@ impl Dumping<'_> {
             &what,
         )
     }
-    /// Shared anonymous memory: its identity; contents are saved once.
+    /// Shared anonymous memory: its identity; contents are saved once, when all who map it are known.
     pub fn shared_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
-        let fd = t.proc.open_map_file(m, libc::O_RDONLY)?;
-        let size = fds::fstat(fd.as_fd())?.st_size as u64;
-        if self.cx.first("shared anonymous memory", m.ino) {
-            shmem::dump_contents(&mut self.cx, fd.as_fd(), m.ino, size, None)?;
+        let end = m.offset + m.len();
+        match self.files.shared.entry(m.ino) {
+            Entry::Occupied(mut e) => e.get_mut().1 = end.max(e.get().1),
+            Entry::Vacant(e) => {
+                e.insert((t.proc.open_map_file(m, libc::O_RDONLY)?, end));
+            }
         }
         Ok(m.ino)
+    }
+    /// Contents of all shared anonymous memory. What nobody maps any more at its end stays behind: whoever restores makes
+    /// it as large as the mappings tell.
+    pub fn shared_contents(&mut self) -> Result<()> {
+        for (ino, (fd, end)) in std::mem::take(&mut self.files.shared) {
+            let size = fds::fstat(fd.as_fd())?.st_size as u64;
+            shmem::dump_contents(&mut self.cx, fd.as_fd(), ino, size.min(end), None)?;
+        }
+        Ok(())
     }
     /// SysV shared memory of the host's IPC namespace.
     pub fn sysv_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {

@@ -463,6 +463,7 @@ impl<'a> Dumping<'a> {
     /// Pages, shared images and the inventory.
     fn finish(&mut self, held: &[Task], report: &mut DumpReport) -> Result<pb::InventoryEntry> {
         self.late_files().map_err(|e| e.at(Phase::Files))?;
+        self.shared_contents().map_err(|e| e.at(Phase::Memory))?;
         crate::kill_point();
         let begun = Instant::now();
         let memory = std::mem::take(&mut self.memory);
