@@ -277,7 +277,8 @@ static int think_word(struct word *w, int task, struct view *v)
 		return 1;
 	case 'S': /* a session of its own */
 	case 'G': /* a group of its own */
-		if (tasks[task].leads)
+		/* Who exits would cut the last tie of the group it left (see think()). */
+		if (tasks[task].leads || tasks[task].flags & EXITS)
 			return 0;
 		tasks[task].leads = 1;
 		tasks[task].left |= w->letter == 'S';
