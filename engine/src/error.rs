@@ -177,7 +177,39 @@ impl From<stasis_kernel::error::SysError> for Error {
 
 impl From<stasis_proto::ImageError> for Error {
     fn from(e: stasis_proto::ImageError) -> Self {
+        // the machine's fault, not the image's: a full disk, a read-only folder, no rights
+        if let stasis_proto::Problem::Io { source, .. } = &e.problem
+            && let Some(errno) = source.raw_os_error()
+            && matches!(
+                errno,
+                libc::ENOSPC
+                    | libc::EDQUOT
+                    | libc::EROFS
+                    | libc::EACCES
+                    | libc::EPERM
+                    | libc::EMFILE
+                    | libc::ENFILE
+                    | libc::ENOMEM
+            )
+        {
+            let of = stasis_kernel::error::SysError::new(
+                "image",
+                nix::errno::Errno::from_raw(errno),
+                e.to_string(),
+            );
+            let like = Error::from(of);
+            return Error {
+                what: e.to_string(),
+                why: source.to_string(),
+                ..like
+            };
+        }
+        let why = match &e.problem {
+            stasis_proto::Problem::Io { source, .. } => source.to_string(),
+            _ => String::new(),
+        };
         Error::new(e.code(), Blame::Image, e.to_string())
+            .why(why)
             .advice("dump again, or copy the folder again if it was copied")
     }
 }

@@ -209,6 +209,10 @@ pub struct Away {
 ///
 /// KERNEL: `arch_do_signal_or_restart()` (arch/x86/kernel/signal.c) turns -ERESTART* into a restart only while
 /// `orig_rax` still names the call; `rt_sigreturn` wipes that and the restart block, so the frame repeats the call.
+///
+/// Story of a sleeper in `restart_syscall`: 1. nanosleep is interrupted by a stop and goes on as `restart_syscall`; 2. it is
+/// interrupted again, on an excursion, and the engine dies there; 3. the frame brings it back, but the restart block is gone and
+/// nothing tells which call it was: it ends with EINTR, its remaining time written, as after a signal.
 pub fn restartable(mut r: Regs) -> Regs {
     const ERESTARTSYS: i64 = -512;
     const ERESTARTNOINTR: i64 = -513;

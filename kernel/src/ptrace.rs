@@ -372,7 +372,7 @@ impl Tracee {
         )?;
         Ok(b)
     }
-    /// The `index`-th seccomp filter (0 is the newest) as raw `struct sock_filter` (8 bytes each) and its flags
+    /// The `index`-th seccomp filter (0 is the oldest) as raw `struct sock_filter` (8 bytes each) and its flags
     /// (`SECCOMP_FILTER_FLAG_LOG`); `None` past the last. Needs CAP_SYS_ADMIN.
     pub fn seccomp_filter(&self, index: usize) -> Result<Option<(Vec<u8>, u64)>, SysError> {
         let n = match ptrace(

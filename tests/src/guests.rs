@@ -19,6 +19,8 @@ macro_rules! with_guests {
         $with! {
             // tasks
             plain: [] [];
+            asleep: [] [];
+            socket_inside: [] [];
             tree: [] [];
             tree_deep: [] [];
             tree_wide: [] [];

@@ -5,6 +5,7 @@
 use stasis_tests::case::{Scenario, expect};
 use stasis_tests::guests::find;
 use stasis_tests::life::Trial;
+use stasis_tests::life::faults::{DumpFault, RestoreFault};
 use std::path::Path;
 
 const BOX: &str = env!("CARGO_BIN_EXE_stasis-box");
@@ -60,6 +61,7 @@ macro_rules! restores {
 // not `restart`, whose threads end after a second.
 dumps! {
     plain: 3, 20;
+    asleep: 31, 20;
     registers: 7, 20;
     threads: 97, 10;
     tree: 31, 20;
@@ -88,4 +90,50 @@ restores! {
     ghost: 3, 20;
     stopped: 11, 20;
     rseq: 7, 20;
+}
+
+macro_rules! fails {
+    ($module:ident, $trial:ident: $($test:ident: $guest:literal, $fault:expr;)*) => {
+        mod $module {
+            use super::*;
+            $(#[test] fn $test() { live($guest, Trial::$trial($fault)); })*
+        }
+    };
+}
+
+fails! { dump_fails, FailDump:
+    disk_full_at_once: "tree", DumpFault::FullDisk(4);
+    disk_full_in_the_middle: "tree", DumpFault::FullDisk(200);
+    disk_full_among_the_pages: "map_anon", DumpFault::FullDisk(400);
+    folder_read_only: "tree", DumpFault::ReadOnly;
+    folder_is_a_file: "plain", DumpFault::NotAFolder;
+    engine_of_another_user: "plain", DumpFault::Nobody;
+    no_such_task: "plain", DumpFault::NoTask;
+    traced_by_somebody: "tree", DumpFault::Traced;
+    a_socket_in_the_middle: "socket_inside", DumpFault::Unsupported;
+    few_files: "files_many", DumpFault::FewFiles(12);
+}
+
+fails! { restore_fails, FailRestore:
+    a_file_is_gone: "file_reg", RestoreFault::FileGone;
+    a_file_has_another_size: "file_reg", RestoreFault::WrongSize;
+    the_pid_is_taken: "tree", RestoreFault::PidTaken;
+    an_image_is_missing: "plain", RestoreFault::ImageGone;
+    pages_are_cut: "tree", RestoreFault::PagesCut;
+    few_files: "files_many", RestoreFault::FewFiles(12);
+    no_pidfile: "tree", RestoreFault::NoPidfile;
+}
+
+macro_rules! redumps {
+    ($($name:ident)*) => {
+        mod dumped_again {
+            $(#[test] fn $name() { super::live(stringify!($name), super::Trial::Redump); })*
+        }
+    };
+}
+
+// Not here: `epoll` (a spent one-shot watch comes back listening for hang-ups), `posix_timers` (a timer that rings between the
+// dumps changes the queue of signals), `ghost` and `memfd` (files that must get other names and numbers).
+redumps! {
+    plain tree threads registers sigpending creds pipe eventfd file_reg map_anon seccomp_filter rseq prctls
 }

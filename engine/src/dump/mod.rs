@@ -351,13 +351,14 @@ impl<'a> Dumping<'a> {
         if st.seccomp != 2 {
             return Ok(());
         }
-        // newest first, as the kernel numbers them; the image wants the oldest first, each naming its predecessor
+        // the image wants the oldest first, each naming its predecessor
+        // KERNEL: get_nth_filter() (kernel/seccomp.c) numbers from the oldest, whatever ptrace(2) says
         let mut filters = Vec::new();
         while let Some(f) = th.tracee.seccomp_filter(filters.len())? {
             filters.push(f);
         }
         let mut prev = None;
-        for (filter, flags) in filters.into_iter().rev() {
+        for (filter, flags) in filters {
             prev = Some(self.filter(filter, flags as u32, prev));
         }
         if let Some(tc) = &mut core.thread_core {

@@ -88,8 +88,9 @@ pub(super) fn look_into(seen: &Seen) -> Result<Option<Contents>> {
     };
     let size = fcntl(reader, FcntlArg::F_GETPIPE_SZ).map_err(|e| refused(seen, e))?;
     let (r, w): (OwnedFd, OwnedFd) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)
-            .map_err(|e| refused(seen, format!("cannot make a private pipe: {e}")))?;
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK).map_err(
+            |e| stasis_kernel::error::SysError::new("pipe2", e, "a private pipe for the contents"),
+        )?;
     // Capacity in buffers is what tee needs, and a pipe of the same capacity in bytes has as many.
     fcntl(&w, FcntlArg::F_SETPIPE_SZ(size)).map_err(|e| {
         refused(

@@ -704,18 +704,16 @@ impl<'a> Performance<'a> {
             .map(|t| (t.slot, &t.arm[..]))
             .collect();
         self.play(&arm, Phase::Privileges)?;
-        let all: Vec<_> = self
-            .plan
-            .tasks
-            .iter()
-            .flat_map(|t| {
-                t.privileges
-                    .iter()
-                    .enumerate()
-                    .map(|(k, h)| (t.slot + k, &h[..]))
-            })
-            .collect();
-        self.play(&all, Phase::Privileges).map(|_| ())
+        let each = |of: fn(&TaskPlan) -> &Vec<Vec<Call>>| -> Vec<(usize, &[Call])> {
+            let tapes = |t| of(t).iter().enumerate();
+            let tasks = self.plan.tasks.iter();
+            tasks
+                .flat_map(|t| tapes(t).map(|(k, h)| (t.slot + k, &h[..])))
+                .collect()
+        };
+        let (privileges, sealing) = (each(|t| &t.privileges), each(|t| &t.sealing));
+        self.play(&privileges, Phase::Privileges)?;
+        self.play(&sealing, Phase::Privileges).map(|_| ())
     }
     /// Registers, and off they go.
     fn run(&mut self, pidfile: &mut PidFile) -> Result<i32> {

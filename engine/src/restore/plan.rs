@@ -42,6 +42,8 @@ pub struct TaskPlan {
     pub arm: Vec<Call>,
     /// Per thread: credentials, seccomp.
     pub privileges: Vec<Vec<Call>>,
+    /// Per thread: what a change of credentials of any thread would undo, no_new_privs, seccomp.
+    pub sealing: Vec<Vec<Call>>,
     /// What the engine sets from outside.
     pub outside: Vec<habits::Outside>,
     /// The signal of its group stop.
@@ -122,6 +124,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
             habits: Vec::new(),
             arm: Vec::new(),
             privileges: Vec::new(),
+            sealing: Vec::new(),
             outside: Vec::new(),
             stopped_by: None,
         };
@@ -630,6 +633,9 @@ pub fn show(p: &Plan) -> String {
         tape("arm", &t.arm);
         for (i, h) in t.privileges.iter().enumerate() {
             tape(&format!("privileges of thread {i}"), h);
+        }
+        for (i, h) in t.sealing.iter().enumerate() {
+            tape(&format!("sealing of thread {i}"), h);
         }
         for x in &t.outside {
             let _ = writeln!(s, "  engine: {x}");

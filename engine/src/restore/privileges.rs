@@ -29,6 +29,9 @@ pub fn plan(t: &TaskImages, filters: &[pb::SeccompFilter], p: &mut TaskPlan) -> 
         if let Some(c) = &tc.creds {
             creds(c, &mut rows);
         }
+        // KERNEL: commit_creds() makes the whole address space undumpable when any thread changes its ids, so the rest waits
+        // until all threads have
+        p.privileges.push(std::mem::take(&mut rows));
         if i == 0
             && let Some(d) = t.mm.as_ref().and_then(|m| m.dumpable)
         {
@@ -63,7 +66,7 @@ pub fn plan(t: &TaskImages, filters: &[pb::SeccompFilter], p: &mut TaskPlan) -> 
                     .advice("dump again"));
             }
         }
-        p.privileges.push(rows);
+        p.sealing.push(rows);
     }
     Ok(())
 }

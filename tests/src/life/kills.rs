@@ -52,7 +52,7 @@ impl Stage {
         fs::create_dir(&dir)?;
         Ok(dir)
     }
-    fn dump_args(&self, root: Pid, dir: &Path) -> Vec<String> {
+    pub(crate) fn dump_args(&self, root: Pid, dir: &Path) -> Vec<String> {
         let mut args: Vec<String> = ["dump", "-t"].map(String::from).into();
         args.extend([
             root.to_string(),
@@ -63,7 +63,7 @@ impl Stage {
         args.extend(self.spec.options.iter().cloned());
         args
     }
-    fn restore_args(&self, dir: &Path) -> Vec<String> {
+    pub(crate) fn restore_args(&self, dir: &Path) -> Vec<String> {
         let mut args: Vec<String> = ["restore", "-d", "-D"].map(String::from).into();
         args.push(dir.display().to_string());
         args.extend([
