@@ -66,7 +66,7 @@ impl Gadgets {
     }
     /// Looks through `text`, which lies at `base`, for what is still missing.
     pub fn search(&mut self, base: u64, text: &[u8]) {
-        let find = |n: &[u8]| memchr_find(text, n).map(|o| base + o as u64);
+        let find = |n: &[u8]| memchr::memmem::find(text, n).map(|o| base + o as u64);
         if self.call_ret == 0 {
             self.call_ret = find(CALL_RET).unwrap_or(0);
         }
@@ -105,23 +105,6 @@ impl Gadgets {
     }
     /// How many bytes [`Gadgets::plant`] needs.
     pub const PLANT_LEN: usize = ALL.len();
-}
-
-fn memchr_find(hay: &[u8], needle: &[u8]) -> Option<usize> {
-    // `syscall` (0f 05) is rare enough that looking for the first byte by position is fast
-    let first = needle[0];
-    let mut from = 0;
-    while let Some(i) = hay[from..].iter().position(|b| *b == first) {
-        let at = from + i;
-        if hay.len() - at < needle.len() {
-            return None;
-        }
-        if &hay[at..at + needle.len()] == needle {
-            return Some(at);
-        }
-        from = at + 1;
-    }
-    None
 }
 
 /// Dead stack memory that an excursion may use.

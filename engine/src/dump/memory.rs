@@ -6,7 +6,7 @@ use super::mm::Run;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::vm;
-use stasis_proto::{ImageDir, Kind, pb};
+use stasis_proto::{ImageDir, pb};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
@@ -22,7 +22,7 @@ pub fn write(
     dir: &ImageDir,
     pid: HostPid,
     image: &str,
-    pages_id: u32,
+    (pages_id, file): (u32, File),
     runs: &[Run],
 ) -> Result<u64> {
     let mut w = dir.writer(image)?;
@@ -51,8 +51,10 @@ pub fn write(
         offset += r.len;
     }
     w.finish()?;
-    let file = dir.create_raw(&Kind::Pages.file_of(pages_id))?;
     copy(pid, &file, &pieces)?;
+    // room made before the freeze was a guess
+    file.set_len(offset)
+        .map_err(|e| Error::new("E6001", Blame::Host, "cannot write pages").why(e))?;
     Ok(offset / 4096)
 }
 

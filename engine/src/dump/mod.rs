@@ -7,6 +7,7 @@ mod memory;
 pub mod mm;
 mod preflight;
 mod process;
+mod ready;
 pub mod seize;
 mod task;
 mod thread;
@@ -21,6 +22,7 @@ use crate::report::DumpReport;
 use facts::Facts;
 use files::OpenFiles;
 use process::{Asked, GadgetCache};
+use ready::Ready;
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::{MapsLine, ProcDir, Status, VmFlags};
@@ -47,13 +49,14 @@ pub fn dump(o: &Options) -> Result<DumpReport> {
 
 fn dump_here(o: &Options) -> Result<DumpReport> {
     let dir = prepare(o).map_err(|e| e.at(Phase::Prepare))?;
+    let ready = Ready::make(HostPid(o.pid), &dir);
     let begun = Instant::now();
     let mut report = DumpReport::default();
     let mut held = Vec::new();
     let seized = seize::tree(HostPid(o.pid), 0, begun + o.timeout, &mut held)
         .map_err(|e| e.at(Phase::Seize));
     report.freezing_us = micros(begun);
-    let written = seized.and_then(|()| write(o, &dir, &mut held, &mut report));
+    let written = seized.and_then(|()| write(o, &dir, ready, &mut held, &mut report));
     let sealed = written.and_then(|(inventory, undo)| {
         let sealed = dir
             .commit_inventory(&inventory)
@@ -123,6 +126,7 @@ fn session(o: &Options) -> Result<()> {
 fn write(
     o: &Options,
     dir: &ImageDir,
+    ready: Ready,
     held: &mut [Task],
     report: &mut DumpReport,
 ) -> Result<(pb::InventoryEntry, Vec<Undo>)> {
@@ -135,7 +139,7 @@ fn write(
         status.push(st);
     }
     family::check(o, held, &status).map_err(tree)?;
-    let mut d = Dumping::new(o, dir, &pids);
+    let mut d = Dumping::new(o, dir, &pids, ready);
     let written = std::thread::scope(|scope| {
         let facts = facts::gather_all(scope, held);
         for t in held.iter_mut() {
@@ -218,6 +222,8 @@ pub struct Dumping<'a> {
     pub cx: DumpCx<'a>,
     files: OpenFiles,
     gadgets: GadgetCache,
+    /// Pages images that are there already.
+    room: BTreeMap<HostPid, (u32, std::fs::File)>,
     pstree: Vec<pb::PstreeEntry>,
     /// Per sort of object, its number and a task that has it, in the order of kcmp.
     objects: [Vec<(u32, HostPid)>; 4],
@@ -231,12 +237,21 @@ pub struct Dumping<'a> {
 }
 
 impl<'a> Dumping<'a> {
-    fn new(o: &'a Options, dir: &'a ImageDir, pids: &'a BTreeMap<HostPid, u32>) -> Self {
+    fn new(
+        o: &'a Options,
+        dir: &'a ImageDir,
+        pids: &'a BTreeMap<HostPid, u32>,
+        ready: Ready,
+    ) -> Self {
+        let mut cx = DumpCx::new(o, dir, pids);
+        // these numbers are taken
+        ready.room.values().for_each(|_| drop(cx.new_pages_id()));
         Self {
             dir,
-            cx: DumpCx::new(o, dir, pids),
+            cx,
             files: OpenFiles::default(),
-            gadgets: GadgetCache::default(),
+            gadgets: ready.gadgets,
+            room: ready.room,
             pstree: Vec::new(),
             objects: Default::default(),
             seccomp: Vec::new(),
@@ -469,8 +484,14 @@ impl<'a> Dumping<'a> {
         let begun = Instant::now();
         let memory = std::mem::take(&mut self.memory);
         for (pid, image, runs) in &memory {
-            let pages_id = self.cx.new_pages_id();
-            let n = memory::write(self.dir, *pid, image, pages_id, runs)
+            let (pages_id, file) = match self.room.remove(pid) {
+                Some(r) => r,
+                None => {
+                    let id = self.cx.new_pages_id();
+                    (id, self.dir.create_raw(&Kind::Pages.file_of(id))?)
+                }
+            };
+            let n = memory::write(self.dir, *pid, image, (pages_id, file), runs)
                 .map_err(|e| e.on(format!("memory of task {}", pid.0)).at(Phase::Memory))?;
             report.pages_written += n;
             report.pages_scanned += n;

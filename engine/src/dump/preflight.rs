@@ -58,7 +58,7 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
     stasis_kernel::limits::raise_nofile();
     let scratch = Scratch::new()?;
     let dir = ImageDir::open(&scratch.0)?;
-    let mut d = Dumping::new(o, &dir, &pids);
+    let mut d = Dumping::new(o, &dir, &pids, super::ready::Ready::default());
     for t in &tasks {
         let name = t.proc.comm().unwrap_or_default();
         let place = format!("task {} ({})", t.pid.0, String::from_utf8_lossy(&name));

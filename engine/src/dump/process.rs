@@ -41,8 +41,8 @@ pub struct Asked {
 pub struct GadgetCache(BTreeMap<((u32, u32), u64, u64), Gadgets>);
 
 impl GadgetCache {
-    /// Finds sequences in the text of a stopped process.
-    fn find(&mut self, pid: HostPid, maps: &[MapsLine]) -> Gadgets {
+    /// Finds sequences in the text of a process.
+    pub fn find(&mut self, pid: HostPid, maps: &[MapsLine]) -> Gadgets {
         let mut g = Gadgets::default();
         let text = maps.iter().filter(|m| {
             m.prot & libc::PROT_EXEC as u32 != 0 && m.prot & libc::PROT_READ as u32 != 0

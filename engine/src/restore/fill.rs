@@ -116,7 +116,8 @@ fn cut(
     }
 }
 
-/// Index ranges of pieces that are done in one go: small ones that are written and follow each other in the image.
+/// Index ranges of pieces that are done in one go: small ones that are written and follow each other in the image; or those
+/// of one page table, 2 MiB, that are copied, because two threads would wait for each other there.
 fn groups(pieces: &[Piece]) -> Vec<std::ops::Range<usize>> {
     let mut out: Vec<std::ops::Range<usize>> = Vec::new();
     let mut sum = 0;
@@ -126,6 +127,11 @@ fn groups(pieces: &[Piece]) -> Vec<std::ops::Range<usize>> {
             && pieces[i - 1].how == How::Write
             && pieces[i - 1].at + pieces[i - 1].len == p.at
             && sum + p.len <= PIECE;
+        let joins = joins
+            || i > 0
+                && p.how == How::Copy
+                && pieces[i - 1].how == How::Copy
+                && pieces[i - 1].addr >> 21 == p.addr >> 21;
         match out.last_mut() {
             Some(g) if joins && g.len() < 512 => {
                 g.end = i + 1;
@@ -191,7 +197,9 @@ pub fn pages(
                 (How::Compare(at), Some(t), _) => {
                     differing(pid, &own, t, first, at, buf, &mut other)
                 }
-                (How::Copy, _, Some(m)) => copy(m, &own, first, buf),
+                (How::Copy, _, Some(m)) => pieces[g.clone()]
+                    .iter()
+                    .try_for_each(|p| copy(m, &own, *p, buf)),
                 _ => several(pid, &own, &pieces[g.clone()], buf),
             };
             if let Err(e) = r {
@@ -301,12 +309,13 @@ mod tests {
             p(0, 4096, How::Write),
             p(4096, 8192, How::Write),
             p(12288, PIECE, How::Copy),
+            p(12288, PIECE, How::Copy),
             p(12288 + PIECE, PIECE, How::Write),
             p(12288 + 2 * PIECE, 4096, How::Write),
             p(0, 4096, How::Write),
             p(4096, 4096, How::Compare(0)),
         ];
-        assert_eq!(groups(&all), [0..2, 2..3, 3..4, 4..5, 5..6, 6..7]);
+        assert_eq!(groups(&all), [0..2, 2..4, 4..5, 5..6, 6..7, 7..8]);
     }
 
     #[test]

@@ -1,0 +1,86 @@
+//! What is done while the tree still runs, so that it is stopped for a shorter time: instruction sequences are looked for, and
+//! room is made for pages.
+//!
+//! All of it is a guess. What is found is verified when the tree stands still, and room that was not needed is given back.
+use super::process::GadgetCache;
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::procfs::ProcDir;
+use stasis_proto::{ImageDir, Kind};
+use std::collections::BTreeMap;
+use std::fs::File;
+
+/// Room is made for address spaces with at least so many bytes of their own.
+const LARGE: u64 = 16 << 20;
+
+/// What is ready.
+#[derive(Default)]
+pub struct Ready {
+    /// Sequences of the root's text.
+    pub gadgets: GadgetCache,
+    /// By task: number of its pages image, and the image.
+    pub room: BTreeMap<HostPid, (u32, File)>,
+}
+
+impl Ready {
+    /// Looks at the running tree. Whatever fails is left to be done later, where it fails with a reason.
+    pub fn make(root: HostPid, dir: &ImageDir) -> Self {
+        let mut r = Self::default();
+        let mut found = vec![root];
+        let mut at = 0;
+        while let Some(pid) = found.get(at).copied() {
+            at += 1;
+            let Ok(proc) = ProcDir::open(pid) else {
+                continue;
+            };
+            if pid == root
+                && let Ok(maps) = proc.maps()
+            {
+                r.gadgets.find(pid, &maps);
+            }
+            found.extend(proc.children().unwrap_or_default());
+            let len = own_memory(&proc);
+            let id = r.room.len() as u32 + 1;
+            if len >= LARGE
+                && let Ok(file) = dir.create_raw(&Kind::Pages.file_of(id))
+            {
+                // KERNEL: tmpfs only takes the pages, it clears what nobody writes later: a quarter of a write's time
+                let flags = nix::fcntl::FallocateFlags::empty();
+                if nix::fcntl::fallocate(&file, flags, 0, len as i64).is_err() {
+                    let _ = file.set_len(0);
+                }
+                r.room.insert(pid, (id, file));
+            }
+        }
+        r
+    }
+}
+
+/// Bytes of a task's memory that are its own: resident, but not of files.
+fn own_memory(proc: &ProcDir) -> u64 {
+    let statm = proc.bytes("statm").unwrap_or_default();
+    let text = String::from_utf8_lossy(&statm);
+    let mut words = text
+        .split_whitespace()
+        .map(|w| w.parse::<u64>().unwrap_or(0));
+    let (resident, shared) = (words.nth(1).unwrap_or(0), words.next().unwrap_or(0));
+    resident.saturating_sub(shared) * 4096
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_made_for_what_is_large() {
+        let memory = vec![1u8; 2 * LARGE as usize];
+        let own = own_memory(&ProcDir::open(HostPid::own()).unwrap());
+        assert!(own >= LARGE, "{own}");
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = ImageDir::create(tmp.path()).unwrap();
+        let r = Ready::make(HostPid::own(), &dir);
+        let (id, file) = &r.room[&HostPid::own()];
+        assert_eq!(*id, 1);
+        assert!(file.metadata().unwrap().len() >= LARGE);
+        assert!(memory.iter().all(|b| *b == 1));
+    }
+}
