@@ -245,7 +245,9 @@ impl<'a> Dumping<'a> {
     ) -> Self {
         let mut cx = DumpCx::new(o, dir, pids);
         // these numbers are taken
-        ready.room.values().for_each(|_| drop(cx.new_pages_id()));
+        for _ in &ready.room {
+            cx.new_pages_id();
+        }
         Self {
             dir,
             cx,
