@@ -293,6 +293,12 @@ pub fn pagemap(dir: &ImageDir, name: &str) -> Result<(u32, Vec<pb::PagemapEntry>
                 "it is incremental: pages are in a parent image",
             ));
         }
+        if e.flags.is_some_and(|f| f & 4 == 0) {
+            return Err(unsupported(
+                name,
+                "some of its pages were left with a page server (lazy pages), not written",
+            ));
+        }
         let next = n
             .checked_mul(4096)
             .and_then(|n| n.checked_add(e.vaddr))
@@ -303,4 +309,40 @@ pub fn pagemap(dir: &ImageDir, name: &str) -> Result<(u32, Vec<pb::PagemapEntry>
         }
     }
     Ok((head.pages_id, all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(entry: &pb::PagemapEntry) -> Result<(u32, Vec<pb::PagemapEntry>)> {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = ImageDir::open(tmp.path()).unwrap();
+        let mut w = dir.writer("pagemap-1.img").unwrap();
+        w.write(&pb::PagemapHead { pages_id: 7 }).unwrap();
+        w.write(entry).unwrap();
+        w.finish().unwrap();
+        pagemap(&dir, "pagemap-1.img")
+    }
+
+    #[test]
+    fn pages_that_are_elsewhere_are_refused() {
+        let mut e = pb::PagemapEntry {
+            vaddr: 0x1000,
+            compat_nr_pages: 2,
+            flags: Some(4 | 2),
+            ..Default::default()
+        };
+        let (id, all) = read(&e).unwrap();
+        // an old image has the old count only
+        assert_eq!((id, all[0].nr_pages), (7, Some(2)));
+        for flags in [2, 1, 0] {
+            e.flags = Some(flags);
+            assert!(read(&e).is_err(), "flags {flags}");
+        }
+        e.flags = None;
+        assert!(read(&e).is_ok());
+        e.in_parent = Some(true);
+        assert!(read(&e).is_err());
+    }
 }

@@ -295,12 +295,12 @@ pub fn plan(
             p.vdso
                 .push((v.status & (status::VDSO | status::VVAR), v.start, len));
             // its pages are the kernel's own
-            p.pages.retain(|(a, _, _)| !(v.start..v.end).contains(a));
+            cut(&mut p.pages, v.start, v.end);
             continue;
         }
         if v.status & status::AIORING != 0 {
-            p.rings.push(Ring::plan(mm, v, cx, p.pages_id, &p.pages)?);
-            p.pages.retain(|(a, _, _)| !(v.start..v.end).contains(a));
+            let own = cut(&mut p.pages, v.start, v.end);
+            p.rings.push(Ring::plan(mm, v, cx, p.pages_id, &own)?);
             p.maps.push(Mapping {
                 start: v.start,
                 len,
@@ -483,6 +483,28 @@ fn need(files: &mut Vec<FdRef>, f: FdRef) {
 
 fn prot_arg(prot: u64) -> Arg {
     Arg::Named(prot, names::mmap_prot(prot))
+}
+
+/// Runs of pages: address, length, offset in the pages image.
+type Runs = Vec<(u64, u64, u64)>;
+
+/// Takes what lies in `start..end` out of the runs. A run may go over the borders of mappings: neighbours are dumped as one.
+fn cut(runs: &mut Runs, start: u64, end: u64) -> Runs {
+    let mut inside = Runs::new();
+    let mut outside = Runs::with_capacity(runs.len() + 1);
+    for (a, n, at) in runs.drain(..) {
+        let (from, to) = (a.clamp(start, end), (a + n).clamp(start, end));
+        let put = |into: &mut Runs, b: u64, e: u64| {
+            if b < e {
+                into.push((b, e - b, at + (b - a)));
+            }
+        };
+        put(&mut outside, a, (a + n).min(start));
+        put(&mut inside, from, to);
+        put(&mut outside, a.max(end), a + n);
+    }
+    *runs = outside;
+    inside
 }
 
 impl Plan {
@@ -678,4 +700,31 @@ pub fn place(table: &[(FdRef, i32, bool)]) -> Vec<Call> {
         }
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn a_run_over_the_border_of_a_mapping_is_cut_there() {
+        let mut runs = vec![
+            (0x1000, 0x2000, 0),
+            (0x5000, 0x6000, 0x2000),
+            (0xf000, 0x1000, 0x8000),
+        ];
+        assert_eq!(cut(&mut runs, 0x6000, 0x8000), [(0x6000, 0x2000, 0x3000)]);
+        let rest = [
+            (0x1000, 0x2000, 0),
+            (0x5000, 0x1000, 0x2000),
+            (0x8000, 0x3000, 0x5000),
+            (0xf000, 0x1000, 0x8000),
+        ];
+        assert_eq!(runs, rest);
+        // nothing there, all there
+        assert_eq!(cut(&mut runs, 0x3000, 0x5000), []);
+        assert_eq!(runs, rest);
+        assert_eq!(cut(&mut runs, 0, 0x10000), rest);
+        assert_eq!(runs, []);
+    }
 }
