@@ -263,6 +263,28 @@ fn judge(scenario: &Scenario, report: Report) -> Outcome {
     }
 }
 
+/// Dumps a guest and copies its images into `to`.
+///
+/// # Errors
+/// When it cannot be dumped.
+pub fn dumped(boxer: &Path, guest: &Guest, to: &Path) -> Result<()> {
+    let tmp = tempfile::Builder::new().prefix("stasis-case-").tempdir()?;
+    let engine = Engine::under_test()?;
+    let scenario = Scenario::Life(crate::life::Trial::Images);
+    let spec = prepare(tmp.path(), guest, &scenario, Some((&engine, &engine)))?;
+    let slot = slot()?;
+    let report = in_a_box(boxer, tmp.path(), &spec)?;
+    drop(slot);
+    if !report.trouble.is_empty() {
+        bail!("{}: {}", guest.name, report.trouble);
+    }
+    for e in fs::read_dir(tmp.path().join("img-1"))? {
+        let e = e?;
+        fs::copy(e.path(), to.join(e.file_name()))?;
+    }
+    Ok(())
+}
+
 /// Runs a case and panics with all that is known when it did not go as it should: the body of a `#[test]`.
 ///
 /// # Panics
