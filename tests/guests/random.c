@@ -277,8 +277,7 @@ static int think_word(struct word *w, int task, struct view *v)
 		return 1;
 	case 'S': /* a session of its own */
 	case 'G': /* a group of its own */
-		/* Who exits would cut the last tie of the group it left (see think()). */
-		if (tasks[task].leads || tasks[task].flags & EXITS)
+		if (tasks[task].leads)
 			return 0;
 		tasks[task].leads = 1;
 		tasks[task].left |= w->letter == 'S';
@@ -313,7 +312,13 @@ static int think(int at, int task, struct view v)
 		tasks[w->at].flags = w->a;
 		tasks[w->at].left = w->a & SESSION;
 		tasks[w->at].leads = !!(w->a & (SESSION | GROUP));
-		/* A group that loses its last tie to the session while a task of it is stopped gets SIGHUP: not our matter. */
+		/*
+		 * A group that loses its last tie to the session while a task of it is stopped gets SIGHUP: not our matter.
+		 * So nobody is stopped below one who exits, or where tasks leave their groups after they had children.
+		 */
+		for (int i = 0; i < n_words; i++)
+			if (strchr("GSJ", words[i].letter))
+				tasks[w->at].flags &= ~STOPPED;
 		for (int t = task; t > 0; t = tasks[t].parent)
 			if (tasks[t].flags & EXITS)
 				tasks[w->at].flags &= ~STOPPED;
