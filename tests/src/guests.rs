@@ -184,6 +184,7 @@ macro_rules! with_works {
             aio: dump_restore, leave_running, generations;
             guard: dump_restore, leave_running, generations;
             growsdown: dump_restore, leave_running, generations;
+            vdso: dump_restore, leave_running, generations;
         }
     };
 }

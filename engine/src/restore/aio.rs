@@ -98,7 +98,7 @@ impl Ring {
     /// The rows that move the ring from `at` and bring its tail forward. Number 0 is free, and its file on its way.
     pub fn rows(&self, at: u64, service: i32) -> Vec<Call> {
         let mut rows = memory::receive(service, 1);
-        rows.push(memory::move_to(at, self.len, self.start));
+        rows.push(super::vdso::move_to(at, self.len, self.start));
         if self.tail > 0 {
             // struct iocb (linux/aio_abi.h) of zeroes: IOCB_CMD_PREAD of nothing from number 0
             let list = (0..self.tail).map(|_| Part::Ptr(Arg::In(vec![0; 64])));

@@ -6,6 +6,7 @@
 use super::aio::Ring;
 use super::heirs::{self, Estate};
 use super::images::{Images, TaskImages};
+use super::vdso::{Foreign, Special};
 use crate::dump::mm::status;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{Act, PlanCx, Stage, shmem};
@@ -96,8 +97,10 @@ pub struct Plan {
     mm: (Vec<u64>, Vec<u8>),
     /// The program's file.
     exe: FdRef,
-    /// vDSO and vvar.
+    /// vDSO and vvar; none if the image's is another than this kernel's.
     pub vdso: Vec<Special>,
+    /// What is done then.
+    pub foreign: Option<Foreign>,
     /// Rows when contents are in place and children are born: protections, advice, locks.
     pub late: Vec<Call>,
     /// AIO rings.
@@ -245,6 +248,7 @@ pub fn plan(
     cx: &mut PlanCx,
     shared: &BTreeMap<u64, FdRef>,
     segments: &BTreeMap<u64, u64>,
+    own_vdso: &[u8],
 ) -> Result<Plan> {
     let mm =
         t.mm.as_ref()
@@ -258,6 +262,7 @@ pub fn plan(
         mm: (Vec::new(), Vec::new()),
         exe: FdRef(listed(cx, mm.exe_file_id)?.id),
         vdso: Vec::new(),
+        foreign: None,
         late: Vec::new(),
         rings: Vec::new(),
         pages_id: 0,
@@ -292,11 +297,19 @@ pub fn plan(
             continue;
         }
         if v.status & (status::VDSO | status::VVAR) != 0 {
-            p.vdso
-                .push((v.status & (status::VDSO | status::VVAR), v.start, len));
-            // its pages are the kernel's own
-            cut(&mut p.pages, v.start, v.end);
-            continue;
+            let foreign = match v.status & status::VDSO {
+                0 => None,
+                _ => Foreign::plan(t, v, cx, own_vdso, *pages_id, &p.pages)?,
+            };
+            if foreign.is_none() {
+                p.vdso
+                    .push((v.status & (status::VDSO | status::VVAR), v.start, len));
+                // its pages are the kernel's own
+                cut(&mut p.pages, v.start, v.end);
+                continue;
+            }
+            // an ordinary mapping from now on
+            p.foreign = foreign;
         }
         if v.status & status::AIORING != 0 {
             let own = cut(&mut p.pages, v.start, v.end);
@@ -392,6 +405,9 @@ pub fn plan(
             sealed.push(Call::new(SYS_MSEAL, args));
         }
     }
+    if p.foreign.is_some() {
+        p.vdso.clear();
+    }
     // nothing can be done to a sealed mapping any more
     p.late.append(&mut sealed);
     need(&mut p.files, p.exe);
@@ -415,64 +431,6 @@ pub fn plan(
     auxv.extend([0, 0]);
     p.mm = (words, auxv.iter().flat_map(|w| w.to_le_bytes()).collect());
     Ok(p)
-}
-
-/// A piece of the vDSO (status bit VDSO) or its data (VVAR): kind, start, length; sorted by start.
-pub type Special = (u32, u64, u64);
-
-/// Each piece with its new address: where the image has its kind, if that is as long there; else it is dropped.
-fn vdso_moves(now: &[Special], wanted: &[Special]) -> Vec<(Special, Option<u64>)> {
-    let total =
-        |v: &[Special], kind: u32| -> u64 { v.iter().filter(|x| x.0 == kind).map(|x| x.2).sum() };
-    let mut moves = Vec::new();
-    for kind in [status::VVAR, status::VDSO] {
-        let fits = total(now, kind) == total(wanted, kind);
-        let first = wanted.iter().find(|x| x.0 == kind);
-        let mut to = first.map(|x| x.1).filter(|_| fits);
-        for x in now.iter().filter(|x| x.0 == kind) {
-            moves.push((*x, to));
-            to = to.map(|t| t + x.2);
-        }
-    }
-    moves
-}
-
-/// Where the pieces are afterwards.
-pub fn vdso_moved(now: &[Special], wanted: &[Special]) -> Vec<Special> {
-    let moves = vdso_moves(now, wanted).into_iter();
-    moves
-        .filter_map(|((kind, _, len), to)| Some((kind, to?, len)))
-        .collect()
-}
-
-/// Brings the vDSO to where the image has it, or drops it.
-pub fn vdso_rows(now: &[Special], wanted: &[Special]) -> Vec<Call> {
-    let moves = vdso_moves(now, wanted).into_iter();
-    let rows = moves.filter_map(|((_, at, len), to)| match to {
-        Some(to) if to == at => None,
-        Some(to) => Some(move_to(at, len, to)),
-        None => Some(Call::new(
-            libc::SYS_munmap,
-            vec![Arg::Hex(at), Arg::Hex(len)],
-        )),
-    });
-    rows.collect()
-}
-
-/// Moves a whole mapping.
-pub fn move_to(from: u64, len: u64, to: u64) -> Call {
-    const MAYMOVE_FIXED: u64 = 3;
-    Call::new(
-        libc::SYS_mremap,
-        vec![
-            Arg::Hex(from),
-            Arg::Hex(len),
-            Arg::Hex(len),
-            Arg::Named(MAYMOVE_FIXED, "MREMAP_MAYMOVE|MREMAP_FIXED".into()),
-            Arg::Hex(to),
-        ],
-    )
-    .must_be(to)
 }
 
 fn need(files: &mut Vec<FdRef>, f: FdRef) {

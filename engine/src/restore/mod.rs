@@ -10,6 +10,7 @@ mod perform;
 pub mod plan;
 mod privileges;
 mod regs;
+mod vdso;
 
 use crate::error::Result;
 use crate::options::Options;

@@ -8,7 +8,7 @@ use super::family::{self, Deed};
 use super::habits::Outside;
 use super::images::{Images, TaskImages};
 use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
-use super::{fill, memory};
+use super::{fill, memory, vdso};
 use crate::dump::seize;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{Act, Stage, Stagehand};
@@ -56,7 +56,7 @@ pub struct Performance<'a> {
     /// All threads once they are seized for the last act: index in the plan, number within the task.
     going: Vec<(usize, usize, Tracee)>,
     /// Where the vDSO and its data are parked.
-    parked: Vec<memory::Special>,
+    parked: Vec<vdso::Special>,
     committed: bool,
     /// Whether the kernel makes huge pages where nobody asked for them.
     huge: bool,
@@ -276,7 +276,7 @@ impl<'a> Performance<'a> {
                     continue;
                 }
             };
-            rows.push(memory::move_to(m.start, len, at));
+            rows.push(vdso::move_to(m.start, len, at));
             self.parked.push((kind, at, len));
             at += len;
         }
@@ -488,7 +488,7 @@ impl<'a> Performance<'a> {
                 return (Vec::new(), Vec::new());
             };
             let mut rows = m.settling();
-            rows.extend(memory::vdso_rows(&p.vdso_at(m.base), &m.vdso));
+            rows.extend(vdso::rows(&p.vdso_at(m.base), m));
             rows.extend(m.tape(plan.service_fd));
             (m.files.clone(), rows)
         })?;
@@ -507,9 +507,13 @@ impl<'a> Performance<'a> {
             let base = m.base.and_then(|b| self.plan.tasks[b].memory.as_ref());
             let base = base.map(|b| b.pages_id);
             let missing = self.missing(t, m)?;
+            let at = self.vdso_at(m.base);
             let pid = HostPid(t.pid as i32);
             report.pages_restored += fill::pages(self.dir, pid, m, base, missing.as_ref())
                 .map_err(|e| e.on(format!("memory of task {}", t.pid)).at(Phase::Fill))?;
+            if let Some(f) = &m.foreign {
+                f.connect(pid, &at)?;
+            }
             crate::kill_point();
         }
         Ok(())
@@ -534,11 +538,11 @@ impl<'a> Performance<'a> {
         Ok(fill::Missing::register(got, &ranges))
     }
     /// Where the pieces of the vDSO are when a task is born: parked, or where the task whose memory it inherits has them.
-    fn vdso_at(&self, base: Option<usize>) -> Vec<memory::Special> {
+    fn vdso_at(&self, base: Option<usize>) -> Vec<vdso::Special> {
         let memory = base.and_then(|b| self.plan.tasks[b].memory.as_ref());
         memory.map_or_else(
             || self.parked.clone(),
-            |m| memory::vdso_moved(&self.vdso_at(m.base), &m.vdso),
+            |m| vdso::moved(&self.vdso_at(m.base), m),
         )
     }
     /// Threads and descriptors.

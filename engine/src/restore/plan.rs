@@ -82,6 +82,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     kinds::locks::plan(&mut cx).map_err(|e| e.of("locks").at(Phase::Plan))?;
     let shared = memory::shared(images, &mut cx)?;
     let segments = kinds::sysv::plan(&mut cx).map_err(|e| e.of("sysv").at(Phase::Plan))?;
+    let own_vdso = super::vdso::own()?;
     let hole = hole(images)?;
     let used: std::collections::BTreeSet<i32> = images
         .tables
@@ -136,7 +137,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         let on = |e: Error| e.on(format!("task {}", t.entry.pid)).at(Phase::Plan);
         if let std::collections::btree_map::Entry::Vacant(v) = spaces.entry(t.ids.vm_id) {
             v.insert(i);
-            p.memory = Some(memory::plan(t, &mut cx, &shared, &segments).map_err(on)?);
+            p.memory = Some(memory::plan(t, &mut cx, &shared, &segments, &own_vdso).map_err(on)?);
         }
         if let std::collections::btree_map::Entry::Vacant(v) = tables.entry(t.ids.files_id) {
             v.insert(i);
