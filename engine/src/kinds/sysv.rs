@@ -119,11 +119,11 @@ impl Segment {
     /// Finds or makes it, and fills it unless others use it.
     ///
     /// # Errors
-    /// E5130: another segment has its id or key.
+    /// E6132: another segment has its id or key.
     pub fn perform(&self, on: &mut Stagehand<'_>) -> Result<()> {
         let id = self.id as i32;
         let taken = |why: String| {
-            Error::new("E5130", Blame::Host, format!("shared memory segment {id}"))
+            Error::new("E6132", Blame::Host, format!("shared memory segment {id}"))
                 .why(why)
                 .advice("remove the other segment (ipcrm -m), or restore in an IPC namespace of its own")
         };

@@ -2,7 +2,9 @@
 //!
 //! Mappings are made straight at their final addresses, as the stub has nothing there. Contents are written by the
 //! engine's threads with process_vm_writev from the mapped pages image, so mappings that will not be writable are made
-//! writable first and get their protection at the end. Long because a mapping's plan and its rows are told in one place.
+//! writable first and get their protection at the end.
+//!
+//! Long because it is one table: what each sort of mapping becomes, and how it is handed on.
 use super::aio::Ring;
 use super::heirs::{self, Estate};
 use super::images::{Images, TaskImages};
@@ -142,7 +144,7 @@ fn segment(v: &VmaEntry, segments: &BTreeMap<u64, u64>, p: &mut Plan) -> Result<
             .advice("dump again"));
     };
     if whole != len || v.pgoff != 0 {
-        return Err(Error::new("E5008", Blame::Container, at())
+        return Err(Error::new("E4208", Blame::Container, at())
             .why("only a part of the segment is mapped, and shmat(2) attaches whole ones")
             .advice("the program has unmapped a part: this is not supported"));
     }

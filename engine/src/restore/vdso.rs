@@ -128,7 +128,7 @@ impl Foreign {
         }
         let refuse = |why: &str| {
             Error::new(
-                "E5015",
+                "E6131",
                 Blame::Host,
                 format!("vDSO of task {}", t.entry.pid),
             )
