@@ -1,4 +1,5 @@
-//! Dumps and restores that are killed at every step and at random moments.
+//! Dumps and restores that are killed at every step and at random moments. Long because the bookkeeping of both sorts of kills
+//! is one.
 use super::snapshot::Snapshot;
 use super::stepper::{self, Step};
 use crate::case::Report;
