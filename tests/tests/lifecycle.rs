@@ -73,6 +73,7 @@ dumps! {
     epoll: 7, 20;
     ghost: 13, 20;
     rseq: 11, 20;
+    forker: 61, 20;
 }
 
 restores! {

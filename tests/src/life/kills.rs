@@ -101,7 +101,12 @@ impl Stage {
                 bail!("the guest died: {:?}", self.dead.get(&root));
             }
             let now = Snapshot::take(root.as_raw());
-            let diff = before.diff(&now);
+            // it forks all the time: no two looks are equal, and it checks itself
+            let diff = if self.name() == "forker" {
+                now.held()
+            } else {
+                before.diff(&now)
+            };
             if diff.is_empty() {
                 return Ok(());
             }

@@ -108,7 +108,24 @@ impl Snapshot {
         }
         text
     }
-    /// Number of tasks and threads.
+    /// Threads that are traced or stopped, one line each: for trees that change by themselves all the time.
+    pub fn held(&self) -> String {
+        let mut text = String::new();
+        for (who, f) in &self.0 {
+            let is = |n: &str| f.get(n).map_or("", String::as_str);
+            if !matches!(is("TracerPid"), "" | "0")
+                || !matches!(is("state"), "" | "alive" | "zombie")
+            {
+                text.push_str(&format!(
+                    "task {who}: {}, tracer {}\n",
+                    is("state"),
+                    is("TracerPid")
+                ));
+            }
+        }
+        text
+    }
+    /// Number of tasks.
     pub fn tasks(&self) -> usize {
         self.0.keys().filter(|k| !k.contains('/')).count()
     }
