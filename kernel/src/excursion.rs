@@ -347,6 +347,25 @@ impl<'a> Excursion<'a> {
         r.eflags &= !0x500;
         r
     }
+    /// Plays a tape that may not be left in the middle: it is one chain, which goes through to its end with or without the
+    /// engine. `None`, and nothing is played, where that cannot be.
+    pub fn play_unbroken(&mut self, tape: &[Call]) -> Result<Option<Answers>, SysError> {
+        let restart_block = self.away.regs.orig_rax as i64 >= 0
+            && self.away.regs.rax as i64 == ERESTART_RESTARTBLOCK;
+        let links = (self.dead.len - NEED) / LINK_LEN;
+        let can = !restart_block
+            && !self.away.guarded
+            && self.away.end_signal.is_some()
+            && self.away.gadgets.store != 0
+            && tape.len() < links
+            && !tape
+                .iter()
+                .any(|c| c.args.iter().any(|a| matches!(a, Arg::Ret(_))));
+        match can {
+            true => self.play(tape).map(Some),
+            false => Ok(None),
+        }
+    }
     /// Plays a tape: as a chain of frames where that is possible, else call by call. The answers are the same.
     pub fn play(&mut self, tape: &[Call]) -> Result<Answers, SysError> {
         let mut lay = Layout::new(self.dead.start);

@@ -185,6 +185,7 @@ macro_rules! with_works {
             guard: dump_restore, leave_running, generations;
             growsdown: dump_restore, leave_running, generations;
             vdso: dump_restore, leave_running, generations;
+            mlockall: dump_restore, leave_running, generations;
         }
     };
 }

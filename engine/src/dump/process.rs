@@ -229,6 +229,7 @@ fn ask_with(task: &Task, f: &Facts, maps: &[MapsLine], gadgets: Gadgets) -> Resu
     let own = thread_tape();
     let mut whole = tape(timers);
     whole.extend_from_slice(&own);
+    let mut mlock_future = None;
     let mut asked = None;
     let mut threads = Vec::with_capacity(task.threads.len());
     for (i, th) in task.threads.iter().enumerate() {
@@ -245,6 +246,15 @@ fn ask_with(task: &Task, f: &Facts, maps: &[MapsLine], gadgets: Gadgets) -> Resu
         let mut e = Excursion::begin(&th.tracee, pid.0, away, dead)?;
         crate::kill_point();
         let r = e.play(if i == 0 { &whole } else { &own });
+        let probe = match i {
+            0 if st.vm_locked > 0 && st.seccomp == 0 => locks_future(maps),
+            _ => None,
+        };
+        if let Some((at, tape)) = probe
+            && let Ok(Some(a)) = e.play_unbroken(&tape)
+        {
+            mlock_future = future(&a, at);
+        }
         crate::kill_point();
         e.finish()?;
         let a = r?;
@@ -278,8 +288,67 @@ fn ask_with(task: &Task, f: &Facts, maps: &[MapsLine], gadgets: Gadgets) -> Resu
             memory_merge: some(rets + k + 5),
             coredump_filter: task.proc.coredump_filter().ok().flatten(),
             exit_signal: None,
+            mlock_future,
         },
         threads,
+    })
+}
+
+/// A tape that finds out whether new mappings are locked (mlockall(2), MCL_FUTURE), which nothing shows from outside: a page is
+/// mapped for a moment where nothing is. Only for tasks that have locked memory, and only unbroken.
+fn locks_future(maps: &[MapsLine]) -> Option<(u64, Vec<Call>)> {
+    const LEN: u64 = 4096;
+    const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let at = maps.first()?.start.checked_sub(4 * LEN)?;
+    if at < 1 << 17 {
+        return None;
+    }
+    let named = |v: i32, n: &str| Arg::Named(v as u64, n.into());
+    let tape = vec![
+        Call::new(
+            libc::SYS_mmap,
+            vec![
+                Arg::Hex(at),
+                Arg::Int(LEN),
+                named(libc::PROT_READ | libc::PROT_WRITE, "PROT_READ|PROT_WRITE"),
+                named(FLAGS, "MAP_PRIVATE|MAP_ANONYMOUS|MAP_FIXED_NOREPLACE"),
+                Arg::Int(u64::MAX),
+                Arg::Int(0),
+            ],
+        )
+        .any(),
+        // KERNEL: EBUSY if it is locked (mm/msync.c)
+        Call::new(
+            libc::SYS_msync,
+            vec![
+                Arg::Hex(at),
+                Arg::Int(LEN),
+                named(libc::MS_INVALIDATE, "MS_INVALIDATE"),
+            ],
+        )
+        .any(),
+        Call::new(
+            libc::SYS_mincore,
+            vec![Arg::Hex(at), Arg::Int(LEN), Arg::Out(8)],
+        )
+        .any(),
+        Call::new(libc::SYS_munmap, vec![Arg::Hex(at), Arg::Int(LEN)]).any(),
+    ];
+    Some((at, tape))
+}
+
+/// What that tape told, as flags of mlockall(2).
+fn future(a: &Answers, at: u64) -> Option<u32> {
+    const MCL_FUTURE: u32 = 2;
+    const MCL_ONFAULT: u32 = 4;
+    let is = |row: usize, errno: i32| a.ret(row) == -(errno as i64) as u64;
+    // EAGAIN: it would be locked, and that is more than RLIMIT_MEMLOCK
+    let locked = a.ret(0) == at && is(1, libc::EBUSY) || is(0, libc::EAGAIN);
+    let there = a.out(2, 2).first().is_some_and(|b| b & 1 != 0) || is(0, libc::EAGAIN);
+    locked.then_some(if there {
+        MCL_FUTURE
+    } else {
+        MCL_FUTURE | MCL_ONFAULT
     })
 }
 

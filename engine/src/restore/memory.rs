@@ -410,6 +410,16 @@ pub fn plan(
     if p.foreign.is_some() {
         p.vdso.clear();
     }
+    if let Some(flags) = t.tc.stasis.as_ref().and_then(|s| s.mlock_future) {
+        // of mappings to come, so it is said when all have come
+        let name = if flags & 4 != 0 {
+            "MCL_FUTURE|MCL_ONFAULT"
+        } else {
+            "MCL_FUTURE"
+        };
+        let args = vec![Arg::Named(u64::from(flags & 6), name.into())];
+        p.late.push(Call::new(libc::SYS_mlockall, args));
+    }
     // nothing can be done to a sealed mapping any more
     p.late.append(&mut sealed);
     need(&mut p.files, p.exe);
