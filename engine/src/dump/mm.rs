@@ -305,6 +305,15 @@ fn file(
         v.shmid = d.shared_memory(task, m)?;
         return Ok(());
     }
+    if path == b"/anon_hugepage" && m.deleted {
+        return Err(Error::new(
+            "E4200",
+            Blame::Container,
+            format!("cannot dump mapping {m} of task {}", task.pid.0),
+        )
+        .why("it is anonymous memory in huge pages of the pool (MAP_HUGETLB)")
+        .advice("let the program use a memfd (MFD_HUGETLB) or transparent huge pages"));
+    }
     if path.starts_with(b"/SYSV") && m.deleted {
         v.status |= status::SYSVIPC | status::ANON_SHARED;
         v.flags |= libc::MAP_ANONYMOUS as u32;
