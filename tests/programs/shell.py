@@ -57,7 +57,7 @@ for turn in range(int(sys.argv[1])):
     out.write(f"{turn}: {asked('jobs | wc -l')} jobs left\n")
     for part in "ab":
         out.write(f"{turn}: {part} {open(f'sum-{turn}-{part}').read()}")
-    out.write(f"{turn}: {asked('stty size; tty | cut -c1-8; ps -o stat= -p $$ | cut -c1-2')}\n")
+    out.write(f"{turn}: {asked('stty size; tty | cut -c1-8; ps -o tty= -p $$ | cut -c1-4')}\n")
     out.flush()
 os.write(master, b"exit 7\n")
 status = os.waitpid(pid, 0)[1]
