@@ -380,10 +380,10 @@ impl Stage {
             }
             // a deleted file has its old name for the few calls in which it is opened (see kinds/ghost.rs)
             if count(done, is_link) > count(done, is_unlink) && committed == 0 {
-                naming += 1;
                 let now = listing(&self.work("")).into_keys();
                 for new in now.rev().filter(|f| !files.contains_key(f)) {
                     fs::remove_file(&new).with_context(|| place.clone())?;
+                    naming += 1;
                 }
             }
             self.nothing_left(&files, &mounts)
