@@ -57,14 +57,18 @@ impl Missing {
         for (start, len) in ranges {
             uffd::register(fd.as_fd(), RemotePtr(*start), *len, uffd::MODE_MISSING).ok()?;
         }
-        let ranges = ranges.iter().map(|(s, n)| (*s, s + n)).collect();
+        let mut ranges: Vec<_> = ranges.iter().map(|(s, n)| (*s, s + n)).collect();
+        ranges.sort_unstable();
         Some(Self { fd, ranges })
     }
-    fn has(&self, start: u64, len: u64) -> bool {
-        let at = self.ranges.partition_point(|r| r.1 <= start);
-        self.ranges
-            .get(at)
-            .is_some_and(|r| r.0 <= start && start + len <= r.1)
+    /// Whether the address is in a registered range, and where that changes next.
+    fn at(&self, addr: u64) -> (bool, u64) {
+        let i = self.ranges.partition_point(|r| r.1 <= addr);
+        match self.ranges.get(i) {
+            Some(r) if r.0 <= addr => (true, r.1),
+            Some(r) => (false, r.0),
+            None => (false, u64::MAX),
+        }
     }
 }
 
@@ -89,7 +93,7 @@ struct Piece {
     how: How,
 }
 
-/// Cuts a run of pages; what lies across the end of a registered range is written.
+/// Cuts a run of pages, also where a registered range begins or ends: a write into one would wait for itself for ever.
 fn cut(
     pieces: &mut Vec<Piece>,
     (addr, len, at): (u64, u64, u64),
@@ -98,10 +102,11 @@ fn cut(
 ) {
     let mut done = 0;
     while done < len {
-        let n = PIECE.min(len - done);
+        let (inside, border) = missing.map_or((false, u64::MAX), |m| m.at(addr + done));
+        let n = PIECE.min(len - done).min(border - (addr + done));
         let how = match other {
             Some(o) => How::Compare(o + done),
-            None if missing.is_some_and(|m| m.has(addr + done, n)) => How::Copy,
+            None if inside => How::Copy,
             None => How::Write,
         };
         let (addr, at) = (addr + done, at + done);
