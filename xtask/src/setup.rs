@@ -17,7 +17,7 @@ const NEEDS: &[Need] = &[
         why: "guest programs of the tests are C",
     },
     Need {
-        probe: "/usr/include/sys/ptrace.h",
+        probe: "/usr/include/stdio.h",
         package: "libc6-dev",
         why: "headers for them",
     },
@@ -30,6 +30,36 @@ const NEEDS: &[Need] = &[
         probe: "crit",
         package: "criu",
         why: "its crit reads our images in tests; its engine is not used",
+    },
+    Need {
+        probe: "make",
+        package: "make",
+        why: "a build is dumped in the middle, by a test",
+    },
+    Need {
+        probe: "xz",
+        package: "xz-utils",
+        why: "xz -T2 is dumped at work, by a test",
+    },
+    Need {
+        probe: "perl",
+        package: "perl",
+        why: "data is dumped at work, by a test",
+    },
+    Need {
+        probe: "python3",
+        package: "python3",
+        why: "python is dumped at work, by a test",
+    },
+    Need {
+        probe: "node",
+        package: "nodejs",
+        why: "node is dumped at work, by a test",
+    },
+    Need {
+        probe: "javac",
+        package: "openjdk-17-jdk-headless",
+        why: "a JVM is dumped at work, by a test",
     },
 ];
 
