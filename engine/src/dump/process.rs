@@ -1,4 +1,5 @@
-//! What a process is: credentials, signals, timers, limits, mm fields. Half of it is told from outside, half by a tape.
+//! What a process is: credentials, signals, timers, limits, mm fields. Half of it is told from outside, half by a tape. Long because
+//! a tape and the reading of its answers must be seen side by side.
 use super::facts::Facts;
 use super::task::Task;
 use super::thread::Told;
