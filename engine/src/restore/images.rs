@@ -151,7 +151,9 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             };
             vmas(&mm, pid)?;
             t.mm = Some(mm);
-            t.pages = Some(pagemap(dir, &Kind::Pagemap.file_of(pid))?);
+            let map = pagemap(dir, &Kind::Pagemap.file_of(pid))?;
+            whole(dir, &map)?;
+            t.pages = Some(map);
         }
         tasks.push(t);
     }
@@ -275,6 +277,23 @@ fn vmas(mm: &pb::MmEntry, pid: u32) -> Result<()> {
             return Err(bad(name(), "it overlaps the one before it"));
         }
         end = v.end;
+    }
+    Ok(())
+}
+
+/// The pages image must hold all that its map names: known before anything is done.
+fn whole(dir: &ImageDir, (pages_id, map): &(u32, Vec<pb::PagemapEntry>)) -> Result<()> {
+    let pages: u64 = map.iter().filter_map(|e| e.nr_pages).sum();
+    if pages == 0 {
+        return Ok(());
+    }
+    let name = Kind::Pages.file_of(*pages_id);
+    let failed = |e: std::io::Error| bad(name.clone(), &e.to_string());
+    let size = dir.open_raw(&name)?.metadata().map_err(failed)?.len();
+    if pages > size / 4096 {
+        return Err(Error::new("E5021", Blame::Image, name)
+            .why("it is shorter than its pagemap says")
+            .advice("the image is truncated: copy or dump it again"));
     }
     Ok(())
 }
