@@ -1,13 +1,26 @@
 //! The engine's own limits.
 
-/// Raises the soft limit of open files to the hard one: the engine holds a duplicate of every open file of the tree.
+/// Raises the soft limit of open files to the hard one, and makes room for them: the engine holds a duplicate of every open file
+/// of the tree. To be called while the process has one thread.
 pub fn raise_nofile() {
-    // SAFETY: a plain structure the kernel reads and writes; failure leaves the limit as it was.
+    const ROOM: u64 = 16384;
+    // SAFETY: a plain structure the kernel reads and writes; failure leaves the limit as it was. The descriptor that is closed was
+    // made here.
     unsafe {
         let mut l: libc::rlimit = std::mem::zeroed();
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut l) == 0 {
             l.rlim_cur = l.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &l);
+            // KERNEL: a table shared by threads waits for an RCU grace period, 10 to 20 ms, each time it grows
+            // (fs/file.c, expand_fdtable)
+            let high = l.rlim_cur.min(ROOM) as i32 - 1;
+            let fd = libc::open(c"/".as_ptr(), libc::O_PATH | libc::O_CLOEXEC);
+            let far = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, high);
+            for made in [fd, far] {
+                if made >= 0 {
+                    libc::close(made);
+                }
+            }
         }
     }
 }

@@ -37,6 +37,7 @@ use tracing::{debug, info, warn};
 ///
 /// On any error the tree runs on as it was and the folder holds no inventory.
 pub fn dump(o: &Options) -> Result<DumpReport> {
+    stasis_kernel::limits::raise_nofile();
     // a tracer of its own: whatever happens, the end of this thread lets go of every task, also of one that was asked
     // to stop and never did (kernel/ptrace.c, exit_ptrace)
     let log = tracing::dispatcher::get_default(Clone::clone);
@@ -104,7 +105,6 @@ fn prepare(o: &Options) -> Result<ImageDir> {
     })?;
     drop(proc);
     session(o)?;
-    stasis_kernel::limits::raise_nofile();
     let dir = ImageDir::create(&o.images)?;
     dir.invalidate()?;
     Ok(dir)
