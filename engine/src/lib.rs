@@ -8,6 +8,7 @@ pub mod options;
 pub mod phase;
 pub mod report;
 pub mod restore;
+mod workers;
 
 pub use check::check;
 pub use error::{Blame, Error, Result};

@@ -4,13 +4,12 @@
 //! not depend on the target's size.
 use super::mm::Run;
 use crate::error::{Blame, Error, Result};
+use crate::workers;
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::vm;
 use stasis_proto::{ImageDir, pb};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes moved at a time: fits the second-level cache.
 const PIECE: u64 = 256 * 1024;
@@ -72,40 +71,12 @@ struct Piece {
 fn copy(pid: HostPid, file: &File, pieces: &[Piece]) -> Result<()> {
     let total: u64 = pieces.iter().map(|p| p.len).sum();
     let groups = group(pieces);
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Option<Error>> = Mutex::new(None);
-    let work = || {
-        let mut buf = vec![0u8; PIECE as usize];
-        while let Some(g) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if failed.lock().expect("no panic while held").is_some() {
-                return;
-            }
-            if let Err(e) = piece(pid, file, &pieces[g.0..g.1], &mut buf) {
-                failed.lock().expect("no panic while held").get_or_insert(e);
-                return;
-            }
-        }
-    };
-    let workers = if total > 8 << 20 {
-        std::thread::available_parallelism()
-            .map_or(1, |n| n.get())
-            .min(4)
-    } else {
-        1
-    };
-    if workers == 1 {
-        work();
-    } else {
-        std::thread::scope(|s| {
-            for _ in 0..workers {
-                s.spawn(work);
-            }
-        });
-    }
-    failed
-        .into_inner()
-        .expect("workers have ended")
-        .map_or(Ok(()), Err)
+    workers::each(
+        total,
+        &groups,
+        || vec![0u8; PIECE as usize],
+        |g, buf| piece(pid, file, &pieces[g.0..g.1], buf),
+    )
 }
 
 /// Index ranges of pieces that together fit one buffer; their file offsets follow each other by construction.

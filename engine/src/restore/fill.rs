@@ -4,6 +4,7 @@
 //! costs no fault (4.5 GB/s a thread); what becomes huge pages, is compared, or is small is written by process_vm_writev.
 use super::memory::Plan;
 use crate::error::{Blame, Error, Result};
+use crate::workers;
 use stasis_kernel::error::SysError;
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::{uffd, vm};
@@ -11,8 +12,6 @@ use stasis_proto::{ImageDir, Kind};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 const PIECE: u64 = 256 * 1024;
 
@@ -185,54 +184,24 @@ pub fn pages(
         cut(&mut pieces, (*addr, *len, *at), Some(*other), None);
     }
     let groups = groups(&pieces);
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Option<Error>> = Mutex::new(None);
-    let work = || {
-        let mut room = vec![0u8; PIECE as usize + 4096];
+    let buffers = || {
+        let other = if theirs.is_some() { PIECE as usize } else { 0 };
+        (vec![0u8; PIECE as usize + 4096], vec![0u8; other])
+    };
+    workers::each(total, &groups, buffers, |g, (room, other)| {
         // KERNEL(<6.6): UFFDIO_COPY wants its source at a page address too
         let shift = room.as_ptr().align_offset(4096);
         let buf = &mut room[shift..shift + PIECE as usize];
-        let mut other = vec![0u8; if theirs.is_some() { PIECE as usize } else { 0 }];
-        while let Some(g) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if failed.lock().expect("no panic while held").is_some() {
-                return;
-            }
-            let first = pieces[g.start];
-            let r = match (first.how, &theirs, missing) {
-                (How::Compare(at), Some(t), _) => {
-                    differing(pid, &own, t, first, at, buf, &mut other)
-                }
-                (How::Copy, _, Some(m)) => pieces[g.clone()]
-                    .iter()
-                    .try_for_each(|p| copy(m, &own, *p, buf)),
-                _ => several(pid, &own, &pieces[g.clone()], buf),
-            };
-            if let Err(e) = r {
-                failed.lock().expect("no panic while held").get_or_insert(e);
-                return;
-            }
+        let first = pieces[g.start];
+        match (first.how, &theirs, missing) {
+            (How::Compare(at), Some(t), _) => differing(pid, &own, t, first, at, buf, other),
+            (How::Copy, _, Some(m)) => pieces[g.clone()]
+                .iter()
+                .try_for_each(|p| copy(m, &own, *p, buf)),
+            _ => several(pid, &own, &pieces[g.clone()], buf),
         }
-    };
-    let workers = if total > 8 << 20 {
-        std::thread::available_parallelism()
-            .map_or(1, |n| n.get())
-            .min(4)
-    } else {
-        1
-    };
-    if workers == 1 {
-        work();
-    } else {
-        std::thread::scope(|s| {
-            for _ in 0..workers {
-                s.spawn(work);
-            }
-        });
-    }
-    failed
-        .into_inner()
-        .expect("workers have ended")
-        .map_or(Ok(total / 4096), Err)
+    })?;
+    Ok(total / 4096)
 }
 
 /// Pieces that follow each other in the image.
