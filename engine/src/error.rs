@@ -224,3 +224,23 @@ impl From<stasis_kernel::error::Error> for Error {
         }
     }
 }
+
+impl From<stasis_cgroups::Error> for Error {
+    fn from(e: stasis_cgroups::Error) -> Self {
+        use stasis_cgroups::Side;
+        match e {
+            stasis_cgroups::Error::Kernel(e) => e.into(),
+            stasis_cgroups::Error::Named(n) => {
+                let blame = match n.side {
+                    Side::Container => Blame::Container,
+                    Side::Image => Blame::Image,
+                    Side::Host => Blame::Host,
+                    Side::Caller => Blame::Caller,
+                };
+                Error::new(n.code, blame, n.what)
+                    .why(n.why)
+                    .advice(n.advice)
+            }
+        }
+    }
+}

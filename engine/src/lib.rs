@@ -1,22 +1,39 @@
 //! The story of stasis: [`dump`] and [`restore`] of process trees, and the plan between image and act.
+mod cgroups;
 pub mod check;
 mod clocks;
+mod dedup;
 pub mod dump;
 pub mod error;
+pub mod events;
+pub mod inherited;
 pub mod kinds;
+mod lazy;
+mod lsm;
+mod namespaces;
+pub mod netlock;
+pub mod network;
 pub mod options;
+pub mod packed;
+pub mod pages;
 pub mod phase;
+pub mod remote;
 pub mod report;
 pub mod restore;
 mod workers;
 
 pub use check::check;
+pub use dedup::dedup;
 pub use error::{Blame, Error, Result};
+pub use events::{EventSink, Moment, Watcher};
 pub use options::{After, Options};
 pub use phase::Phase;
 pub use report::{DumpReport, RestoreReport};
 
-pub use dump::{dump, preflight};
+pub use dump::{dump, pre_dump, preflight};
+
+/// For a program whose only work is the engine's; to be called before there are threads.
+pub use stasis_kernel::limits::one_heap;
 
 /// A place where tests kill the engine: the n-th one passed, as `STASIS_KILL_AT` says; costs one relaxed load otherwise.
 pub fn kill_point() {

@@ -15,6 +15,8 @@ pub struct DumpReport {
     pub pages_scanned: u64,
     /// Pages written.
     pub pages_written: u64,
+    /// Pages left to the images of the dump before.
+    pub pages_skipped_parent: u64,
     /// Pages of shared memory looked at and written.
     pub shpages_scanned: u64,
     /// Pages of shared memory written.

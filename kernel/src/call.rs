@@ -19,6 +19,8 @@ pub enum Arg {
     Hex(u64),
     /// An integer that has a symbolic form for people.
     Named(u64, String),
+    /// Flags of open(2), which get their names when they are shown.
+    OpenFlags(u64),
     /// Bytes the call reads.
     In(Vec<u8>),
     /// A NUL-terminated string the call reads (given without the NUL).
@@ -170,6 +172,7 @@ impl fmt::Display for Arg {
             Arg::Int(v) => write!(f, "{}", *v as i64),
             Arg::Hex(v) => write!(f, "{v:#x}"),
             Arg::Named(_, s) => f.write_str(s),
+            Arg::OpenFlags(v) => f.write_str(&names::open_flags(*v)),
             Arg::In(b) => write!(f, "&{}", bytes(b)),
             Arg::InOut(b) => write!(f, "&mut {}", bytes(b)),
             Arg::Str(s) => write!(f, "{:?}", String::from_utf8_lossy(s)),
@@ -283,7 +286,7 @@ impl Layout {
     /// The machine word of an argument; its memory is laid out. `Ret` gives the row's number, resolved by the player.
     pub fn arg(&mut self, a: &Arg, fd: &dyn Fn(FdRef) -> i32) -> u64 {
         match a {
-            Arg::Int(v) | Arg::Hex(v) | Arg::Named(v, _) => *v,
+            Arg::Int(v) | Arg::Hex(v) | Arg::Named(v, _) | Arg::OpenFlags(v) => *v,
             Arg::In(b) | Arg::InOut(b) => self.put(b),
             Arg::Str(s) => {
                 let mut z = s.clone();

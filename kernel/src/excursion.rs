@@ -29,6 +29,7 @@ use crate::ids::{HostPid, RemotePtr};
 use crate::ptrace::{Event, Regs, Tracee};
 use crate::vm;
 use nix::errno::Errno;
+use std::sync::Arc;
 
 /// `syscall; ret`
 const CALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
@@ -79,15 +80,26 @@ impl Gadgets {
     }
     /// Are the sequences that were found (still) there in this task? The target may change its text at any time.
     pub fn verify(&self, pid: i32) -> bool {
-        let there = |at: u64, any: &[&[u8]]| {
-            let mut b = [0u8; 9];
-            at == 0
-                || vm::read(HostPid(pid), RemotePtr(at), &mut b).is_ok()
-                    && any.iter().any(|s| b.starts_with(s))
-        };
-        there(self.call_ret, &[CALL_RET])
-            && there(self.sigreturn, &SIGRETURN)
-            && there(self.store, &[STORE])
+        const LEN: usize = 9;
+        let wanted: [(u64, &[&[u8]]); 3] = [
+            (self.call_ret, &[CALL_RET]),
+            (self.sigreturn, &SIGRETURN),
+            (self.store, &[STORE]),
+        ];
+        let found: Vec<_> = wanted.iter().filter(|w| w.0 != 0).collect();
+        let ranges: Vec<_> = found
+            .iter()
+            .map(|w| vm::RemoteRange {
+                addr: RemotePtr(w.0),
+                len: LEN,
+            })
+            .collect();
+        let mut b = vec![0u8; ranges.len() * LEN];
+        vm::readv(HostPid(pid), &ranges, &mut b).is_ok()
+            && found
+                .iter()
+                .zip(b.chunks(LEN))
+                .all(|(w, b)| w.1.iter().any(|s| b.starts_with(s)))
     }
     /// Writes all sequences into 17 unused bytes of executable text (the zero padding behind the vDSO image).
     /// The caller puts the old bytes back with [`Gadgets::unplant`].
@@ -123,14 +135,14 @@ pub const FRAME_LEN: usize = 16384;
 /// The least that [`DeadStack`] must offer; what is beyond it holds chains.
 pub const NEED: usize = DATA_LEN + FRAME_LEN;
 /// Bytes of one link of a chain: two addresses, a word for `pop`, and a ucontext.
-const LINK_LEN: usize = 24 + 304;
+pub(crate) const LINK_LEN: usize = 24 + 304;
 
 /// The answers of a tape: return value and out arguments of every row.
 #[derive(Debug)]
 pub struct Answers {
-    rets: Vec<u64>,
-    outs: Vec<Answer>,
-    data: Vec<u8>,
+    pub(crate) rets: Vec<u64>,
+    pub(crate) outs: Vec<Answer>,
+    pub(crate) data: Vec<u8>,
 }
 
 impl Answers {
@@ -176,7 +188,7 @@ pub struct Away {
     /// Blocked signals.
     pub mask: u64,
     /// XSAVE area.
-    pub xstate: Vec<u8>,
+    pub xstate: Arc<[u8]>,
     /// The task's own instruction sequences.
     pub gadgets: Gadgets,
     /// A signal that is neither caught nor pending in the task, or at least harmless (SIGURG, SIGWINCH); `None`: no chains.
@@ -217,20 +229,34 @@ pub fn restartable(mut r: Regs) -> Regs {
 /// `rt_sigreturn` would throw away.
 pub const ERESTART_RESTARTBLOCK: i64 = -516;
 
-/// Builds `struct rt_sigframe` from its ucontext on (arch/x86/include/asm/sigframe.h) for address `at`, with the XSAVE
-/// area behind it at the next 64-byte boundary.
-pub fn signal_frame(at: u64, r: &Regs, mask: u64, xstate: Option<&[u8]>) -> Vec<u8> {
+/// Where a signal frame has its XSAVE area.
+#[derive(Clone, Copy)]
+pub enum Fp<'a> {
+    /// It has none: the kernel resets the state.
+    None,
+    /// Behind it, at the next 64-byte boundary.
+    Here(&'a [u8]),
+    /// In another frame, at this address.
+    At(u64),
+}
+
+/// Builds `struct rt_sigframe` from its ucontext on (arch/x86/include/asm/sigframe.h) for address `at`.
+pub fn signal_frame(at: u64, r: &Regs, mask: u64, xstate: Fp) -> Vec<u8> {
     const UC_FP_XSTATE: u64 = 1;
     const UC_SIGCONTEXT_SS: u64 = 2;
     const UC_STRICT_RESTORE_SS: u64 = 4;
     const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
     const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
-    let fp = (at + 304).next_multiple_of(64);
+    let fp = match xstate {
+        Fp::None => 0,
+        Fp::Here(_) => (at + 304).next_multiple_of(64),
+        Fp::At(a) => a,
+    };
     let mut b = Vec::with_capacity(304);
     let w = |b: &mut Vec<u8>, v: u64| b.extend_from_slice(&v.to_le_bytes());
     w(
         &mut b,
-        if xstate.is_some() { UC_FP_XSTATE } else { 0 } | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS,
+        if fp != 0 { UC_FP_XSTATE } else { 0 } | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS,
     );
     w(&mut b, 0);
     // uc_stack with flags the kernel refuses, so that it keeps the alternate stack as it is
@@ -253,13 +279,13 @@ pub fn signal_frame(at: u64, r: &Regs, mask: u64, xstate: Option<&[u8]>) -> Vec<
     w(&mut b, 0); // oldmask
     w(&mut b, 0); // cr2
     // without an XSAVE area the kernel resets the state, which the last frame brings back
-    w(&mut b, if xstate.is_some() { fp } else { 0 });
+    w(&mut b, fp);
     for _ in 0..8 {
         w(&mut b, 0);
     }
     w(&mut b, mask);
     debug_assert_eq!(b.len(), 304);
-    let Some(xstate) = xstate else { return b };
+    let Fp::Here(xstate) = xstate else { return b };
     b.resize((fp - at) as usize, 0);
     let x0 = b.len();
     let (len, features) = crate::xstate::in_frame(xstate);
@@ -299,7 +325,7 @@ impl<'a> Excursion<'a> {
             frame_at,
             &restartable(away.regs),
             away.mask,
-            Some(&away.xstate),
+            Fp::Here(&away.xstate),
         ));
         if b.len() > FRAME_LEN - 64 {
             return Err(SysError::new(
@@ -442,11 +468,7 @@ impl<'a> Excursion<'a> {
             rets[*i] = self.one(tape[*i].nr, w)?;
         }
         if let Some(i) = (0..tape.len()).find(|i| !tape[*i].accepts(rets[*i])) {
-            return Err(SysError::new(
-                "excursion",
-                Errno::from_raw(-(rets[i] as i64) as i32),
-                format!("task {}: {}", self.t.tid, tape[i].with_answer(rets[i])),
-            ));
+            return Err(refused(self.t.tid, &tape[i], rets[i]));
         }
         if !stepped.is_empty() {
             vm::read(HostPid(self.tgid), RemotePtr(self.dead.start), &mut data)?;
@@ -479,7 +501,7 @@ impl<'a> Excursion<'a> {
             stores = store.is_some();
             r.rip = g.call_ret;
             r.rsp = if last { self.ret_slot } else { at + 304 };
-            b.extend_from_slice(&signal_frame(at, &r, mask, None));
+            b.extend_from_slice(&signal_frame(at, &r, mask, Fp::None));
             r.rsp
         };
         for (nr, w, store) in calls {
@@ -492,6 +514,95 @@ impl<'a> Excursion<'a> {
         r.rsp = base + 8;
         self.chained = true;
         self.t.set_regs(&r)?;
+        self.run_to(sig, end)?;
+        self.t.set_sigmask(u64::MAX)
+    }
+    /// Plays `before`, lets `during` look at the task as it is then, and plays `after`, which takes back what `before` did.
+    /// Arguments are plain numbers, answers are not kept.
+    ///
+    /// Where that can be it is one chain with a halt in the middle: an engine lost at the halt, or anywhere, leaves a task that
+    /// goes on through `after` by itself. Where it cannot be (a guarded thread, no free signal) the rows are played one by one,
+    /// and an engine lost between them leaves what `before` did.
+    pub fn around<R>(
+        &mut self,
+        before: &[Call],
+        during: impl FnOnce() -> R,
+        after: &[Call],
+    ) -> Result<R, SysError> {
+        let mut lay = Layout::new(self.dead.start);
+        let mut words = |calls: &[Call]| -> Vec<(i64, [u64; 6])> {
+            let row = |c: &Call| {
+                let mut w = [0u64; 6];
+                for (k, a) in c.args.iter().enumerate() {
+                    w[k] = lay.arg(a, &|f| unreachable!("file#{} in a dump tape", f.0));
+                }
+                (c.nr, w)
+            };
+            calls.iter().map(row).collect()
+        };
+        let (before, after) = (words(before), words(after));
+        let restart_block = self.away.regs.orig_rax as i64 >= 0
+            && self.away.regs.rax as i64 == ERESTART_RESTARTBLOCK;
+        let links = (self.dead.len - NEED) / LINK_LEN;
+        let sig = match self.away.end_signal {
+            Some(s)
+                if !restart_block
+                    && !self.away.guarded
+                    && links >= before.len() + after.len() + 2 =>
+            {
+                s
+            }
+            _ => {
+                for (nr, w) in &before {
+                    self.one(*nr, *w)?;
+                }
+                let r = during();
+                for (nr, w) in &after {
+                    self.one(*nr, *w)?;
+                }
+                return Ok(r);
+            }
+        };
+        const SYS_GETPID: i64 = 39;
+        let base = self.dead.start + NEED as u64;
+        let open = !(1u64 << (sig - 1));
+        let mut chain: Vec<(i64, [u64; 6], u64)> = Vec::new();
+        chain.extend(before.iter().map(|(nr, w)| (*nr, *w, u64::MAX)));
+        let halt = chain.len();
+        chain.push((SYS_GETPID, [0; 6], open));
+        chain.extend(after.iter().map(|(nr, w)| (*nr, *w, u64::MAX)));
+        chain.push((SYS_GETPID, [0; 6], open));
+        let mut b = Vec::with_capacity(chain.len() * LINK_LEN);
+        let mut stacks = Vec::new();
+        for (i, (nr, w, mask)) in chain.iter().enumerate() {
+            b.extend_from_slice(&self.away.gadgets.sigreturn.to_le_bytes());
+            let at = base + b.len() as u64;
+            let mut r = self.base_regs();
+            (r.rax, r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) =
+                (*nr as u64, w[0], w[1], w[2], w[3], w[4], w[5]);
+            r.rip = self.away.gadgets.call_ret;
+            r.rsp = match i + 1 == chain.len() {
+                true => self.ret_slot,
+                false => at + 304,
+            };
+            b.extend_from_slice(&signal_frame(at, &r, *mask, Fp::None));
+            stacks.push(r.rsp);
+        }
+        self.write(base, &b)?;
+        let mut r = self.base_regs();
+        r.rip = self.away.gadgets.sigreturn;
+        r.rsp = base + 8;
+        self.chained = true;
+        self.t.set_regs(&r)?;
+        self.run_to(sig, stacks[halt])?;
+        let r = during();
+        self.t.set_sigmask(u64::MAX)?;
+        self.run_to(sig, stacks[chain.len() - 1])?;
+        self.t.set_sigmask(u64::MAX)?;
+        Ok(r)
+    }
+    /// Lets a chain go on until the signal that ends it (or its first half) stops the task.
+    fn run_to(&self, sig: i32, stack: u64) -> Result<(), SysError> {
         crate::ptrace::tgkill(self.tgid, self.t.tid, sig)?;
         self.t.cont(0)?;
         loop {
@@ -500,69 +611,27 @@ impl<'a> Excursion<'a> {
                 Event::Interrupted | Event::GroupStop(_) | Event::Other(_) | Event::Syscall => {
                     self.t.cont(0)?
                 }
-                e => return Err(self.astray(e)),
+                e => return Err(astray(self.t.tid, e)),
             }
         }
         let r = self.t.regs()?;
-        if r.rip != g.call_ret || r.rsp != end {
-            return Err(SysError::new(
-                "excursion",
-                Errno::EFAULT,
-                format!(
-                    "task {} left its track: instruction pointer {:#x}",
-                    self.t.tid, r.rip
-                ),
-            ));
+        if r.rip != self.away.gadgets.call_ret || r.rsp != stack {
+            return Err(off_track(self.t.tid, r.rip));
         }
         // KERNEL: a signal stop whose tracer dies delivers the signal, requeued if it is blocked. Where that would be seen, this
         // stop is left at once: the call of the last link runs with syscall stops
         if !self.away.end_is_silent || self.away.mask & 1 << (sig - 1) != 0 {
             self.stops(None)?;
         }
-        self.t.set_sigmask(u64::MAX)
-    }
-    fn astray(&self, e: Event) -> SysError {
-        match e {
-            Event::Gone(_) => SysError::new(
-                "excursion",
-                Errno::ESRCH,
-                format!("task {} was killed", self.t.tid),
-            ),
-            Event::Signal(s) => SysError::new(
-                "excursion",
-                Errno::EINTR,
-                format!(
-                    "task {}: {} while all signals are blocked",
-                    self.t.tid,
-                    crate::names::signal(s)
-                ),
-            ),
-            e => SysError::new(
-                "excursion",
-                Errno::EPROTO,
-                format!("task {}: unexpected {e:?}", self.t.tid),
-            ),
-        }
+        Ok(())
     }
     /// From a stop before a `syscall` instruction to the stop after it.
     fn stops(&self, regs: Option<&Regs>) -> Result<(), SysError> {
         if let Some(r) = regs {
             self.t.set_regs(r)?;
         }
-        self.stop()?;
-        self.stop()
-    }
-    /// To the next entry or exit of a call.
-    fn stop(&self) -> Result<(), SysError> {
-        self.t.syscall()?;
-        loop {
-            match self.t.wait(true)? {
-                Event::Syscall => return Ok(()),
-                // a group stop or interrupt that was under way
-                Event::Interrupted | Event::GroupStop(_) | Event::Other(_) => self.t.syscall()?,
-                e => return Err(self.astray(e)),
-            }
-        }
+        stop(self.t)?;
+        stop(self.t)
     }
     /// The way of a guarded thread. Numbered story of what a lost engine leaves:
     /// 1. The thread is sent into `rt_sigreturn` itself, with its own frame: lost here, it is back, and every seccomp mode lets
@@ -577,13 +646,13 @@ impl<'a> Excursion<'a> {
         home.rip = self.away.gadgets.call_ret;
         home.rsp = self.ret_slot + 8;
         self.t.set_regs(&home)?;
-        self.stop()?;
+        stop(self.t)?;
         let mut r = self.t.regs()?;
         r.orig_rax = nr as u64;
         (r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) = (w[0], w[1], w[2], w[3], w[4], w[5]);
         r.rsp = self.ret_slot;
         self.t.set_regs(&r)?;
-        self.stop()
+        stop(self.t)
     }
     fn one(&self, nr: i64, w: [u64; 6]) -> Result<u64, SysError> {
         if self.away.guarded {
@@ -602,14 +671,7 @@ impl<'a> Excursion<'a> {
     fn returned(&self) -> Result<u64, SysError> {
         let r = self.t.regs()?;
         if r.rip != self.away.gadgets.call_ret + 2 {
-            return Err(SysError::new(
-                "excursion",
-                Errno::EFAULT,
-                format!(
-                    "task {} left its track: instruction pointer {:#x}",
-                    self.t.tid, r.rip
-                ),
-            ));
+            return Err(off_track(self.t.tid, r.rip));
         }
         Ok(r.rax)
     }
@@ -632,5 +694,56 @@ impl<'a> Excursion<'a> {
             vm::write(HostPid(self.tgid), RemotePtr(*at), old)?;
         }
         Ok(())
+    }
+}
+
+/// To the next entry or exit of a call.
+pub(crate) fn stop(t: &Tracee) -> Result<(), SysError> {
+    t.syscall()?;
+    loop {
+        match t.wait(true)? {
+            Event::Syscall => return Ok(()),
+            // a group stop or interrupt that was under way
+            Event::Interrupted | Event::GroupStop(_) | Event::Other(_) => t.syscall()?,
+            e => return Err(astray(t.tid, e)),
+        }
+    }
+}
+
+/// A row was not answered as it must be.
+pub(crate) fn refused(tid: i32, c: &Call, ret: u64) -> SysError {
+    SysError::new(
+        "excursion",
+        Errno::from_raw(-(ret as i64) as i32),
+        format!("task {tid}: {}", c.with_answer(ret)),
+    )
+}
+
+pub(crate) fn off_track(tid: i32, rip: u64) -> SysError {
+    SysError::new(
+        "excursion",
+        Errno::EFAULT,
+        format!("task {tid} left its track: instruction pointer {rip:#x}"),
+    )
+}
+
+pub(crate) fn astray(tid: i32, e: Event) -> SysError {
+    match e {
+        Event::Gone(_) => {
+            SysError::new("excursion", Errno::ESRCH, format!("task {tid} was killed"))
+        }
+        Event::Signal(s) => SysError::new(
+            "excursion",
+            Errno::EINTR,
+            format!(
+                "task {tid}: {} while all signals are blocked",
+                crate::names::signal(s)
+            ),
+        ),
+        e => SysError::new(
+            "excursion",
+            Errno::EPROTO,
+            format!("task {tid}: unexpected {e:?}"),
+        ),
     }
 }

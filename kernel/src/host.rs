@@ -4,14 +4,18 @@
 use crate::call::{self, Arg, Bind, Call, FdRef, Layout};
 use crate::error::SysError;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 /// The files a plan's host tapes have opened so far.
 #[derive(Debug, Default)]
 pub struct Host {
     fds: BTreeMap<FdRef, OwnedFd>,
     segments: Vec<crate::sysv::Made>,
+    names: Vec<MadeName>,
 }
 
 /// What a host call brought.
@@ -29,6 +33,48 @@ impl HostAnswer {
     }
 }
 
+/// A name made in a file system: removed again when dropped, unless it is to be kept.
+#[derive(Debug)]
+pub struct MadeName {
+    folder: OwnedFd,
+    name: std::ffi::OsString,
+    keep: bool,
+}
+
+impl MadeName {
+    /// The name that was just made at this path, which is looked up from where the caller is.
+    ///
+    /// # Errors
+    /// Its folder cannot be opened.
+    pub fn new(path: &Path) -> Result<Self, SysError> {
+        let folder = match path.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = open(folder, flags, Mode::empty())
+            .map_err(|e| SysError::new("openat", e, folder.display().to_string()))?;
+        Ok(Self {
+            folder: fd,
+            name: path.file_name().unwrap_or_default().to_os_string(),
+            keep: false,
+        })
+    }
+    /// Leaves the name to its users.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for MadeName {
+    fn drop(&mut self) {
+        if !self.keep {
+            let how = nix::unistd::UnlinkatFlags::NoRemoveDir;
+            let _ = nix::unistd::unlinkat(&self.folder, self.name.as_os_str(), how);
+        }
+    }
+}
+
 impl Host {
     /// The file of this name.
     pub fn fd(&self, f: FdRef) -> Option<&OwnedFd> {
@@ -38,6 +84,10 @@ impl Host {
     pub fn insert(&mut self, f: FdRef, fd: OwnedFd) {
         self.fds.insert(f, fd);
     }
+    /// The names of all files that are open now.
+    pub fn names(&self) -> impl Iterator<Item = FdRef> + '_ {
+        self.fds.keys().copied()
+    }
     /// Gives a file away.
     pub fn take(&mut self, f: FdRef) -> Option<OwnedFd> {
         self.fds.remove(&f)
@@ -46,8 +96,13 @@ impl Host {
     pub fn made(&mut self, segment: crate::sysv::Made) {
         self.segments.push(segment);
     }
+    /// Remembers a name that must go again unless [`Host::keep`] is called.
+    pub fn made_name(&mut self, name: MadeName) {
+        self.names.push(name);
+    }
     /// What was made outside of the engine belongs to others from now on.
     pub fn keep(&mut self) {
+        self.names.drain(..).for_each(MadeName::keep);
         self.segments.drain(..).for_each(crate::sysv::Made::keep);
     }
     /// Plays one row. Only calls that act on descriptors, paths and own memory belong here; the argument memory is ours.

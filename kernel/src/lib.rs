@@ -3,6 +3,8 @@
 //! This is the only crate of the workspace that may say `unsafe`. It knows nothing of images or plans.
 #![allow(unsafe_code)]
 
+/// bpf(2) for programs that are loaded already.
+pub mod bpf;
 /// A system call as data: the row of every tape.
 pub mod call;
 /// What went wrong: a failed system call, or kernel text that could not be understood.
@@ -11,12 +13,18 @@ pub mod error;
 pub mod excursion;
 /// System calls on descriptors and pidfds: getfd, kcmp, SCM_RIGHTS, memfd, statx, file handles.
 pub mod fds;
+pub mod flight;
 /// Host tapes: rows the engine plays itself.
 pub mod host;
 /// Numbers that must not be mixed up: pids, addresses and descriptors of other processes.
 pub mod ids;
+/// Mounts: rows of the mount API.
+pub mod mnt;
 /// Names for numbers, for every message a person reads.
 pub mod names;
+/// Namespaces, and visits to foreign ones.
+pub mod netlink;
+pub mod ns;
 /// Which pages of an address space exist, and which were written.
 pub mod pagemap;
 /// What this kernel can do for this user, found out by doing it.
@@ -27,13 +35,27 @@ pub mod procfs;
 pub mod ptrace;
 /// Restore tapes: the shared memory that all tasks play from.
 pub mod reel;
+/// Reading TCP connections in repair mode.
+pub mod repair;
 /// What a seccomp filter would say to a call.
 pub mod seccomp;
 /// userfaultfd: what change tracking and the probes need.
 pub mod uffd;
+/// Unix sockets: messages, queues, names, and calls under another process's number.
+pub mod unix;
 
+/// A small process that puts something back if the engine ends before it could.
+pub mod guardian;
+/// A process of the engine's inside the namespaces of a restored tree.
+pub mod inner;
+/// System V semaphores and message queues.
+pub mod ipc;
+/// A process that holds descriptors between two runs of the engine.
+pub mod keeper;
 /// The engine's own limits.
 pub mod limits;
+/// A copy of the engine that serves restored tasks by itself.
+pub mod offspring;
 /// Scheduling and futex facts of other threads.
 pub mod sched;
 /// System V shared memory.

@@ -239,7 +239,7 @@ impl Tracee {
     }
     /// The whole XSAVE area in the standard (uncompacted) form, as long as this kernel and CPU have it.
     pub fn xstate(&self) -> Result<Vec<u8>, SysError> {
-        let mut b = vec![0u8; 16384];
+        let mut b = [0u8; 16384];
         let mut iov = libc::iovec {
             iov_base: b.as_mut_ptr().cast(),
             iov_len: b.len(),
@@ -251,8 +251,7 @@ impl Tracee {
             NT_X86_XSTATE,
             &raw mut iov as usize,
         )?;
-        b.truncate(iov.iov_len);
-        Ok(b)
+        Ok(b[..iov.iov_len].to_vec())
     }
     /// Sets the XSAVE area.
     pub fn set_xstate(&self, x: &[u8]) -> Result<(), SysError> {

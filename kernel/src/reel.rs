@@ -30,7 +30,7 @@ const ROW_CLONE: u64 = 0x100;
 const ROW_OK: u64 = 0x200;
 const ROW_VALUE: u64 = 0x400;
 
-// Slot: 0 u32 state, 4 u32 expected parent pid (0: none), 8 u64 rows, 16 u64 first row, 24 u64 address of the counter.
+// Slot: 0 u32 state, 4 u32 expected parent pid (-1: not asked for, 0: outside of its pid namespace), 8 u64 rows, 16 u64 first row, 24 u64 address of the counter.
 // Row: 0 number, 8..56 arguments, 56 answer, 64 flags (bit k: argument k is the address of its value), 72 child slot or value.
 // The player uses no stack. System calls keep rbx, rbp, r12-r15.
 std::arch::global_asm!(
@@ -100,7 +100,7 @@ std::arch::global_asm!(
     "jmp 42b",
     // a new thread or process: its own slot
     "60: mov rbx, r15",
-    "cmp dword ptr [rbx+4], 0",
+    "cmp dword ptr [rbx+4], -1",
     "je 40b",
     "mov edi, 1",
     "mov esi, 9",
@@ -246,6 +246,7 @@ impl Reel {
         for s in 0..slots {
             let counter = addr + PAGE as u64;
             reel.put(reel.slot_at(s) + 24, counter);
+            reel.expect_parent(s, None);
         }
         Ok(reel)
     }
@@ -291,10 +292,12 @@ impl Reel {
         // SAFETY: inside our mapping, aligned; shared with players, hence atomic.
         unsafe { &*self.map.add(at).cast::<AtomicU32>() }
     }
-    /// Says whose child the player of this slot must be (pid in its namespace); 0: a thread, or the first of a pid namespace.
-    pub fn expect_parent(&mut self, slot: usize, ppid: i32) {
+    /// Says whose child the player of this slot must be, and die with: a pid in its namespace, 0 for one outside of that. `None`: it
+    /// is not asked, as for threads and siblings.
+    pub fn expect_parent(&mut self, slot: usize, ppid: Option<i32>) {
         let at = self.slot_at(slot) + 4;
-        self.word(at).store(ppid as u32, Ordering::Release);
+        self.word(at)
+            .store(ppid.unwrap_or(-1) as u32, Ordering::Release);
     }
     /// Plays one tape in each of the named slots, all at once, and waits for all of them.
     ///
@@ -603,7 +606,14 @@ fn stub_elf(base: u64, reel: &Reel) -> Vec<u8> {
 /// Starts the first stub as a child of the calling thread: it maps the reel and waits in slot 0, with all signals blocked, the reel as
 /// descriptor 3 and `socket` as [`STUB_SOCKET`], and nothing else open. It dies with the calling thread. `base` is a free page for
 /// its program, in the same hole as the reel. Gives its pid.
-pub fn spawn_stub(reel: &Reel, base: u64, socket: &OwnedFd) -> Result<i32, SysError> {
+///
+/// With `sibling` it is a child of the engine's parent, and does not die with the engine until the engine has seized it.
+pub fn spawn_stub(
+    reel: &Reel,
+    base: u64,
+    socket: &OwnedFd,
+    sibling: bool,
+) -> Result<i32, SysError> {
     let image = stub_elf(base, reel);
     // SAFETY: a static string.
     let mut r = unsafe { libc::memfd_create(c"stasis-stub".as_ptr(), libc::MFD_CLOEXEC | 0x10) };
@@ -659,7 +669,11 @@ pub fn spawn_stub(reel: &Reel, base: u64, socket: &OwnedFd) -> Result<i32, SysEr
         exe: exe.as_raw_fd(),
         reel: reel.fd.as_raw_fd(),
         socket: socket.as_raw_fd(),
-        parent: std::process::id() as i32,
+        parent: if sibling {
+            std::os::unix::process::parent_id() as i32
+        } else {
+            std::process::id() as i32
+        },
         errno: 0,
     };
     let mut stack = vec![0u8; 64 * 1024];
@@ -674,7 +688,13 @@ pub fn spawn_stub(reel: &Reel, base: u64, socket: &OwnedFd) -> Result<i32, SysEr
         let pid = libc::clone(
             child,
             top.cast(),
-            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+            libc::CLONE_VM
+                | libc::CLONE_VFORK
+                | if sibling {
+                    libc::CLONE_PARENT
+                } else {
+                    libc::SIGCHLD
+                },
             (&raw mut birth).cast(),
         );
         libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
@@ -711,7 +731,7 @@ mod tests {
             nix::sys::socket::SockFlag::SOCK_CLOEXEC,
         )
         .unwrap();
-        let pid = spawn_stub(&reel, reel_addr - 0x10000, &a).unwrap();
+        let pid = spawn_stub(&reel, reel_addr - 0x10000, &a, false).unwrap();
         let mut alive = || Some("test".to_string());
         let tape = [
             Call::new(libc::SYS_getpid, vec![]),
@@ -736,7 +756,7 @@ mod tests {
             }) => {}
             r => panic!("{r:?}"),
         }
-        reel.expect_parent(1, pid);
+        reel.expect_parent(1, Some(pid));
         let mut fork = Call::new(libc::SYS_clone, vec![Arg::Int(libc::SIGCHLD as u64)]);
         fork.child_slot = Some(1);
         let child = reel.play(&[(0, &[fork])], &mut alive).unwrap()[0].rets[0];

@@ -67,32 +67,43 @@ impl Drop for Made {
     }
 }
 
+/// Has the next object made be of this id: `sort` is shm, sem or msg (`/proc/sys/kernel/shm_next_id` and the like; needs
+/// CAP_CHECKPOINT_RESTORE in the user namespace of the IPC namespace). `make` gives the id that came.
+pub(crate) fn with_id(sort: &str, id: i32, make: impl FnOnce() -> SysResult<i64>) -> SysResult<()> {
+    let next = format!("/proc/sys/kernel/{sort}_next_id");
+    std::fs::write(&next, id.to_string()).map_err(|e| {
+        let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0));
+        SysError::new("write", errno, next.clone())
+    })?;
+    match make() {
+        Ok(got) if got == id.into() => Ok(()),
+        Ok(got) => {
+            let what = format!("{sort} object {id}: the kernel gave {got}");
+            Err(SysError::new("write", nix::errno::Errno::EEXIST, what))
+        }
+        Err(e) => {
+            // the wish is used up by the next object anybody makes: take it back
+            let _ = std::fs::write(&next, "-1");
+            Err(e)
+        }
+    }
+}
+
 /// Makes a segment that did not exist. `id` is asked for (`/proc/sys/kernel/shm_next_id`, needs CAP_CHECKPOINT_RESTORE in
 /// the user namespace of the IPC namespace) and must be what comes; EEXIST when it or the key is taken.
 pub fn make(id: i32, key: i32, size: u64, mode: u32, owner: (u32, u32)) -> SysResult<Made> {
-    const NEXT: &str = "/proc/sys/kernel/shm_next_id";
-    let told = |e: std::io::Error| {
-        let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0));
-        SysError::new("write", errno, NEXT)
-    };
-    std::fs::write(NEXT, id.to_string()).map_err(told)?;
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as i32;
-    // SAFETY: integers only.
-    let got = unsafe { libc::shmget(key, size as usize, flags) };
-    if got < 0 {
-        let e = SysError::last(
-            "shmget",
-            format!("segment {id}, key {key:#x}, {size} bytes"),
-        );
-        // the wish is used up by the next segment anybody makes: take it back
-        let _ = std::fs::write(NEXT, "-1");
-        return Err(e);
-    }
-    let made = Made(got);
-    if got != id {
-        let what = format!("segment {id}: the kernel gave {got}");
-        return Err(SysError::new("shmget", nix::errno::Errno::EEXIST, what));
-    }
+    let mut made = None;
+    with_id("shm", id, || {
+        let flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as i32;
+        // SAFETY: integers only.
+        let got = unsafe { libc::shmget(key, size as usize, flags) };
+        check(got.into(), "shmget", || {
+            format!("segment {id}, key {key:#x}, {size} bytes")
+        })?;
+        made = Some(Made(got));
+        Ok(got.into())
+    })?;
+    let made = made.ok_or_else(|| SysError::new("shmget", nix::errno::Errno::EEXIST, ""))?;
     let mut ds = raw(id)?;
     (ds.shm_perm.uid, ds.shm_perm.gid) = owner;
     // SAFETY: `ds` is a whole shmid_ds; IPC_SET only reads it.
@@ -106,6 +117,56 @@ pub fn remove(id: i32) -> SysResult<()> {
     // SAFETY: IPC_RMID takes no structure.
     let r = unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
     check(r.into(), "shmctl(IPC_RMID)", || format!("segment {id}")).map(drop)
+}
+
+/// A segment attached to this process; detached when dropped.
+#[derive(Debug)]
+pub struct Attached {
+    at: *mut libc::c_void,
+    len: u64,
+}
+
+/// Attaches a segment of which `size` bytes will be used.
+pub fn attach(id: i32, size: u64) -> SysResult<Attached> {
+    // SAFETY: the kernel chooses a free address.
+    let at = unsafe { libc::shmat(id, std::ptr::null(), 0) };
+    if at as isize == -1 {
+        return Err(SysError::last("shmat", format!("segment {id}")));
+    }
+    let it = Attached { at, len: size };
+    match stat(id)?.size {
+        is if is >= size => Ok(it),
+        is => {
+            let what = format!("segment {id} has {is} bytes, not {size}");
+            Err(SysError::new("shmat", nix::errno::Errno::EINVAL, what))
+        }
+    }
+}
+
+impl Attached {
+    /// Writes bytes at an offset; EFAULT if they do not fit.
+    pub fn write(&mut self, at: u64, bytes: &[u8]) -> SysResult<()> {
+        if at
+            .checked_add(bytes.len() as u64)
+            .is_none_or(|end| end > self.len)
+        {
+            let what = format!("{} bytes at {at} of a segment of {}", bytes.len(), self.len);
+            return Err(SysError::new("memcpy", nix::errno::Errno::EFAULT, what));
+        }
+        // SAFETY: the range lies in the attachment, which is writable and which nobody here has a reference to.
+        unsafe {
+            let to = self.at.cast::<u8>().add(at as usize);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // SAFETY: the attachment made above; nobody holds a reference into it.
+        unsafe { libc::shmdt(self.at) };
+    }
 }
 
 /// The memory of a segment as an open file, for reading and writing.
@@ -152,7 +213,10 @@ mod tests {
             .read_exact(&mut again)
             .unwrap();
         assert_eq!(&again, b"seen");
-        drop(made);
+        let mut a = attach(id, s.size).unwrap();
+        a.write(7996, b"last").unwrap();
+        assert!(a.write(7997, b"over").is_err() && a.write(u64::MAX, b"x").is_err());
+        drop((a, made));
         assert!(stat(id).is_err());
     }
 }

@@ -25,6 +25,15 @@ pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
 /// Feature: UFFDIO_MOVE. KERNEL(>=6.8)
 pub const FEATURE_MOVE: u64 = 1 << 16;
 
+/// Feature: fork(2) of the target is told, with a descriptor for the child.
+pub const FEATURE_EVENT_FORK: u64 = 1 << 1;
+/// Feature: mremap(2) is told.
+pub const FEATURE_EVENT_REMAP: u64 = 1 << 2;
+/// Feature: madvise(MADV_DONTNEED, MADV_REMOVE) is told.
+pub const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+/// Feature: munmap(2) is told.
+pub const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
+
 /// Register for missing pages.
 pub const MODE_MISSING: u64 = 1;
 /// Register for write protection.
@@ -36,6 +45,8 @@ const UFFDIO_API: libc::Ioctl = 0xc018_aa3fu32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00u32 as libc::Ioctl;
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03u32 as libc::Ioctl;
 const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01u32 as libc::Ioctl;
+const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04u32 as libc::Ioctl;
+const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02u32 as libc::Ioctl;
 /// Of `/dev/userfaultfd`. KERNEL(>=6.1)
 const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00u32 as libc::Ioctl;
 
@@ -120,6 +131,97 @@ pub fn copy(uffd: BorrowedFd<'_>, at: RemotePtr, data: &[u8]) -> SysResult<()> {
             })?;
         }
         done += copied.max(0) as usize;
+    }
+    Ok(())
+}
+
+/// As [`copy`], but tells how many bytes were copied before an error, and which.
+pub fn copy_some(
+    uffd: BorrowedFd<'_>,
+    at: RemotePtr,
+    data: &[u8],
+) -> Result<(), (usize, nix::errno::Errno)> {
+    use nix::errno::Errno;
+    let mut done = 0;
+    while done < data.len() {
+        let rest = &data[done..];
+        let mut arg = [
+            at.0 + done as u64,
+            rest.as_ptr() as u64,
+            rest.len() as u64,
+            0,
+            0,
+        ];
+        // SAFETY: `arg` has the layout and size of struct uffdio_copy; the kernel reads `rest`, which outlives the call.
+        let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_COPY, arg.as_mut_ptr()) };
+        let errno = Errno::last();
+        match arg[4] as i64 {
+            n if n > 0 => done += n as usize,
+            _ if ret < 0 => return Err((done, errno)),
+            _ => return Err((done, Errno::EAGAIN)),
+        }
+    }
+    Ok(())
+}
+
+/// Fills missing pages of a registered range with zeroes, and wakes who waits there. EEXIST where there are pages.
+pub fn zero(uffd: BorrowedFd<'_>, at: RemotePtr, len: u64) -> SysResult<()> {
+    let mut arg = [at.0, len, 0, 0];
+    // SAFETY: `arg` has the layout and size of struct uffdio_zeropage.
+    let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_ZEROPAGE, arg.as_mut_ptr()) };
+    check(ret.into(), "ioctl(UFFDIO_ZEROPAGE)", || {
+        format!("{len} bytes at {at}")
+    })
+    .map(drop)
+}
+
+/// Wakes who waits for a page of the range.
+pub fn wake(uffd: BorrowedFd<'_>, at: RemotePtr, len: u64) -> SysResult<()> {
+    let mut arg = [at.0, len];
+    // SAFETY: `arg` has the layout and size of struct uffdio_range.
+    let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_WAKE, arg.as_mut_ptr()) };
+    check(ret.into(), "ioctl(UFFDIO_WAKE)", || {
+        format!("{len} bytes at {at}")
+    })
+    .map(drop)
+}
+
+/// What a userfaultfd tells: `struct uffd_msg` (include/uapi/linux/userfaultfd.h).
+#[derive(Debug)]
+pub enum Event {
+    /// Somebody waits for the page with this address.
+    Fault(u64),
+    /// A child was born, with this descriptor for its address space.
+    Fork(OwnedFd),
+    /// A range was moved: from, to, length.
+    Remap(u64, u64, u64),
+    /// The pages of a range are given back: start, end. It stays registered.
+    Remove(u64, u64),
+    /// A range is unmapped: start, end.
+    Unmap(u64, u64),
+}
+
+/// Appends what has happened, at most 16 events; none if nothing has. Whoever caused an event other than a fault goes on once
+/// it is read.
+pub fn events(uffd: BorrowedFd<'_>, out: &mut Vec<Event>) -> SysResult<()> {
+    const LEN: usize = 32;
+    let mut b = [0u64; 16 * LEN / 8];
+    // SAFETY: the kernel writes at most the length of `b`.
+    let n = unsafe { libc::read(uffd.as_raw_fd(), b.as_mut_ptr().cast(), 16 * LEN) };
+    if n < 0 && nix::errno::Errno::last() == nix::errno::Errno::EAGAIN {
+        return Ok(());
+    }
+    check(n as libc::c_long, "read", || "userfaultfd")?;
+    for m in b[..n as usize / 8].chunks_exact(LEN / 8) {
+        out.push(match m[0] as u8 {
+            0x12 => Event::Fault(m[2] & !4095),
+            // SAFETY: a fresh descriptor that the kernel made for this message.
+            0x13 => Event::Fork(unsafe { OwnedFd::from_raw_fd(m[1] as u32 as RawFd) }),
+            0x14 => Event::Remap(m[1], m[2], m[3]),
+            0x15 => Event::Remove(m[1], m[2]),
+            0x16 => Event::Unmap(m[1], m[2]),
+            _ => continue,
+        });
     }
     Ok(())
 }

@@ -5,17 +5,20 @@
 //!
 //! Durability: files are written without waiting. [`ImageDir::commit_inventory`] then waits once for all of them and
 //! moves the inventory into place last, so a folder with an inventory is whole.
+//!
+//! Long because all that opens, makes or removes a file of a folder stands here, and only here.
 
 use crate::error::{ImageError, Problem};
-use crate::images::{self, Framing, ImageType, Payload};
+use crate::images::{self, Framing, ImageType, Kind, Payload};
 use crate::pb::InventoryEntry;
 use crate::reader::{ImageReader, Records};
 use crate::writer::ImageWriter;
 use prost::{Message, Name};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -29,7 +32,16 @@ pub struct ImageDir {
     fd: OwnedFd,
     /// The folder in error messages.
     shown: String,
+    /// The folder of the dump before, once it is opened.
+    parent: Option<Box<ImageDir>>,
+    /// Files that are open already, by name: see [`ImageDir::held`].
+    held: BTreeMap<String, File>,
 }
+
+/// The link of an incremental dump to the folder of the dump before it.
+const PARENT: &str = "parent";
+/// More dumps than these do not build on each other.
+const GENERATIONS: usize = 1024;
 
 impl AsFd for ImageDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -38,6 +50,15 @@ impl AsFd for ImageDir {
 }
 
 impl ImageDir {
+    fn new(fd: OwnedFd, shown: String) -> Self {
+        Self {
+            fd,
+            shown,
+            parent: None,
+            held: BTreeMap::new(),
+        }
+    }
+
     /// Open an existing folder. The path is the caller's: symlinks on the way to the folder are followed.
     ///
     /// # Errors
@@ -46,7 +67,7 @@ impl ImageDir {
         let shown = path.display().to_string();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Self { fd, shown }),
+            Ok(fd) => Ok(Self::new(fd, shown)),
             Err(errno) => Err(Problem::io("open the folder", errno).of(&shown)),
         }
     }
@@ -62,7 +83,7 @@ impl ImageDir {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             return Err(Problem::io("use it as a folder", Errno::NOTDIR).of(&shown));
         }
-        Ok(Self { fd, shown })
+        Ok(Self::new(fd, shown))
     }
 
     /// Open a folder, making it with mode 0700 first when it is missing. Its parent must exist.
@@ -84,12 +105,144 @@ impl ImageDir {
     /// [`Problem::Io`] when the process is out of descriptors.
     pub fn try_clone(&self) -> Result<Self, ImageError> {
         match self.fd.try_clone() {
-            Ok(fd) => Ok(Self {
-                fd,
-                shown: self.shown.clone(),
-            }),
+            Ok(fd) => {
+                let mut dir = Self::new(fd, self.shown.clone());
+                dir.parent = match &self.parent {
+                    Some(p) => Some(Box::new(p.try_clone()?)),
+                    None => None,
+                };
+                Ok(dir)
+            }
             Err(error) => Err(Problem::io("duplicate its descriptor", error).of(&self.shown)),
         }
+    }
+
+    /// The same folder for a process that will lose the right to open its files (one that enters a user namespace): they are
+    /// open already. Of kinds that are not `wanted` none is. Each reader begins at the first byte, one at a time.
+    ///
+    /// # Errors
+    /// As [`ImageDir::list`] and [`ImageDir::open_raw`].
+    pub fn held(&self, wanted: impl Fn(Kind) -> bool) -> Result<Self, ImageError> {
+        self.hold(&wanted)
+    }
+
+    fn hold(&self, wanted: &dyn Fn(Kind) -> bool) -> Result<Self, ImageError> {
+        let mut dir = self.try_clone()?;
+        for name in self.list()? {
+            if images::lookup(&name).is_some_and(|(row, _)| wanted(row.kind)) {
+                let file = self.open_file(&name)?;
+                dir.held.insert(name, file);
+            }
+        }
+        if let Some(p) = &self.parent {
+            dir.parent = Some(Box::new(p.hold(wanted)?));
+        }
+        Ok(dir)
+    }
+
+    /// The same folder, with the folders of the dumps before it: those its link `parent` leads to, one after another.
+    ///
+    /// A link is part of an image, and images are not trusted: it may lead to a neighbour of the folder, or to a folder in
+    /// it, of the same owner, and nowhere else. `named` is a folder the caller names instead, relative to this one.
+    ///
+    /// # Errors
+    /// [`Problem::Parent`]: a link that leads elsewhere, or round in a circle. [`Problem::Missing`], [`Problem::Io`].
+    pub fn with_parents(mut self, named: Option<&Path>) -> Result<Self, ImageError> {
+        let mut chain = vec![match named {
+            Some(path) => self.open_named(path)?,
+            None => match self.open_linked()? {
+                Some(d) => d,
+                None => return Ok(self),
+            },
+        }];
+        while let Some(next) = chain.last().map_or(Ok(None), Self::open_linked)? {
+            if chain.len() == GENERATIONS {
+                return Err(Problem::Parent("it leads round in a circle").of(&self.shown));
+            }
+            chain.push(next);
+        }
+        let mut below = None;
+        while let Some(mut d) = chain.pop() {
+            d.parent = below;
+            below = Some(Box::new(d));
+        }
+        self.parent = below;
+        Ok(self)
+    }
+
+    /// The folder of the dump before; there only after [`ImageDir::with_parents`].
+    pub fn parent(&self) -> Option<&ImageDir> {
+        self.parent.as_deref()
+    }
+
+    /// The folder so many dumps before: 0 is this one.
+    pub fn ancestor(&self, level: usize) -> Option<&ImageDir> {
+        (0..level).try_fold(self, |d, _| d.parent())
+    }
+
+    /// Makes the link to the folder of the dump before, in place of an older link. Nothing is opened.
+    ///
+    /// # Errors
+    /// [`Problem::Io`].
+    pub fn link_parent(&self, path: &Path) -> Result<(), ImageError> {
+        self.unlink(PARENT)?;
+        rustix::fs::symlinkat(path, &self.fd, PARENT)
+            .map_err(|errno| Problem::io("make the link", errno).of(PARENT))
+    }
+
+    /// Takes the link of an older dump away.
+    ///
+    /// # Errors
+    /// [`Problem::Io`].
+    pub fn unlink_parent(&self) -> Result<(), ImageError> {
+        self.unlink(PARENT)
+    }
+
+    fn open_named(&self, path: &Path) -> Result<Self, ImageError> {
+        let shown = format!("{} (from {})", path.display(), self.shown);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self::new(fd, shown)),
+            Err(errno) => Err(Problem::io("open the folder", errno).of(&shown)),
+        }
+    }
+
+    fn open_linked(&self) -> Result<Option<Self>, ImageError> {
+        let to = match rustix::fs::readlinkat(&self.fd, PARENT, Vec::new()) {
+            Ok(to) => to.into_string(),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(Problem::io("read the link", errno).of(PARENT)),
+        };
+        let strange = Problem::Parent("it leads neither to a neighbour of the folder nor into it");
+        let Ok(to) = to else {
+            return Err(strange.of(PARENT));
+        };
+        if to.starts_with('/') {
+            return Err(strange.of(&to));
+        }
+        let steps: Vec<&str> = to
+            .split('/')
+            .filter(|s| !s.is_empty() && *s != ".")
+            .collect();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let failed = |errno| Problem::io("open the folder before", errno).of(&to);
+        let up;
+        let (from, name) = match steps[..] {
+            [name] if name != ".." => (self.fd.as_fd(), name),
+            ["..", name] if name != ".." => {
+                up = rustix::fs::openat(&self.fd, "..", flags, Mode::empty()).map_err(failed)?;
+                (up.as_fd(), name)
+            }
+            _ => return Err(strange.of(&to)),
+        };
+        let fd = rustix::fs::openat(from, name, flags | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(failed)?;
+        let owner = |fd| rustix::fs::fstat(fd).map(|s| s.st_uid);
+        if owner(fd.as_fd()).map_err(failed)? != owner(self.fd.as_fd()).map_err(failed)? {
+            return Err(Problem::Parent("its folder is another user's").of(&to));
+        }
+        let shown = format!("{to} (from {})", self.shown);
+        Ok(Some(Self::new(fd, shown)))
     }
 
     /// Start writing the image `name`; an older file of that name is emptied. The magic is written at once.
@@ -144,6 +297,15 @@ impl ImageDir {
         self.open_file(name)
     }
 
+    /// Open a raw file that is there, to change bytes of it in place.
+    ///
+    /// # Errors
+    /// As [`ImageDir::open_raw`].
+    pub fn open_to_change(&self, name: &str) -> Result<File, ImageError> {
+        known(name)?;
+        self.open_at(name, OFlags::RDWR)
+    }
+
     /// Open an image for reading record by record; the magic has been checked. For files that mix records with
     /// payload this is the only way.
     ///
@@ -188,9 +350,14 @@ impl ImageDir {
     /// [`Problem::Name`], [`Problem::Io`].
     pub fn exists(&self, name: &str) -> Result<bool, ImageError> {
         plain_name(name)?;
+        if self.held.contains_key(name) {
+            return Ok(true);
+        }
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
+            // all that was there is held
+            Err(Errno::ACCESS) if !self.held.is_empty() => Ok(false),
             Err(errno) => Err(Problem::io("look at it", errno).of(name)),
         }
     }
@@ -302,11 +469,22 @@ impl ImageDir {
     }
 
     fn open_file(&self, name: &str) -> Result<File, ImageError> {
-        self.open_at(name, OFlags::RDONLY)
+        let Some(file) = self.held.get(name) else {
+            return self.open_at(name, OFlags::RDONLY);
+        };
+        let failed = |error| Problem::io("duplicate its descriptor", error).of(name);
+        let mut again = file.try_clone().map_err(failed)?;
+        again.rewind().map_err(failed)?;
+        Ok(again)
     }
 
-    /// Emptied only after the look at what it is, hence no `O_TRUNC`.
+    /// A new file needs no look at what it is. An old one is emptied only after that look, hence no `O_TRUNC`.
     fn create_file(&self, name: &str) -> Result<File, ImageError> {
+        plain_name(name)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        if let Ok(fd) = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR) {
+            return Ok(File::from(fd));
+        }
         let file = self.open_at(name, OFlags::RDWR | OFlags::CREATE)?;
         let emptied = file.set_len(0);
         emptied.map_err(|error: io::Error| Problem::io("empty it", error).of(name))?;
@@ -341,6 +519,36 @@ fn framed(name: &str) -> Result<&'static ImageType, ImageError> {
 mod tests {
     use super::*;
     use crate::pb;
+
+    #[test]
+    fn links_to_neighbours_are_followed_and_others_are_not() {
+        let tmp = tempfile::tempdir().unwrap();
+        let make = |n: &str| ImageDir::create(&tmp.path().join(n)).unwrap();
+        let (a, b, c) = (make("a"), make("b"), make("c"));
+        make("c/d");
+        b.link_parent(Path::new("../a/")).unwrap();
+        c.link_parent(Path::new("./../b")).unwrap();
+        let c = c.with_parents(None).unwrap();
+        let up = |d: &ImageDir| rustix::fs::fstat(d).unwrap().st_ino;
+        assert_eq!(up(c.ancestor(2).unwrap()), up(&a));
+        assert!(c.ancestor(3).is_none());
+        assert_eq!(up(c.try_clone().unwrap().parent().unwrap()), up(&b));
+        for elsewhere in ["/", "..", ".", "../..", "../../x", "a/../..", "../c/d"] {
+            a.link_parent(Path::new(elsewhere)).unwrap();
+            let e = a.try_clone().unwrap().with_parents(None).unwrap_err();
+            assert!(matches!(e.problem, Problem::Parent(_)), "{elsewhere}: {e}");
+        }
+        // what the caller names may be anywhere
+        let d = a.try_clone().unwrap();
+        let d = d.with_parents(Some(&tmp.path().join("c/d"))).unwrap();
+        assert!(d.parent().is_some());
+        // a circle, and a link to a link
+        a.link_parent(Path::new("../b")).unwrap();
+        assert!(a.try_clone().unwrap().with_parents(None).is_err());
+        std::os::unix::fs::symlink(tmp.path().join("c/d"), tmp.path().join("l")).unwrap();
+        a.link_parent(Path::new("../l")).unwrap();
+        assert!(a.try_clone().unwrap().with_parents(None).is_err());
+    }
 
     #[test]
     fn a_written_folder_reads_back_and_only_then_has_an_inventory() {

@@ -35,6 +35,9 @@ pub enum Problem {
         /// What the system said.
         source: io::Error,
     },
+    /// The link to the folder of the dump before is not followed.
+    #[error("the link to the images of the dump before is not followed: {0}")]
+    Parent(&'static str),
     /// The file is not there.
     #[error("there is no such file")]
     Missing,
@@ -127,6 +130,7 @@ impl Problem {
             Self::Empty => "E0212",
             Self::WrongMessage { .. } => "E0213",
             Self::NotRecords => "E0214",
+            Self::Parent(_) => "E0215",
         }
     }
 

@@ -171,6 +171,12 @@ pub enum Kind {
     Apparmor,
     /// `pidfd.img`: `pidfd_entry`.
     Pidfd,
+    /// `packed-N.img`: compressed pages, an extension.
+    Packed,
+    /// `packed-index-N.img`: `stasis_packed_entry`, an extension.
+    PackedIndex,
+    /// `tracking.img`: `stasis_tracking_entry`, an extension.
+    Tracking,
     /// `stats-dump`: `stats_entry`.
     StatsDump,
     /// `stats-restore`: `stats_entry`.
@@ -433,6 +439,9 @@ pub const IMAGES: &[ImageType] = &[
     row(Kind::BpfmapData, "BPFMAP_DATA", "bpfmap-data.img", Id::None, "", 0x6432_4033, Framing::Common, Some("bpfmap_data_entry"), None, Payload::Bytes(&["keys_bytes", "values_bytes"])),
     row(Kind::Apparmor, "APPARMOR", "apparmor.img", Id::None, "", 0x5942_3047, Framing::Common, Some("apparmor_entry"), None, Payload::None),
     row(Kind::Pidfd, "PIDFD", "pidfd.img", Id::None, "", 0x5443_5556, Framing::Common, Some("pidfd_entry"), None, Payload::None),
+    row(Kind::Packed, "STASIS_PACKED", "packed-", Id::Dec32, ".img", 0, Framing::Raw, None, None, Payload::None),
+    row(Kind::PackedIndex, "STASIS_PACKED_INDEX", "packed-index-", Id::Dec32, ".img", 0x5374_5069, Framing::Common, Some("stasis_packed_entry"), None, Payload::None),
+    row(Kind::Tracking, "STASIS_TRACKING", "tracking.img", Id::None, "", 0x5374_5472, Framing::Common, Some("stasis_tracking_entry"), None, Payload::None),
     row(Kind::StatsDump, "STATS", "stats-dump", Id::None, "", 0x5709_3306, Framing::Service, Some("stats_entry"), None, Payload::None),
     row(Kind::StatsRestore, "STATS", "stats-restore", Id::None, "", 0x5709_3306, Framing::Service, Some("stats_entry"), None, Payload::None),
     row(Kind::IrmapCache, "IRMAP_CACHE", "irmap-cache", Id::None, "", 0x5700_4059, Framing::Service, Some("irmap_cache_entry"), None, Payload::None),

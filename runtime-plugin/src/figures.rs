@@ -16,7 +16,7 @@ pub fn dump_entry(r: &DumpReport) -> pb::StatsEntry {
             memdump_time: small(r.memdump_us),
             memwrite_time: small(r.memwrite_us),
             pages_scanned: r.pages_scanned,
-            pages_skipped_parent: 0,
+            pages_skipped_parent: r.pages_skipped_parent,
             pages_written: r.pages_written,
             irmap_resolve: Some(0),
             pages_lazy: 0,
@@ -66,7 +66,7 @@ pub fn dump_text(r: &DumpReport) -> String {
     format!(
         "Displaying dump stats:\n\
          Freezing time: {} us\nFrozen time: {} us\nMemory dump time: {} us\nMemory write time: {} us\n\
-         Memory pages scanned: {} ({:#x})\nMemory pages written: {} ({:#x})\n\
+         Memory pages scanned: {} ({:#x})\nMemory pages skipped from parent: {} ({:#x})\nMemory pages written: {} ({:#x})\n\
          Shared memory pages scanned: {} ({:#x})\nShared memory pages written: {} ({:#x})\n",
         r.freezing_us,
         r.frozen_us,
@@ -74,6 +74,8 @@ pub fn dump_text(r: &DumpReport) -> String {
         r.memwrite_us,
         r.pages_scanned,
         r.pages_scanned,
+        r.pages_skipped_parent,
+        r.pages_skipped_parent,
         r.pages_written,
         r.pages_written,
         r.shpages_scanned,

@@ -14,7 +14,9 @@ macro_rules! sayln {
 mod cpu;
 mod criu;
 mod figures;
+mod hooks;
 mod log;
+mod oci;
 mod verbs;
 
 use clap::{Args, Parser, Subcommand};
@@ -57,11 +59,14 @@ struct Common {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Dump(verbs::dump::Dump),
+    Checkpoint(verbs::checkpoint::Checkpoint),
     Restore(verbs::restore::Restore),
+    Dedup(verbs::dedup::Dedup),
     Check(verbs::check::Check),
     Show(verbs::show::Show),
     Plan(verbs::plan::Plan),
     Kinds(verbs::kinds::Kinds),
+    Netlock(verbs::netlock::Netlock),
     /// Take the command line of criu
     #[command(disable_help_flag = true)]
     Criu {
@@ -72,6 +77,7 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    stasis_engine::one_heap();
     let args: Vec<_> = std::env::args_os().collect();
     let named = args.first().map(Path::new).and_then(Path::file_name);
     let criu = match args.get(1) {
@@ -103,11 +109,14 @@ fn main() -> ExitCode {
     let json = cli.common.json;
     let done = match cli.verb {
         Verb::Dump(v) => v.run(json),
+        Verb::Checkpoint(v) => v.run(json),
         Verb::Restore(v) => v.run(json),
+        Verb::Dedup(v) => v.run(json),
         Verb::Check(v) => v.run(json),
         Verb::Show(v) => v.run(json),
         Verb::Plan(v) => v.run(json),
         Verb::Kinds(v) => v.run(json),
+        Verb::Netlock(v) => v.run(json),
         Verb::Criu { args } => return criu::main(&args),
     };
     match done {
@@ -156,7 +165,16 @@ mod tests {
         let mut c = Cli::command();
         c.clone().debug_assert();
         let help = c.render_long_help().to_string();
-        for verb in ["dump", "restore", "check", "show", "plan", "kinds", "criu"] {
+        for verb in [
+            "dump",
+            "checkpoint",
+            "restore",
+            "check",
+            "show",
+            "plan",
+            "kinds",
+            "criu",
+        ] {
             let line = help
                 .lines()
                 .find(|l| l.trim_start().starts_with(&format!("{verb} ")));

@@ -1,5 +1,6 @@
 /* Credentials of each task and thread: all four uids and gids, groups, five capability sets, securebits. */
 #include "guest.h"
+#include <linux/keyctl.h>
 #include <linux/capability.h>
 #include <linux/securebits.h>
 #include <sys/fsuid.h>
@@ -32,6 +33,9 @@ static void snapshot(char *into, size_t size)
 	fclose(f);
 	snprintf(line, sizeof(line), "securebits %d\n", prctl(PR_GET_SECUREBITS));
 	strncat(into, line, size - strlen(into) - 1);
+	/* -1 changes nothing and gives what is set */
+	snprintf(line, sizeof(line), "keyring for request_key %ld\n", syscall(SYS_keyctl, KEYCTL_SET_REQKEY_KEYRING, -1));
+	strncat(into, line, size - strlen(into) - 1);
 }
 
 static void build(int who)
@@ -42,11 +46,13 @@ static void build(int who)
 	switch (who) {
 	case 0: /* the root's first thread: root with groups, dropped bounding capability, ambient */
 		MUST(syscall(SYS_setgroups, 4, some));
+		syscall(SYS_keyctl, KEYCTL_SET_REQKEY_KEYRING, KEY_REQKEY_DEFL_SESSION_KEYRING);
 		MUST(prctl(PR_CAPBSET_DROP, CAP_SYS_BOOT));
 		MUST(prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP | SECBIT_KEEP_CAPS | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED));
 		break;
 	case 1: /* a thread with ids that all differ */
 		MUST(prctl(PR_SET_SECUREBITS, SECBIT_NOROOT | SECBIT_NO_SETUID_FIXUP | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED));
+		syscall(SYS_keyctl, KEYCTL_SET_REQKEY_KEYRING, KEY_REQKEY_DEFL_THREAD_KEYRING);
 		MUST(syscall(SYS_setresgid, 11, 12, 13));
 		MUST(syscall(SYS_setresuid, 21, 22, 23));
 		setfsuid(24);
@@ -70,6 +76,8 @@ static void verify(int who, const char *was)
 
 	if (SPOIL("groups") && who == 0)
 		syscall(SYS_setgroups, 0, NULL);
+	if (SPOIL("reqkey") && who == 0)
+		syscall(SYS_keyctl, KEYCTL_SET_REQKEY_KEYRING, KEY_REQKEY_DEFL_USER_KEYRING);
 	if (SPOIL("bits") && who == 0)
 		prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED);
 	if (SPOIL("bounding") && who == 0)

@@ -1,4 +1,4 @@
-/* What this version refuses, deep in a tree: a grandchild with a pair of connected sockets that must go on talking. */
+/* A grandchild with a pair of connected sockets that must go on talking. */
 #include "guest.h"
 #include <sys/socket.h>
 

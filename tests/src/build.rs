@@ -25,22 +25,32 @@ pub fn target_dir() -> Result<PathBuf> {
     .to_path_buf())
 }
 
-/// The compiled guest `name`, built now if its source or `guest.h` changed since.
+/// The compiled guest `name`, built now if its source or a header changed since.
 ///
 /// Safe when several test processes ask for the same guest: the binary appears by rename.
 ///
 /// # Errors
 /// When gcc is missing or refuses the source; the compiler's words are in the error.
 pub fn guest(name: &str) -> Result<PathBuf> {
-    let source = source_dir().join(format!("{name}.c"));
-    let header = source_dir().join("guest.h");
+    compile(name, &source_dir().join(format!("{name}.c")))
+}
+
+/// The program `name` of this source, likewise.
+///
+/// # Errors
+/// As [`guest`].
+pub fn compile(name: &str, source: &Path) -> Result<PathBuf> {
     let dir = target_dir()?.join("guests");
     fs::create_dir_all(&dir)?;
     let binary = dir.join(name);
     let age = |p: &Path| fs::metadata(p).and_then(|m| m.modified());
-    let newest = age(&source)
-        .with_context(|| format!("guest source {}", source.display()))?
-        .max(age(&header)?);
+    let mut newest = age(source).with_context(|| format!("guest source {}", source.display()))?;
+    for entry in fs::read_dir(source_dir())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "h") {
+            newest = newest.max(age(&path)?);
+        }
+    }
     if age(&binary).is_ok_and(|built| built > newest) {
         return Ok(binary);
     }
@@ -62,7 +72,7 @@ pub fn guest(name: &str) -> Result<PathBuf> {
             "-o",
         ])
         .arg(&fresh)
-        .arg(&source)
+        .arg(source)
         .arg("-lrt")
         .output()
         .context("gcc (the guests are C programs)")?;
@@ -91,4 +101,12 @@ pub fn spoils(name: &str) -> Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// Is a program installed, in PATH or where Debian keeps administrators' programs?
+pub fn program_exists(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|d: PathBuf| d.join(name).is_file())
 }

@@ -23,8 +23,14 @@ pub enum Scenario {
     Sabotage(String),
     /// Dumped (which ends it), restored.
     DumpRestore,
+    /// In a container: dumped and restored this many times over.
+    Contained(crate::container::Sort, u32),
     /// Dumped twice, and each time left running: it must not notice.
     LeaveRunning,
+    /// Dumped, and restored with memory that comes when it runs.
+    Lazy,
+    /// This many pre-dumps and dumps that leave it running, each on the one before, then a dump on the last, and a restore.
+    Incremental(u32),
     /// Dumped and restored this many times over.
     Generations(u32),
     /// A program that works ([`crate::program`]): dumped and restored after each of these times of work.
@@ -58,6 +64,8 @@ pub struct Spec {
     pub terminal: bool,
     /// How long one wait may last, in seconds.
     pub patience: u64,
+    /// The container it runs in, if any.
+    pub container: Option<crate::container::Sort>,
 }
 
 /// What the box answers.
@@ -184,6 +192,13 @@ fn prepare(
         options: guest.options.iter().map(ToString::to_string).collect(),
         terminal: guest.options.contains(&"--shell-job"),
         patience: PATIENCE_SECS,
+        container: match scenario {
+            Scenario::Contained(sort, _) => {
+                crate::container::build_init()?;
+                Some(*sort)
+            }
+            _ => None,
+        },
     })
 }
 
@@ -215,7 +230,8 @@ pub(crate) fn in_a_box(boxer: &Path, dir: &Path, spec: &Spec) -> Result<Report> 
         .with_context(|| format!("box {}", boxer.display()))?;
     // The box keeps its own, shorter deadlines; this one is for a box that hangs.
     let waits = match &spec.scenario {
-        Scenario::Generations(n) => 2 * u64::from(*n) + 3,
+        Scenario::Incremental(n) => u64::from(*n) + 6,
+        Scenario::Generations(n) | Scenario::Contained(_, n) => 2 * u64::from(*n) + 3,
         Scenario::Working { gaps_ms } => 3 * gaps_ms.len() as u64 + 3,
         Scenario::Life(trial) => trial.rounds(),
         _ => 6,

@@ -1,4 +1,4 @@
-//! The box: a case runs below the first process of fresh pid, mount and IPC namespaces.
+//! The box: a case runs below the first process of fresh pid, mount, IPC and network namespaces.
 //!
 //! Three processes: the harness, the *gate* (enters the namespaces, waits), and the *init* (pid 1 inside: mounts /proc
 //! and /dev/pts, reaps orphans, plays the scenario, writes `report.json`). When init ends, for whatever reason, the
@@ -31,6 +31,13 @@ const INIT_FLAG: &str = "--stasis-box-init";
 /// Becomes the gate or the init when the arguments say so, and then never returns. Call it first in `main`.
 pub fn main_if_box() {
     let args: Vec<String> = std::env::args().collect();
+    if let Some(done) = crate::container::main_if_container(&args) {
+        if let Err(e) = done {
+            eprintln!("container: {e:#}");
+            std::process::exit(1);
+        }
+        std::process::exit(0);
+    }
     let done = match (args.get(1).map(String::as_str), args.get(2)) {
         (Some(BOX_FLAG), Some(spec)) => gate(spec),
         (Some(INIT_FLAG), Some(spec)) => init(Path::new(spec)),
@@ -46,8 +53,13 @@ pub fn main_if_box() {
 
 fn gate(spec: &str) -> Result<()> {
     set_pdeathsig(Signal::SIGKILL)?;
-    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC)
-        .context("new namespaces (the tests need root)")?;
+    unshare(
+        CloneFlags::CLONE_NEWPID
+            | CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWNET,
+    )
+    .context("new namespaces (the tests need root)")?;
     let status = Command::new(std::env::current_exe()?)
         .args([INIT_FLAG, spec])
         .status()?;
@@ -55,6 +67,15 @@ fn gate(spec: &str) -> Result<()> {
         bail!("init of the box: {status}");
     }
     Ok(())
+}
+
+/// Packets of a box reach itself; engines may want to see that, too. A sysfs shows the network namespace it was mounted in.
+fn loopback() -> Result<()> {
+    let none: Option<&str> = None;
+    mount(Some("sysfs"), "/mnt", Some("sysfs"), MsFlags::empty(), none)?;
+    // IFF_UP | IFF_LOOPBACK
+    fs::write("/mnt/class/net/lo/flags", "0x9")?;
+    Ok(nix::mount::umount("/mnt")?)
 }
 
 fn init(file: &Path) -> Result<()> {
@@ -87,6 +108,7 @@ fn init(file: &Path) -> Result<()> {
         MsFlags::MS_BIND,
         none,
     )?;
+    loopback().context("the loopback device of the box")?;
 
     let spec: Spec = serde_json::from_slice(&fs::read(file)?)?;
     let mut stage = Stage {
@@ -118,6 +140,9 @@ impl Stage {
     fn play(&mut self, report: &mut Report) -> Result<()> {
         if let Scenario::Working { gaps_ms } = self.spec.scenario.clone() {
             return self.disturb(&gaps_ms, report);
+        }
+        if let Some(sort) = self.spec.container {
+            crate::container::prepare(&self.spec, sort)?;
         }
         let mut root = self.start()?;
         if self
@@ -157,7 +182,9 @@ impl Stage {
                     }
                 }
             }
-            Scenario::Generations(count) => {
+            Scenario::Lazy => root = self.lazily(root, report)?,
+            Scenario::Incremental(rounds) => root = self.incremental(root, rounds, report)?,
+            Scenario::Generations(count) | Scenario::Contained(_, count) => {
                 for n in 1..=count {
                     root = self
                         .generation(root, n, report)
@@ -201,6 +228,9 @@ impl Stage {
     }
 
     pub(crate) fn start(&mut self) -> Result<Pid> {
+        if self.spec.container.is_some() {
+            return Ok(Pid::from_raw(crate::container::start(&self.spec)?));
+        }
         let spoil = match &self.spec.scenario {
             Scenario::Sabotage(name) => name,
             _ => "-",
@@ -280,14 +310,15 @@ impl Stage {
             .trim()
             .parse()
             .with_context(|| format!("pidfile holds {text:?}"))?;
-        if root != was.as_raw() {
+        // in a pid namespace of its own it is 1, and has any number here
+        if root != was.as_raw() && self.spec.container.is_none() {
             bail!("the restored root has pid {root}, not {was}");
         }
         Ok(Pid::from_raw(root))
     }
 
     /// Runs one engine command to its end; its output goes to files in the case's folder.
-    fn engine(
+    pub(crate) fn engine(
         &mut self,
         bin: &str,
         n: u32,
@@ -301,6 +332,13 @@ impl Stage {
             "-v4".into(),
         ]);
         args.extend(self.spec.options.iter().cloned());
+        if let Some(sort) = self.spec.container {
+            args.extend(crate::container::options(
+                &self.spec,
+                sort,
+                verb == "restore",
+            ));
+        }
         let out = File::create(self.spec.dir.join(format!("{verb}-{n}.out")))?;
         let stdin = match &self.terminal {
             Some((_, slave)) => slave.try_clone()?.into(),

@@ -5,6 +5,7 @@
 //! - `matrix::GUEST::SCENARIO` is everything; run it with `--ignored`, on our engine or on `STASIS_ENGINE=/path/to/criu`.
 
 use stasis_tests::case::{Scenario, expect};
+use stasis_tests::container::Sort;
 use stasis_tests::guests::{Guest, find};
 use stasis_tests::{build, with_guests, with_works};
 use std::path::Path;
@@ -35,7 +36,11 @@ macro_rules! native {
                 #[test] #[ignore = "see with_works!"]
                 fn leave_running() { check(stringify!($name), Scenario::LeaveRunning); }
                 #[test] #[ignore = "see with_works!"]
-                fn generations() { check(stringify!($name), Scenario::Generations(3)); }
+                fn generations() { check(stringify!($name), Scenario::Generations(in_a_row())); }
+                #[test] #[ignore = "see with_works!"]
+                fn contained() { check(stringify!($name), Scenario::Contained(Sort::Root, 2)); }
+                #[test] #[ignore = "see with_works!"]
+                fn contained_user() { check(stringify!($name), Scenario::Contained(Sort::User, 2)); }
             })*
         }
     };
@@ -53,12 +58,24 @@ macro_rules! works {
 }
 with_works!(works);
 
+/// How often in a row: three times, or twenty with `STASIS_LONG=1`.
+fn in_a_row() -> u32 {
+    match std::env::var_os("STASIS_LONG") {
+        Some(_) => 20,
+        None => 3,
+    }
+}
+
 #[allow(dead_code, reason = "the list of promises may be empty")]
 fn promised(name: &str, scenario: &str) {
     let scenario = match scenario {
         "dump_restore" => Scenario::DumpRestore,
         "leave_running" => Scenario::LeaveRunning,
-        "generations" => Scenario::Generations(3),
+        "generations" => Scenario::Generations(in_a_row()),
+        "lazy" => Scenario::Lazy,
+        "incremental" => Scenario::Incremental(4),
+        "contained" => Scenario::Contained(Sort::Root, 2),
+        "contained_user" => Scenario::Contained(Sort::User, 2),
         "generations_20" => Scenario::Generations(20),
         other => panic!("no scenario {other}"),
     };

@@ -74,6 +74,8 @@ dumps! {
     ghost: 13, 20;
     rseq: 11, 20;
     forker: 61, 20;
+    tcp_opts: 11, 20;
+    tcp_states: 13, 20;
 }
 
 restores! {
@@ -91,6 +93,7 @@ restores! {
     ghost: 3, 20;
     stopped: 11, 20;
     rseq: 7, 20;
+    tcp_opts: 7, 20;
 }
 
 macro_rules! fails {
@@ -111,7 +114,7 @@ fails! { dump_fails, FailDump:
     engine_of_another_user: "plain", DumpFault::Nobody;
     no_such_task: "plain", DumpFault::NoTask;
     traced_by_somebody: "tree", DumpFault::Traced;
-    a_socket_in_the_middle: "socket_inside", DumpFault::Unsupported;
+    something_unsupported_in_the_middle: "refused_inside", DumpFault::Unsupported;
     few_files: "files_many", DumpFault::FewFiles(12);
 }
 

@@ -4,6 +4,7 @@ mod demo;
 mod dist;
 mod errors_book;
 mod kinds_book;
+mod lock_object;
 mod quirks;
 mod repo;
 mod run;
@@ -39,6 +40,8 @@ enum Verb {
     KindsBook,
     /// Add new error codes to the book's table, drop those that are gone
     ErrorsBook,
+    /// Compile the network lock's object that is checked in, for machines without clang
+    LockObject,
     /// Build one static binary into target/dist
     Dist,
     /// Measure dump and restore, optionally against another engine
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Quirks => quirks::run().map(|()| true),
         Verb::KindsBook => kinds_book::run().map(|()| true),
         Verb::ErrorsBook => errors_book::run().map(|()| true),
+        Verb::LockObject => lock_object::run().map(|()| true),
         Verb::Dist => dist::run().map(|()| true),
         Verb::Bench(b) => b.run().map(|()| true),
         Verb::Measure(m) => m.run().map(|()| true),

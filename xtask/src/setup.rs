@@ -22,14 +22,34 @@ const NEEDS: &[Need] = &[
         why: "headers for them",
     },
     Need {
+        probe: "clang",
+        package: "clang",
+        why: "compiles the network lock's programs; without it the object that is checked in is used",
+    },
+    Need {
         probe: "unshare",
         package: "util-linux",
         why: "demo and bench run in namespaces of their own",
     },
     Need {
+        probe: "ip",
+        package: "iproute2",
+        why: "the proof that connections survive joins two network namespaces",
+    },
+    Need {
         probe: "crit",
         package: "criu",
         why: "its crit reads our images in tests; its engine is not used",
+    },
+    Need {
+        probe: "runc",
+        package: "runc",
+        why: "containers of demo and tests",
+    },
+    Need {
+        probe: "busybox",
+        package: "busybox-static",
+        why: "what runs in them",
     },
     Need {
         probe: "make",
@@ -60,6 +80,21 @@ const NEEDS: &[Need] = &[
         probe: "javac",
         package: "openjdk-17-jdk-headless",
         why: "a JVM is dumped at work, by a test",
+    },
+    Need {
+        probe: "podman",
+        package: "podman",
+        why: "containers are checkpointed and restored by it, by tests",
+    },
+    Need {
+        probe: "/usr/bin/conmon",
+        package: "conmon",
+        why: "podman watches containers with it",
+    },
+    Need {
+        probe: "ip",
+        package: "iproute2",
+        why: "loopback of tests' networks is set up with it",
     },
 ];
 

@@ -5,7 +5,7 @@
 use super::task::Task;
 use crate::error::{Error, Result};
 use stasis_kernel::ids::HostPid;
-use stasis_kernel::procfs::{ProcDir, SmapsEntry, Stat, Status, Timer};
+use stasis_kernel::procfs::{Limit, ProcDir, SmapsEntry, Stat, Status, Timer};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Facts of one live process.
@@ -18,46 +18,70 @@ pub struct Facts {
     pub timers: Vec<Timer>,
     /// Inode numbers of its namespaces, by name.
     pub namespaces: Vec<(&'static str, u64)>,
-    /// Of each thread, the leader first: status and timer slack.
-    pub threads: Vec<(Status, Option<u64>)>,
+    /// status of each thread, the leader first.
+    pub threads: Vec<Status>,
+    /// Auxiliary vector.
+    pub auxv: Vec<(u64, u64)>,
+    /// Resource limits: they are told without CAP_SYS_RESOURCE, also for a task of another user.
+    pub limits: [Limit; 16],
+    /// personality(2).
+    pub personality: u32,
+    /// Audit login uid.
+    pub loginuid: Option<u32>,
+    /// -1000..=1000.
+    pub oom_score_adj: i32,
+    /// Which mappings a core dump holds.
+    pub coredump_filter: Option<u32>,
 }
 
 /// How many tasks the reader may be ahead: bounds the memory.
 const AHEAD: usize = 32;
 
-fn gather(pid: HostPid, tids: &[HostPid]) -> Result<Facts> {
+fn gather(pid: HostPid, leader: Status, others: &[HostPid]) -> Result<Facts> {
     let proc = ProcDir::open(pid)?;
-    let slack = |tid: HostPid| ProcDir::open(tid).ok()?.timerslack_ns().ok();
-    let threads = tids
-        .iter()
-        .map(|tid| Ok((proc.task_status(*tid)?, slack(*tid))))
-        .collect::<Result<_>>()?;
+    let mut threads = Vec::with_capacity(others.len() + 1);
+    threads.push(leader);
+    for tid in others {
+        threads.push(proc.task_status(*tid)?);
+    }
     Ok(Facts {
         smaps: proc.smaps()?,
         stat: proc.stat()?,
         timers: proc.timers()?,
         namespaces: proc.ns_links()?,
         threads,
+        auxv: proc.auxv()?,
+        limits: proc.limits()?,
+        personality: proc.personality()?,
+        loginuid: proc.loginuid().ok().map(|l| l.unwrap_or(u32::MAX)),
+        oom_score_adj: proc.oom_score_adj()?,
+        coredump_filter: proc.coredump_filter().ok().flatten(),
     })
 }
 
-/// Starts to gather facts of all live tasks, in their order.
+/// Starts to gather facts of all live tasks, in their order. `status` is that of their leaders.
 ///
 /// # Errors
 /// Through the channel, in place of the facts: what could not be read.
 pub fn gather_all<'s>(
     scope: &'s std::thread::Scope<'s, '_>,
     held: &[Task],
+    status: &[Status],
 ) -> Receiver<Result<Facts>> {
-    let all: Vec<(HostPid, Vec<HostPid>)> = held
+    let all: Vec<(HostPid, Status, Vec<HostPid>)> = held
         .iter()
-        .filter(|t| t.zombie.is_none())
-        .map(|t| (t.pid, t.threads.iter().map(|th| th.tid).collect()))
+        .zip(status)
+        .filter(|(t, _)| t.zombie.is_none())
+        .map(|(t, st)| {
+            let others = t.threads.iter().skip(1).map(|th| th.tid);
+            (t.pid, st.clone(), others.collect())
+        })
         .collect();
     let (to, from) = sync_channel(AHEAD);
     scope.spawn(move || {
-        for (pid, tids) in all {
-            let facts = gather(pid, &tids).map_err(|e: Error| e.on(format!("task {}", pid.0)));
+        for (pid, leader, others) in all {
+            let facts =
+                gather(pid, leader, &others).map_err(|e: Error| e.on(format!("task {}", pid.0)));
             // the dump has ended early: nobody listens
             if to.send(facts).is_err() {
                 return;

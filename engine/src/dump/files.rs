@@ -2,15 +2,18 @@
 use super::Dumping;
 use super::task::Task;
 use crate::error::{Error, Result};
-use crate::kinds::{self, FileKind, Seen, fown, locks, regular, shmem};
+use crate::kinds::{self, DumpCx, FileKind, IN_FLIGHT, Seen, fown, locks, regular, shmem, unixsk};
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::{HostPid, RemoteFd};
-use stasis_kernel::procfs::{FdInfo, MapsLine, VmFlags};
+use stasis_kernel::procfs::{FdInfo, MapsLine, ProcDir, VmFlags};
 use stasis_proto::{Kind, pb};
 use std::cmp::Ordering;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Magic number of hugetlbfs.
+const HUGETLBFS: i64 = 0x9584_58f6;
 
 /// An open file met in some slot.
 struct Met {
@@ -48,9 +51,7 @@ impl Dumping<'_> {
             crate::kill_point();
             table.push(self.slot(t, pidfd.as_fd(), slot)?);
         }
-        Ok(self
-            .dir
-            .write_all(&Kind::Fdinfo.file_of(files_id), &table)?)
+        self.backlog.all(Kind::Fdinfo, files_id, table)
     }
     /// Describes what a slot holds, if that is new, and the locks it has.
     pub fn slot(&mut self, t: &Task, pidfd: BorrowedFd<'_>, slot: i32) -> Result<pb::FdinfoEntry> {
@@ -58,10 +59,11 @@ impl Dumping<'_> {
         let cloexec = info.cloexec();
         let fd = fds::pidfd_getfd(pidfd, RemoteFd(slot))?;
         let locked = info.get("lock").is_some().then(|| info.clone());
-        let i = self.meet(t, slot, fd, info)?;
+        let link = || Ok(t.proc.fd_link(RemoteFd(slot))?);
+        let i = self.meet(t.pid, slot, fd, info, link)?;
         let m = &self.files.met[i];
         if let Some(info) = locked {
-            let seen = seen(self.cx.pids, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
+            let seen = seen(&self.cx, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
             locks::dump(&mut self.cx, t.pid, slot, &info, m.id, &seen)
                 .map_err(|e| e.of("locks"))?;
         }
@@ -76,7 +78,14 @@ impl Dumping<'_> {
         })
     }
     /// The open file behind a slot: one met before, or a new one.
-    fn meet(&mut self, t: &Task, slot: i32, fd: OwnedFd, info: FdInfo) -> Result<usize> {
+    fn meet(
+        &mut self,
+        pid: HostPid,
+        slot: i32,
+        fd: OwnedFd,
+        info: FdInfo,
+        link: impl FnOnce() -> Result<Vec<u8>>,
+    ) -> Result<usize> {
         let stat = fds::fstat(fd.as_fd())?;
         let same = self
             .files
@@ -105,15 +114,14 @@ impl Dumping<'_> {
             Err(at) => {
                 let i = self.files.met.len();
                 same.insert(at, i);
-                let link = t.proc.fd_link(RemoteFd(slot))?;
-                self.new_file(t, slot, fd, stat, link, info)?;
+                self.new_file(pid, slot, fd, stat, link()?, info)?;
                 Ok(i)
             }
         }
     }
     fn new_file(
         &mut self,
-        t: &Task,
+        pid: HostPid,
         slot: i32,
         fd: OwnedFd,
         stat: libc::stat,
@@ -121,13 +129,16 @@ impl Dumping<'_> {
         info: FdInfo,
     ) -> Result<()> {
         let id = self.cx.new_id();
-        let seen = seen(self.cx.pids, t.pid, slot, &fd, stat, &link, &info)?;
-        let kind = kinds::FILE_KINDS
-            .iter()
-            .copied()
-            .find(|k| k.claims(&seen))
-            .ok_or_else(|| kinds::unsupported::name(&seen))?;
-        if kind.late() {
+        let seen = seen(&self.cx, pid, slot, &fd, stat, &link, &info)?;
+        let outside = kinds::outside::entry(&seen, id, &self.cx)?;
+        let kind = match &outside {
+            Some(_) => Some(&regular::Regular as &dyn FileKind),
+            None => kinds::FILE_KINDS.iter().copied().find(|k| k.claims(&seen)),
+        }
+        .ok_or_else(|| kinds::unsupported::name(&seen))?;
+        if let Some(entry) = outside {
+            self.cx.entries.push(entry);
+        } else if kind.late() {
             self.files.late.push(self.files.met.len());
         } else {
             let entry = kind
@@ -136,7 +147,7 @@ impl Dumping<'_> {
             self.cx.entries.push(entry);
         }
         self.files.met.push(Met {
-            pid: t.pid,
+            pid,
             slot,
             fd,
             stat,
@@ -147,11 +158,68 @@ impl Dumping<'_> {
         });
         Ok(())
     }
+    /// What is in the queues of unix sockets; files that travel there are described like those in slots, and their queues
+    /// are looked into as well.
+    pub fn queues(&mut self) -> Result<()> {
+        let mut done = 0;
+        while done < self.files.met.len() {
+            let new = done..self.files.met.len();
+            done = new.end;
+            let sockets: Vec<usize> = new
+                .filter(|i| self.files.met[*i].kind.fd_type() == pb::FdTypes::Unixsk)
+                .collect();
+            let queued: Vec<_> = sockets
+                .iter()
+                .map(|i| {
+                    let m = &self.files.met[*i];
+                    unixsk::Queued {
+                        fd: m.fd.as_fd(),
+                        place: format!("fd {} of task {}", m.slot, m.pid.0),
+                    }
+                })
+                .collect();
+            let found = unixsk::look(&queued).map_err(|e| e.of("unixsk"))?;
+            for (i, messages) in sockets.into_iter().zip(found) {
+                crate::kill_point();
+                let (pid, id) = (self.files.met[i].pid, self.files.met[i].id);
+                for mut m in messages {
+                    let files = std::mem::take(&mut m.files).into_iter();
+                    let ids = files
+                        .map(|f| self.in_flight(pid, f))
+                        .collect::<Result<Vec<u32>>>()?;
+                    unixsk::put(&mut self.cx, id, &m, ids)?;
+                }
+            }
+        }
+        Ok(())
+    }
+    /// The id of an open file that travels in a queue of a socket of this task.
+    fn in_flight(&mut self, holder: HostPid, fd: OwnedFd) -> Result<u32> {
+        let own = ProcDir::open(HostPid::own())?;
+        let raw = RemoteFd(fd.as_raw_fd());
+        let info = own.fdinfo(raw)?;
+        let locked = info.get("lock").is_some();
+        let before = self.files.met.len();
+        let i = self.meet(holder, IN_FLIGHT, fd, info, || Ok(own.fd_link(raw)?))?;
+        let m = &self.files.met[i];
+        if i == before && (locked || m.kind.fd_type() == pb::FdTypes::Eventpoll) {
+            let seen = seen(&self.cx, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
+            let what = match locked {
+                true => "it holds a lock",
+                false => "it is an epoll instance",
+            };
+            return Err(seen.unsupported(
+                format!("{what}, and no task has it"),
+                "let the receiver take it out of the socket first",
+            ));
+        }
+        Ok(m.id)
+    }
     /// Kinds whose entries refer to other files, now that all have ids.
     pub fn late_files(&mut self) -> Result<()> {
         for i in std::mem::take(&mut self.files.late) {
             let m = &self.files.met[i];
-            let seen = seen(self.cx.pids, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
+            let seen = seen(&self.cx, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
             let entry = m
                 .kind
                 .dump(&seen, m.id, &mut self.cx)
@@ -256,8 +324,11 @@ impl Dumping<'_> {
     /// it as large as the mappings tell.
     pub fn shared_contents(&mut self) -> Result<()> {
         for (ino, (fd, end)) in std::mem::take(&mut self.files.shared) {
-            let size = fds::fstat(fd.as_fd())?.st_size as u64;
-            shmem::dump_contents(&mut self.cx, fd.as_fd(), ino, size.min(end), None)?;
+            let st = fds::fstat(fd.as_fd())?;
+            let size = (st.st_size as u64).min(end);
+            // in huge pages of the pool (MAP_HUGETLB)
+            let huge = (fs_type(&fd) == HUGETLBFS).then_some(st.st_blksize as u64);
+            shmem::dump_contents(&mut self.cx, fd.as_fd(), ino, size, huge)?;
         }
         Ok(())
     }
@@ -271,7 +342,7 @@ impl Dumping<'_> {
 }
 
 fn seen<'a>(
-    pids: &BTreeMap<HostPid, u32>,
+    cx: &DumpCx<'_>,
     pid: HostPid,
     slot: i32,
     fd: &'a OwnedFd,
@@ -279,6 +350,10 @@ fn seen<'a>(
     link: &'a [u8],
     info: &'a FdInfo,
 ) -> Result<Seen<'a>, Error> {
+    let mut fown = fown::read(fd.as_fd(), info.flags, cx.pids)?;
+    if fown.pid != 0 {
+        (fown.uid, fown.euid) = (cx.ids.uid(fown.uid), cx.ids.uid(fown.euid));
+    }
     Ok(Seen {
         pid,
         slot,
@@ -288,7 +363,7 @@ fn seen<'a>(
         link,
         info,
         flags: info.flags & !(libc::O_CLOEXEC as u32),
-        fown: fown::read(fd.as_fd(), info.flags, pids)?,
+        fown,
     })
 }
 

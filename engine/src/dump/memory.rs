@@ -3,58 +3,180 @@
 //! The engine reads with process_vm_readv into a small buffer that stays in the cache and writes it out; memory use does
 //! not depend on the target's size.
 use super::mm::Run;
+use super::tracking::Range;
 use crate::error::{Blame, Error, Result};
+use crate::options::Options;
+use crate::packed::{Compression, Packer};
+use crate::pages::{IN_PARENT, LAZY, PAGE, PRESENT};
+use crate::remote::Client;
 use crate::workers;
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::vm;
-use stasis_proto::{ImageDir, pb};
+use stasis_proto::{ImageDir, Kind, pb};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
 
 /// Bytes moved at a time: fits the second-level cache.
 const PIECE: u64 = 256 * 1024;
-const PRESENT: u32 = 4;
-const LAZY: u32 = 2;
 
-/// Writes pagemap-ID.img and pages-N.img of one address space. Gives the number of pages.
+/// What is known of an address space besides its pages.
+pub struct Space<'a> {
+    /// The process.
+    pub pid: HostPid,
+    /// Ranges that the images of the dump before hold, sorted: what is unwritten there is left to them.
+    pub before: &'a [Range],
+    /// It runs while it is read: what cannot be read any more is named, not an error.
+    pub running: bool,
+}
+
+/// What the inventory tells of how pages are stored.
+pub fn announce(o: &Options) -> Option<pb::StasisInventoryEntry> {
+    o.memory.compress.map(|c| pb::StasisInventoryEntry {
+        compression: Some(c.name().into()),
+    })
+}
+
+/// Where pages go.
+pub enum Sink {
+    /// pages-N.img
+    Plain(File),
+    /// packed-N.img
+    Packed(Packer),
+}
+
+impl Sink {
+    /// A new image of pages, compressed if that is wanted.
+    ///
+    /// # Errors
+    /// Those of creating it.
+    pub fn create(dir: &ImageDir, id: u32, how: Option<Compression>) -> Result<Self> {
+        Ok(match how {
+            Some(Compression::Lz4) => Sink::Packed(Packer::create(dir, id)?),
+            None => Sink::Plain(dir.create_raw(&Kind::Pages.file_of(id))?),
+        })
+    }
+}
+
+/// What was written.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Pages in the pages image.
+    pub pages: u64,
+    /// Pages left to the dump before.
+    pub skipped: u64,
+    /// Pages that could not be read: zeroes stand for them.
+    pub lost: Vec<Range>,
+}
+
+/// Writes pagemap-ID.img and pages-N.img of one address space.
 pub fn write(
     dir: &ImageDir,
-    pid: HostPid,
+    space: &Space,
     image: &str,
-    (pages_id, file): (u32, File),
+    (pages_id, to): (u32, Sink),
     runs: &[Run],
-) -> Result<u64> {
+) -> Result<Written> {
     let mut w = dir.writer(image)?;
     w.write(&pb::PagemapHead { pages_id })?;
     let mut pieces = Vec::new();
+    let mut written = Written::default();
     let mut offset = 0;
     for r in runs {
-        w.write(&pb::PagemapEntry {
-            vaddr: r.start,
-            compat_nr_pages: crate::kinds::shmem::compat_pages(r.len / 4096),
-            nr_pages: Some(r.len / 4096),
-            flags: Some(PRESENT | if r.lazy { LAZY } else { 0 }),
-            in_parent: None,
-        })?;
+        for (start, end, skip) in parts(r, space.before) {
+            let pages = (end - start) / PAGE;
+            let lazy = if r.lazy { LAZY } else { 0 };
+            w.write(&pb::PagemapEntry {
+                vaddr: start,
+                compat_nr_pages: crate::kinds::shmem::compat_pages(pages),
+                nr_pages: Some(pages),
+                flags: Some(if skip { IN_PARENT } else { PRESENT | lazy }),
+                in_parent: None,
+            })?;
+            if skip {
+                written.skipped += pages;
+                continue;
+            }
+            let mut at = start;
+            while at < end {
+                let len = PIECE.min(end - at);
+                pieces.push(Piece {
+                    addr: at,
+                    at: offset,
+                    len,
+                    shared: r.shared,
+                });
+                at += len;
+                offset += len;
+            }
+        }
+    }
+    w.finish()?;
+    written.pages = offset / PAGE;
+    written.lost = copy(space, &to, &pieces)?;
+    match to {
+        Sink::Packed(p) => {
+            p.finish(dir, pages_id)?;
+        }
+        // room made before the freeze was a guess
+        Sink::Plain(file) => file
+            .set_len(offset)
+            .map_err(|e| Error::new("E6001", Blame::Host, "cannot write pages").why(e))?,
+    }
+    Ok(written)
+}
+
+/// Sends the pages of one address space to a page server; all of them.
+pub fn send(to: &mut Client, space: &Space, own_pid: u32, runs: &[Run]) -> Result<Written> {
+    let mut written = Written::default();
+    let mut buf = vec![0u8; PIECE as usize];
+    let lost = Mutex::new(Vec::new());
+    to.open(own_pid)?;
+    for r in runs {
+        to.add(own_pid, r.start, r.len / PAGE, r.lazy)?;
         let mut at = 0;
         while at < r.len {
             let len = PIECE.min(r.len - at);
-            pieces.push(Piece {
+            let piece = Piece {
                 addr: r.start + at,
-                at: offset + at,
+                at: 0,
                 len,
                 shared: r.shared,
-            });
+            };
+            let buf = &mut buf[..len as usize];
+            read(space, &[piece], buf, &lost)?;
+            to.pages(buf)?;
             at += len;
         }
-        offset += r.len;
+        written.pages += r.len / PAGE;
     }
-    w.finish()?;
-    copy(pid, &file, &pieces)?;
-    // room made before the freeze was a guess
-    file.set_len(offset)
-        .map_err(|e| Error::new("E6001", Blame::Host, "cannot write pages").why(e))?;
-    Ok(offset / 4096)
+    written.lost = lost.into_inner().expect("nobody has panicked");
+    Ok(written)
+}
+
+/// A run in pieces (start, end) that the dump before has and need not be written, and others.
+fn parts(r: &Run, before: &[Range]) -> Vec<(u64, u64, bool)> {
+    let end = r.start + r.len;
+    if !r.unwritten {
+        return vec![(r.start, end, false)];
+    }
+    let mut out = Vec::new();
+    let mut at = r.start;
+    let first = before.partition_point(|b| b.1 <= r.start);
+    for (a, b) in &before[first..] {
+        if *a >= end {
+            break;
+        }
+        if at < *a {
+            out.push((at, *a, false));
+        }
+        out.push((at.max(*a), end.min(*b), true));
+        at = end.min(*b);
+    }
+    if at < end {
+        out.push((at, end, false));
+    }
+    out
 }
 
 /// A piece of work.
@@ -67,16 +189,20 @@ struct Piece {
     shared: bool,
 }
 
-/// Moves pieces, neighbouring small ones in one call.
-fn copy(pid: HostPid, file: &File, pieces: &[Piece]) -> Result<()> {
+/// Moves pieces, neighbouring small ones in one call. Gives what could not be read of a running process.
+fn copy(space: &Space, to: &Sink, pieces: &[Piece]) -> Result<Vec<Range>> {
     let total: u64 = pieces.iter().map(|p| p.len).sum();
     let groups = group(pieces);
+    let lost = Mutex::new(Vec::new());
     workers::each(
         total,
         &groups,
-        || vec![0u8; PIECE as usize],
-        |g, buf| piece(pid, file, &pieces[g.0..g.1], buf),
-    )
+        || (vec![0u8; PIECE as usize], Vec::new()),
+        |g, (buf, room)| piece(space, to, &pieces[g.0..g.1], (buf, room), &lost),
+    )?;
+    let mut lost = lost.into_inner().expect("workers have ended");
+    lost.sort_unstable();
+    Ok(lost)
 }
 
 /// Index ranges of pieces that together fit one buffer; their file offsets follow each other by construction.
@@ -96,24 +222,63 @@ fn group(pieces: &[Piece]) -> Vec<(usize, usize)> {
     groups
 }
 
-fn piece(pid: HostPid, file: &File, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+fn piece(
+    space: &Space,
+    to: &Sink,
+    pieces: &[Piece],
+    (buf, room): (&mut [u8], &mut Vec<u8>),
+    lost: &Mutex<Vec<Range>>,
+) -> Result<()> {
     let n: u64 = pieces.iter().map(|p| p.len).sum();
     let buf = &mut buf[..n as usize];
-    // KERNEL(>=5.19): process_vm_readv pins pages and so gives the reader's victim a copy of each page it shares with a
-    // relative (mm/gup.c, gup_must_unshare): the tree would need its memory twice. /proc/PID/mem does not pin.
-    if pieces.iter().any(|p| p.shared) || !fast(pid, pieces, buf) {
-        // it also reads pages without PROT_READ
-        let mem = vm::Mem::open(pid)?;
-        let mut at = 0;
-        for p in pieces {
-            mem.read(RemotePtr(p.addr), &mut buf[at..at + p.len as usize])?;
-            at += p.len as usize;
-        }
-    }
+    read(space, pieces, buf, lost)?;
+    let file = match to {
+        Sink::Packed(p) => return p.put(pieces[0].at, buf, room),
+        Sink::Plain(file) => file,
+    };
     file.write_all_at(buf, pieces[0].at).map_err(|e| {
         let blame = Error::new("E6001", Blame::Host, "cannot write pages").why(e);
         blame.advice("make room where the images go")
     })
+}
+
+/// Reads pieces into a buffer of their length.
+fn read(space: &Space, pieces: &[Piece], buf: &mut [u8], lost: &Mutex<Vec<Range>>) -> Result<()> {
+    // KERNEL(>=5.19): process_vm_readv pins pages and so gives the reader's victim a copy of each page it shares with a
+    // relative (mm/gup.c, gup_must_unshare): the tree would need its memory twice. /proc/PID/mem does not pin.
+    if pieces.iter().any(|p| p.shared) || !fast(space.pid, pieces, buf) {
+        // it also reads pages without PROT_READ
+        let mem = vm::Mem::open(space.pid);
+        let mut at = 0;
+        for p in pieces {
+            let buf = &mut buf[at..at + p.len as usize];
+            at += p.len as usize;
+            match (&mem, space.running) {
+                (Ok(mem), false) => mem.read(RemotePtr(p.addr), buf)?,
+                (Ok(mem), true) if mem.read(RemotePtr(p.addr), buf).is_ok() => {}
+                (mem, true) => page_by_page(mem.as_ref().ok(), p.addr, buf, lost),
+                (Err(e), false) => return Err(e.clone().into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What can still be read; zeroes for the rest.
+fn page_by_page(mem: Option<&vm::Mem>, addr: u64, buf: &mut [u8], lost: &Mutex<Vec<Range>>) {
+    for (at, page) in (addr..)
+        .step_by(PAGE as usize)
+        .zip(buf.chunks_mut(PAGE as usize))
+    {
+        if mem.is_none_or(|m| m.read(RemotePtr(at), page).is_err()) {
+            page.fill(0);
+            let mut lost = lost.lock().expect("no panic while held");
+            match lost.last_mut() {
+                Some(l) if l.1 == at => l.1 = at + PAGE,
+                _ => lost.push((at, at + PAGE)),
+            }
+        }
+    }
 }
 
 fn fast(pid: HostPid, pieces: &[Piece], buf: &mut [u8]) -> bool {
@@ -125,4 +290,62 @@ fn fast(pid: HostPid, pieces: &[Piece], buf: &mut [u8]) -> bool {
         })
         .collect();
     vm::readv(pid, &ranges, buf).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_dump_before_has_is_left_to_it() {
+        let mut r = Run {
+            start: 0x1000,
+            len: 0x9000,
+            lazy: false,
+            shared: false,
+            unwritten: true,
+        };
+        let before = [
+            (0, 0x2000),
+            (0x3000, 0x4000),
+            (0x4000, 0x5000),
+            (0x9000, 0x20000),
+        ];
+        let all = [
+            (0x1000, 0x2000, true),
+            (0x2000, 0x3000, false),
+            (0x3000, 0x4000, true),
+            (0x4000, 0x5000, true),
+            (0x5000, 0x9000, false),
+            (0x9000, 0xa000, true),
+        ];
+        assert_eq!(parts(&r, &before), all);
+        assert_eq!(parts(&r, &[]), [(0x1000, 0xa000, false)]);
+        r.unwritten = false;
+        assert_eq!(parts(&r, &before), [(0x1000, 0xa000, false)]);
+    }
+
+    #[test]
+    fn what_a_running_process_has_unmapped_is_named() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = ImageDir::create(tmp.path()).unwrap();
+        let page = vec![7u8; 3 * PAGE as usize];
+        let at = (page.as_ptr() as u64).next_multiple_of(PAGE);
+        let runs = [Run::at(at, PAGE), Run::at(PAGE, 2 * PAGE)];
+        let mut space = Space {
+            pid: HostPid::own(),
+            before: &[],
+            running: true,
+        };
+        let mut go = |running| {
+            space.running = running;
+            let file = dir.create_raw("pages-1.img").unwrap();
+            write(&dir, &space, "pagemap-1.img", (1, Sink::Plain(file)), &runs)
+        };
+        let w = go(true).unwrap();
+        assert_eq!((w.pages, w.lost), (3, vec![(PAGE, 3 * PAGE)]));
+        let bytes = std::fs::read(tmp.path().join("pages-1.img")).unwrap();
+        assert!(bytes[..4096].iter().all(|b| *b == 7) && bytes[4096..].iter().all(|b| *b == 0));
+        assert!(go(false).is_err());
+    }
 }

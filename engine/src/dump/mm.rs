@@ -1,10 +1,12 @@
 //! Address spaces: every mapping gets an entry, every page that the image must hold is listed.
 use super::Dumping;
+use super::facts::Facts;
 use super::task::Task;
+use super::tracking::Watch;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::ids::RemotePtr;
-use stasis_kernel::pagemap::{Categories, Query, Scanner};
-use stasis_kernel::procfs::{MapName, MapsLine, SmapsEntry, Stat, Status, VmFlags};
+use stasis_kernel::pagemap::{Categories, PageRange, Query, Scanner};
+use stasis_kernel::procfs::{MapName, MapsLine, SmapsEntry, Stat, VmFlags};
 use stasis_proto::pb;
 
 /// `vma_entry.status` bits of the format.
@@ -52,16 +54,44 @@ pub struct Run {
     pub lazy: bool,
     /// Some of them are shared with a relative, copy-on-write.
     pub shared: bool,
+    /// Not written since the dump before.
+    pub unwritten: bool,
+}
+
+impl Run {
+    /// Pages of which nothing special is known.
+    pub fn at(start: u64, len: u64) -> Self {
+        Self {
+            start,
+            len,
+            lazy: false,
+            shared: false,
+            unwritten: false,
+        }
+    }
+    /// Appends it, joined with its neighbour if the same is said of both.
+    fn join(self, runs: &mut Vec<Run>) {
+        match runs.last_mut() {
+            Some(l)
+                if l.start + l.len == self.start
+                    && (l.lazy, l.shared, l.unwritten)
+                        == (self.lazy, self.shared, self.unwritten) =>
+            {
+                l.len += self.len
+            }
+            _ => runs.push(self),
+        }
+    }
 }
 
 /// Describes the address space of a task; gives its entry (without what only the task can tell) and the pages to save.
 pub fn describe(
     d: &mut Dumping,
     task: &Task,
-    stat: &Stat,
-    st: &Status,
-    smaps: &[SmapsEntry],
+    f: &Facts,
+    watch: &Watch,
 ) -> Result<(pb::MmEntry, Vec<Run>)> {
+    let (stat, st, smaps) = (&f.stat, &f.threads[0], &f.smaps);
     let mut scanner = Scanner::of(&task.proc)?;
     let mut vmas: Vec<pb::VmaEntry> = Vec::with_capacity(smaps.len());
     let mut runs = Vec::new();
@@ -81,21 +111,21 @@ pub fn describe(
         let private = v.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
         if v.status & status::AIORING != 0 {
             aios.push(aio(task, m)?);
-            runs.push(Run {
-                start: m.start,
-                len: m.len(),
-                lazy: false,
-                shared: false,
-            });
+            runs.push(Run::at(m.start, m.len()));
         } else if v.status & status::VDSO != 0 {
-            runs.push(Run {
-                start: m.start,
-                len: m.len(),
-                lazy: false,
-                shared: false,
-            });
+            runs.push(Run::at(m.start, m.len()));
         } else if private && v.status & (status::VVAR | status::VSYSCALL) == 0 {
-            pages(&mut scanner, &v, s.shared > 0, &mut runs, &mut vmas)?;
+            let guards = pages(&mut scanner, s, watch, &mut runs)?;
+            let guard = |g: &PageRange| pb::VmaEntry {
+                start: g.start,
+                end: g.end,
+                flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32,
+                status: status::GUARD,
+                fd: -1,
+                ..Default::default()
+            };
+            vmas.extend(guards.iter().map(guard));
+            watch.protect(&mut scanner, s)?;
         }
         if v.madv == Some(0) {
             v.madv = None;
@@ -104,7 +134,6 @@ pub fn describe(
     }
     vmas.sort_by_key(|v| v.start);
     let exe_file_id = d.exe(task)?;
-    let auxv = task.proc.auxv()?;
     Ok((
         pb::MmEntry {
             mm_start_code: stat.start_code,
@@ -119,7 +148,7 @@ pub fn describe(
             mm_env_start: stat.env_start,
             mm_env_end: stat.env_end,
             exe_file_id,
-            mm_saved_auxv: auxv.into_iter().flat_map(|(k, v)| [k, v]).collect(),
+            mm_saved_auxv: f.auxv.iter().flat_map(|(k, v)| [*k, *v]).collect(),
             vmas,
             dumpable: None,
             aios,
@@ -203,12 +232,13 @@ pub fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Resul
         .why(why)
         .advice(advice))
     };
-    if s.flags
-        .intersects(VmFlags::UFFD_MISSING | VmFlags::UFFD_WP | VmFlags::UFFD_MINOR)
+    let foreign = VmFlags::UFFD_MISSING | VmFlags::UFFD_MINOR;
+    if s.flags.intersects(foreign)
+        || s.flags.contains(VmFlags::UFFD_WP) && !d.tracking.is_ours(task, s)
     {
         return unsupported(
             "it is registered with a userfaultfd",
-            "userfaultfd state cannot be read; let the program unregister first",
+            "userfaultfd state cannot be read; let the program unregister first (or the tool that tracks its memory)",
         );
     }
     if s.flags.intersects(VmFlags::SHADOW_STACK) {
@@ -306,13 +336,17 @@ fn file(
         return Ok(());
     }
     if path == b"/anon_hugepage" && m.deleted {
-        return Err(Error::new(
-            "E4200",
-            Blame::Container,
-            format!("cannot dump mapping {m} of task {}", task.pid.0),
-        )
-        .why("it is anonymous memory in huge pages of the pool (MAP_HUGETLB)")
-        .advice("let the program use a memfd (MFD_HUGETLB) or transparent huge pages"));
+        // as mmap(2) takes the size: its logarithm
+        v.flags |= libc::MAP_ANONYMOUS as u32;
+        v.flags |= s.kernel_page_size.trailing_zeros() << libc::MAP_HUGE_SHIFT;
+        if m.shared {
+            v.status |= status::ANON_SHARED;
+            v.shmid = d.shared_memory(task, m)?;
+        } else {
+            v.status |= status::ANON_PRIVATE;
+            v.pgoff = 0;
+        }
+        return Ok(());
     }
     if path.starts_with(b"/SYSV") && m.deleted {
         v.status |= status::SYSVIPC | status::ANON_SHARED;
@@ -350,42 +384,37 @@ fn aio(task: &Task, m: &MapsLine) -> Result<pb::AioRingEntry> {
     })
 }
 
-/// Pages of a private mapping that are not what a fresh mapping would show, and guard ranges within it.
-fn pages(
+/// Lists the pages of a private mapping that are not what a fresh mapping would show; gives guard ranges within it.
+pub fn pages(
     scanner: &mut Scanner,
-    v: &pb::VmaEntry,
-    shared: bool,
+    s: &SmapsEntry,
+    watch: &Watch,
     runs: &mut Vec<Run>,
-    vmas: &mut Vec<pb::VmaEntry>,
-) -> Result<()> {
-    let of_file = v.status & status::FILE_PRIVATE != 0;
-    let report =
+) -> Result<Vec<PageRange>> {
+    let of_file = matches!(s.map.name(), MapName::File(_)) || s.map.ino != 0;
+    let believed = watch.believes(s);
+    let mut report =
         Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::GUARD;
+    if of_file {
+        report = report | Categories::FILE;
+    }
+    if believed {
+        report = report | Categories::WRITTEN;
+    }
     let query = Query {
         all: Categories::NONE,
         any: Categories::PRESENT | Categories::SWAPPED | Categories::GUARD,
         inverted: Categories::NONE,
-        report: if of_file {
-            report | Categories::FILE
-        } else {
-            report
-        },
+        report,
     };
-    let lazy = !of_file && v.flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u32 == 0;
-    let mut found = Vec::new();
-    scanner.scan(RemotePtr(v.start), RemotePtr(v.end), &query, &mut found)?;
+    let kept = VmFlags::LOCKED | VmFlags::HUGETLB;
+    let lazy = !of_file && !s.flags.intersects(kept);
+    let (mut found, mut guards) = (Vec::new(), Vec::new());
+    let (start, end) = (RemotePtr(s.map.start), RemotePtr(s.map.end));
+    scanner.scan(start, end, &query, &mut found)?;
     for r in found {
         if r.categories.contains(Categories::GUARD) {
-            vmas.push(pb::VmaEntry {
-                start: r.start,
-                end: r.end,
-                pgoff: 0,
-                prot: 0,
-                flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32,
-                status: status::GUARD,
-                fd: -1,
-                ..Default::default()
-            });
+            guards.push(r);
             continue;
         }
         if r.categories.contains(Categories::PFN_ZERO)
@@ -393,17 +422,13 @@ fn pages(
         {
             continue;
         }
-        match runs.last_mut() {
-            Some(l) if l.start + l.len == r.start && (l.lazy, l.shared) == (lazy, shared) => {
-                l.len += r.end - r.start
-            }
-            _ => runs.push(Run {
-                start: r.start,
-                len: r.end - r.start,
-                lazy,
-                shared,
-            }),
+        Run {
+            lazy,
+            shared: s.shared > 0,
+            unwritten: believed && !r.categories.contains(Categories::WRITTEN),
+            ..Run::at(r.start, r.end - r.start)
         }
+        .join(runs);
     }
-    Ok(())
+    Ok(guards)
 }

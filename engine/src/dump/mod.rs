@@ -1,48 +1,70 @@
 //! The story of a dump: look from outside, write down, seal, let go. Long because the story and what it looks at in a task
 //! stand together.
+mod backlog;
 mod facts;
 mod family;
 mod files;
 mod memory;
 pub mod mm;
+mod places;
+mod pre;
 mod preflight;
 mod process;
 mod ready;
 pub mod seize;
-mod task;
+mod strangers;
+pub(crate) mod task;
 mod thread;
+mod tracking;
 
+pub(crate) use places::is_own;
+pub use pre::pre_dump;
 pub use preflight::preflight;
 
 use crate::error::{Blame, Error, Result};
+use crate::events::Moment;
 use crate::kinds::{DumpCx, Undo};
+use crate::namespaces::user::Ids;
 use crate::options::{After, Options};
 use crate::phase::Phase;
+use crate::remote::Client;
 use crate::report::DumpReport;
+use backlog::{Backlog, Wrote};
 use facts::Facts;
 use files::OpenFiles;
-use process::{Asked, GadgetCache};
+use memory::Sink;
+use places::Places;
+use process::{Asked, Asking, GadgetCache, Tapes};
 use ready::Ready;
+use stasis_cgroups::{Collector, Freezer};
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::HostPid;
+use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::{MapsLine, ProcDir, Status, VmFlags};
 use stasis_proto::{ImageDir, Kind, pb};
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use task::Task;
 use tracing::{debug, info, warn};
+use tracking::Tracking;
 
 /// Dumps the tree under `o.pid` into `o.images`.
 ///
 /// On any error the tree runs on as it was and the folder holds no inventory.
 pub fn dump(o: &Options) -> Result<DumpReport> {
     stasis_kernel::limits::raise_nofile();
+    as_tracer(|| dump_here(o))
+}
+
+/// Runs what traces tasks in a thread of its own.
+fn as_tracer(f: impl FnOnce() -> Result<DumpReport> + Send) -> Result<DumpReport> {
     // a tracer of its own: whatever happens, the end of this thread lets go of every task, also of one that was asked
     // to stop and never did (kernel/ptrace.c, exit_ptrace)
     let log = tracing::dispatcher::get_default(Clone::clone);
     let told = std::thread::scope(|s| {
-        s.spawn(|| tracing::dispatcher::with_default(&log, || dump_here(o)))
+        s.spawn(|| tracing::dispatcher::with_default(&log, f))
             .join()
     });
     told.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -50,21 +72,48 @@ pub fn dump(o: &Options) -> Result<DumpReport> {
 
 fn dump_here(o: &Options) -> Result<DumpReport> {
     let dir = prepare(o).map_err(|e| e.at(Phase::Prepare))?;
-    let ready = Ready::make(HostPid(o.pid), &dir);
+    let m = &o.memory;
+    let whole = m.parent.is_none() && m.page_server.is_none() && m.compress.is_none();
+    let mut ready = Ready::make(HostPid(o.pid), &dir, whole);
+    ready.lock = crate::network::prepare(o).map_err(|e| e.at(Phase::Prepare))?;
+    // what is killed then need not be tracked
+    let on = o.memory.track && o.after != After::Default;
+    let mut tracking = Tracking::prepare(o, on, &dir).map_err(|e| e.at(Phase::Prepare))?;
+    o.events
+        .tell(Moment::PreDump)
+        .map_err(|e| e.at(Phase::Prepare))?;
     let begun = Instant::now();
     let mut report = DumpReport::default();
     let mut held = Vec::new();
-    let seized = seize::tree(HostPid(o.pid), 0, begun + o.timeout, &mut held)
+    let deadline = begun + o.timeout;
+    let mut freezer = freeze(o, deadline).map_err(|e| e.at(Phase::Seize))?;
+    let seized = seize::tree(HostPid(o.pid), 0, deadline, &mut held)
+        .and_then(|()| Ok(freezer.iter_mut().try_for_each(Freezer::thaw)?))
         .map_err(|e| e.at(Phase::Seize));
     report.freezing_us = micros(begun);
-    let written = seized.and_then(|()| write(o, &dir, ready, &mut held, &mut report));
+    let mut locked = false;
+    let written = seized
+        .and_then(|()| {
+            locked = true;
+            o.events.tell(Moment::NetworkLock)
+        })
+        .and_then(|()| tracking.take(&held))
+        .and_then(|()| {
+            let (freezer, tracking) = (freezer.as_ref(), &mut tracking);
+            write(o, &dir, ready, freezer, tracking, &mut held, &mut report)
+        });
+    let mut made = Vec::new();
     let sealed = written.and_then(|(inventory, undo)| {
         let sealed = dir
             .commit_inventory(&inventory)
-            .map_err(|e| Error::from(e).at(Phase::Seal));
+            .map_err(Error::from)
+            .and_then(|()| o.events.tell(Moment::PostDump))
+            .and_then(|()| tracking.stay())
+            .map_err(|e| e.at(Phase::Seal));
         if sealed.is_err() || o.after != After::Default {
             take_back(&undo)?;
         }
+        made = undo;
         sealed
     });
     crate::kill_point();
@@ -73,13 +122,41 @@ fn dump_here(o: &Options) -> Result<DumpReport> {
     } else {
         After::Running
     };
+    if locked && after != After::Default {
+        // whoever objects comes too late: the tree must not stay cut off
+        if let Err(e) = o.events.tell(Moment::NetworkUnlock) {
+            warn!("{e}");
+        }
+    }
+    // before anybody is let go: who was paused by the caller does not run
+    let killed = after == After::Default;
+    let paused = freezer.map_or(Ok(()), |f| f.put_back(killed));
     let released = release(held, after).map_err(|e| e.at(Phase::Release));
+    // from here on nothing of it is stopped any more: it runs, or is dead
     report.frozen_us = micros(begun);
+    for m in made.iter_mut().filter(|_| killed) {
+        if let Err(e) = m.outlive() {
+            warn!("{e}");
+        }
+    }
+    let released = released.map(|killed| gone(&killed));
+    for m in made.into_iter().filter(|_| killed) {
+        if let Err(e) = m.bury() {
+            warn!("{e}");
+        }
+    }
     if sealed.is_err() {
         let _ = dir.invalidate();
     }
     sealed?;
     released?;
+    paused.map_err(|e| Error::from(e).at(Phase::Release))?;
+    if o.memory.auto_dedup
+        && dir.parent().is_some()
+        && let Err(e) = crate::dedup(&dir)
+    {
+        report.warnings.push(e.to_string());
+    }
     info!(
         "dumped {} tasks with {} threads, {} pages",
         report.tasks, report.threads, report.pages_written
@@ -87,8 +164,27 @@ fn dump_here(o: &Options) -> Result<DumpReport> {
     Ok(report)
 }
 
+/// Stops the control group the caller named. One of cgroup v1 runs from here on: its tasks cannot be stopped while it does not.
+fn freeze(o: &Options, deadline: Instant) -> Result<Option<Freezer>> {
+    let Some(group) = &o.cgroups.freeze else {
+        return Ok(None);
+    };
+    let mut f = Freezer::freeze(group, deadline)?;
+    if f.is_v1() {
+        f.thaw()?;
+    }
+    Ok(Some(f))
+}
+
 /// Checks what can be checked before anything is touched.
 fn prepare(o: &Options) -> Result<ImageDir> {
+    exists(o)?;
+    session(o)?;
+    folder(o)
+}
+
+/// There is such a task.
+fn exists(o: &Options) -> Result<()> {
     let root = HostPid(o.pid);
     if o.pid <= 0 || o.pid == HostPid::own().0 {
         return Err(Error::new(
@@ -104,9 +200,27 @@ fn prepare(o: &Options) -> Result<ImageDir> {
             .advice("check the pid (as this pid namespace sees it)")
     })?;
     drop(proc);
-    session(o)?;
+    Ok(())
+}
+
+/// The folder of the images, which from now on looks incomplete, with the folder before, if there is one.
+fn folder(o: &Options) -> Result<ImageDir> {
     let dir = ImageDir::create(&o.images)?;
     dir.invalidate()?;
+    // an older dump's, which would be taken for this one's
+    for name in dir.list()? {
+        if name.starts_with("packed-") {
+            dir.remove(&name)?;
+        }
+    }
+    let Some(parent) = &o.memory.parent else {
+        dir.unlink_parent()?;
+        return Ok(dir);
+    };
+    let dir = dir.with_parents(Some(parent)).map_err(|e| {
+        Error::from(e).advice("--prev-images-dir is relative to the folder of the images")
+    })?;
+    dir.link_parent(parent)?;
     Ok(dir)
 }
 
@@ -127,6 +241,8 @@ fn write(
     o: &Options,
     dir: &ImageDir,
     ready: Ready,
+    freezer: Option<&Freezer>,
+    tracking: &mut Tracking,
     held: &mut [Task],
     report: &mut DumpReport,
 ) -> Result<(pb::InventoryEntry, Vec<Undo>)> {
@@ -139,22 +255,55 @@ fn write(
         status.push(st);
     }
     family::check(o, held, &status).map_err(tree)?;
-    let mut d = Dumping::new(o, dir, &pids, ready);
+    let mut d = Dumping::new(o, dir, &pids, ready, tracking)?;
+    d.cgroups = crate::cgroups::collector(&o.cgroups, freezer, held).map_err(tree)?;
     let written = std::thread::scope(|scope| {
-        let facts = facts::gather_all(scope, held);
+        let facts = facts::gather_all(scope, held, &status);
+        let (own, theirs) = (HostPid::own(), held.first().map(|t| t.pid));
+        let strangers = theirs.map(|root| {
+            let members = pids.keys().copied().collect();
+            scope.spawn(move || -> Result<()> {
+                let of = |pid| {
+                    ProcDir::open(pid)
+                        .map_err(Error::from)?
+                        .ns("pid")
+                        .map_err(Error::from)
+                };
+                let ns = of(root)?;
+                match ns == of(own)? {
+                    true => Ok(()),
+                    false => strangers::none_in(ns, &members),
+                }
+            })
+        });
         for t in held.iter_mut() {
             for th in &mut t.threads {
                 thread::look(th, t.pid).map_err(tree)?;
             }
         }
+        let mut asked = VecDeque::new();
         for (t, st) in held.iter().zip(&status) {
             match t.zombie {
                 Some(code) => d.zombie(t, st, code)?,
                 None => {
                     let gone = |_| Error::bug("the reader of /proc has ended early");
-                    d.task(t, &facts.recv().map_err(gone)?.map_err(tree)?)?;
+                    let f = facts.recv().map_err(gone)?.map_err(tree)?;
+                    let begun = d.begin(t, f, &mut asked)?;
+                    asked.push_back(begun);
+                    if asked.len() > ASKED_AT_ONCE {
+                        d.next_of(&mut asked)?;
+                    }
                 }
             }
+        }
+        while !asked.is_empty() {
+            d.next_of(&mut asked)?;
+        }
+        if let Some(found) = strangers {
+            found
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .map_err(tree)?;
         }
         d.finish(held, report)
     });
@@ -182,30 +331,46 @@ fn take_back(undo: &[Undo]) -> Result<()> {
     first
 }
 
-/// Lets the tree go: run on, stay stopped, or die.
-fn release(held: Vec<Task>, after: After) -> Result<()> {
+/// Lets the tree go: run on, stay stopped, or die. Gives those whose end is still to be waited for.
+fn release(held: Vec<Task>, after: After) -> Result<Vec<Task>> {
     match after {
-        After::Running => seize::let_go(held),
+        After::Running => seize::let_go(held).map(|()| Vec::new()),
         After::Stopped => {
             for t in held.iter().filter(|t| t.zombie.is_none()) {
                 stasis_kernel::ptrace::kill(t.pid.0, libc::SIGSTOP)?;
             }
-            seize::let_go(held)
+            seize::let_go(held).map(|()| Vec::new())
         }
         After::Default => {
             // children first: a parent that saw its child die could react before it is killed itself
             for t in held.iter().rev().filter(|t| t.zombie.is_none()) {
                 stasis_kernel::ptrace::kill(t.pid.0, libc::SIGKILL)?;
             }
-            for t in held.iter().rev().filter(|t| t.zombie.is_none()) {
-                // KERNEL: a tracer can wait for a leader only when it has waited for all other threads (delay_group_leader())
-                for th in t.threads.iter().rev() {
-                    let _ = th.tracee.wait_gone();
-                }
-            }
-            Ok(())
+            Ok(held)
         }
     }
+}
+
+/// Waits until killed tasks are gone, so that their numbers are free when the dump is over.
+fn gone(killed: &[Task]) {
+    for t in killed.iter().rev().filter(|t| t.zombie.is_none()) {
+        // KERNEL: a tracer can wait for a leader only when it has waited for all other threads (delay_group_leader())
+        for th in t.threads.iter().rev() {
+            let _ = th.tracee.wait_gone();
+        }
+    }
+}
+
+/// While it is traced, a task's own rules do not judge the calls it plays.
+fn suspend_seccomp(t: &Task, f: &Facts) -> Result<()> {
+    if f.threads.iter().any(|st| st.seccomp != 0) {
+        for th in &t.threads {
+            th.tracee.set_options(
+                stasis_kernel::ptrace::TRACESYSGOOD | stasis_kernel::ptrace::SUSPEND_SECCOMP,
+            )?;
+        }
+    }
+    Ok(())
 }
 
 fn micros(since: Instant) -> u64 {
@@ -215,6 +380,25 @@ fn micros(since: Instant) -> u64 {
 /// Device, inode number, open flags and path of a mapped file.
 type MappedKey = (u64, u64, u32, Vec<u8>);
 
+/// How many tasks are out to be asked while others are looked at.
+const ASKED_AT_ONCE: usize = 3;
+
+/// A live task whose description has begun.
+struct Begun<'t> {
+    task: &'t Task,
+    facts: Facts,
+    maps: Vec<MapsLine>,
+    pid: u32,
+    files_id: u32,
+    memory: Option<(pb::MmEntry, Vec<mm::Run>)>,
+    asking: Asking<'t>,
+}
+
+fn on_task(t: &Task, st: &Status, e: Error) -> Error {
+    let name = String::from_utf8_lossy(&st.name);
+    e.on(format!("task {} ({name})", t.pid.0)).at(Phase::Tree)
+}
+
 /// A dump under way.
 pub struct Dumping<'a> {
     dir: &'a ImageDir,
@@ -222,18 +406,25 @@ pub struct Dumping<'a> {
     pub cx: DumpCx<'a>,
     files: OpenFiles,
     gadgets: GadgetCache,
+    tapes: Tapes,
     /// Pages images that are there already.
     room: BTreeMap<HostPid, (u32, std::fs::File)>,
     pstree: Vec<pb::PstreeEntry>,
     /// Per sort of object, its number and a task that has it, in the order of kcmp.
     objects: [Vec<(u32, HostPid)>; 4],
-    /// Address spaces whose pages are still to be written.
-    memory: Vec<(HostPid, String, Vec<mm::Run>)>,
-    own_ns: Vec<(&'static str, u64)>,
-    /// The tree's time namespace, which may be another than the engine's.
-    time_ns: Option<u64>,
+    /// What is written behind the tracer's back.
+    backlog: Backlog,
+    places: Places,
     mapped: BTreeMap<MappedKey, (u32, bool)>,
+    /// Control groups, unless they are none of our business.
+    cgroups: Option<Collector>,
+    /// Which module gives labels to tasks.
+    lsm: pb::Lsmtype,
     seccomp: Vec<pb::SeccompFilter>,
+    /// Where pages go instead of into the folder.
+    server: Option<Arc<Mutex<Client>>>,
+    /// What was written since the dump before, and from this one on.
+    pub tracking: &'a mut Tracking,
 }
 
 impl<'a> Dumping<'a> {
@@ -242,26 +433,35 @@ impl<'a> Dumping<'a> {
         dir: &'a ImageDir,
         pids: &'a BTreeMap<HostPid, u32>,
         ready: Ready,
-    ) -> Self {
+        tracking: &'a mut Tracking,
+    ) -> Result<Self> {
         let mut cx = DumpCx::new(o, dir, pids);
         // these numbers are taken
+        cx.lock = ready.lock;
         for _ in &ready.room {
             cx.new_pages_id();
         }
-        Self {
+        Ok(Self {
             dir,
             cx,
             files: OpenFiles::default(),
             gadgets: ready.gadgets,
+            tapes: Tapes::new(),
             room: ready.room,
             pstree: Vec::new(),
             objects: Default::default(),
             seccomp: Vec::new(),
-            memory: Vec::new(),
-            own_ns: Vec::new(),
-            time_ns: None,
+            backlog: Backlog::start(dir)?,
+            places: Places::default(),
             mapped: BTreeMap::new(),
-        }
+            cgroups: None,
+            server: match &o.memory.page_server {
+                Some(s) => Some(Arc::new(Mutex::new(Client::connect(s)?))),
+                None => None,
+            },
+            lsm: crate::lsm::of_host("/".as_ref()),
+            tracking,
+        })
     }
     /// A task's place in the tree; gives its own pid.
     fn entry(&mut self, t: &Task, st: &Status, threads: Vec<u32>) -> u32 {
@@ -278,20 +478,33 @@ impl<'a> Dumping<'a> {
         });
         pid
     }
-    /// Describes one live task: tree entry, core, mm, files.
-    fn task(&mut self, t: &Task, f: &Facts) -> Result<()> {
-        let st = &f.threads[0].0;
+    /// Describes the next of the tasks that are being asked.
+    fn next_of(&mut self, asked: &mut VecDeque<Begun>) -> Result<()> {
+        asked.pop_front().map_or(Ok(()), |b| self.complete(b))
+    }
+    /// Begins to describe a live task: tree entry, identities, memory; its leader is sent out to be asked.
+    ///
+    /// `asked` are those that are out. One that shares memory with any of them waits until all are back, and until that memory
+    /// is written: they use the same dead stack.
+    fn begin<'t>(
+        &mut self,
+        t: &'t Task,
+        f: Facts,
+        asked: &mut VecDeque<Begun<'t>>,
+    ) -> Result<Begun<'t>> {
+        let st = &f.threads[0];
         let own = |st: &Status| st.ns_pid.last().copied().unwrap_or(0) as u32;
-        let pid = self.entry(t, st, f.threads.iter().map(|(st, _)| own(st)).collect());
-        let on = |e: Error| {
-            e.on(format!(
-                "task {} ({})",
-                t.pid.0,
-                String::from_utf8_lossy(&st.name)
-            ))
-            .at(Phase::Tree)
-        };
-        self.same_namespaces(&f.namespaces).map_err(on)?;
+        let pid = self.entry(t, st, f.threads.iter().map(own).collect());
+        let on = |e: Error| on_task(t, st, e);
+        self.places.meet(&f.namespaces, pid).map_err(on)?;
+        if t.parent.is_none() {
+            self.cx.namespaces = self.places.by_inode();
+            if self.places.is_own(Ns::User) {
+                self.cx.ids = Ids::of(t.pid).map_err(on)?;
+            }
+            // files are found through mounts, so those are looked at first
+            self.places.dump(&mut self.cx, Ns::Mnt, t.pid).map_err(on)?;
+        }
         if st.thread_features.iter().any(|f| f == b"shstk") {
             return Err(Error::new(
                 "E4009",
@@ -303,32 +516,95 @@ impl<'a> Dumping<'a> {
             .at(Phase::Tree));
         }
         let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
-        if f.threads.iter().any(|(st, _)| st.seccomp != 0) {
-            for th in &t.threads {
-                th.tracee.set_options(
-                    stasis_kernel::ptrace::TRACESYSGOOD | stasis_kernel::ptrace::SUSPEND_SECCOMP,
-                )?;
-            }
-        }
+        suspend_seccomp(t, &f)?;
         let ids = self.ids(t)?;
-        self.dir.write_one(&Kind::Ids.file_of(pid), &ids)?;
+        self.backlog.one(Kind::Ids, pid, ids)?;
         // pages are listed before the excursion, which touches dead stack
         let new_mm = self.objects[0].contains(&(ids.vm_id, t.pid));
-        let memory = new_mm
-            .then(|| mm::describe(self, t, &f.stat, st, &f.smaps))
-            .transpose();
-        let memory = memory.map_err(|e| e.at(Phase::Memory))?;
-        let asked = process::ask(t, f, &maps, &mut self.gadgets).map_err(on)?;
+        let memory = new_mm.then(|| {
+            let watch = self.tracking.watch(t, &f, &maps, &mut self.gadgets)?;
+            mm::describe(self, t, &f, &watch)
+        });
+        let memory = memory.transpose().map_err(|e| e.at(Phase::Memory))?;
+        if !new_mm {
+            while !asked.is_empty() {
+                self.next_of(asked)?;
+            }
+            self.backlog.settle()?;
+        }
+        let asking = process::ask(t, &f, &maps, &mut self.gadgets, &self.tapes).map_err(on)?;
+        Ok(Begun {
+            task: t,
+            facts: f,
+            maps,
+            pid,
+            files_id: ids.files_id,
+            memory,
+            asking,
+        })
+    }
+    /// Core, mm, files of a task whose leader is on its way back.
+    fn complete(&mut self, b: Begun) -> Result<()> {
+        let (t, f, pid, st) = (b.task, &b.facts, b.pid, &b.facts.threads[0]);
+        let on = |e: Error| on_task(t, st, e);
+        let asked = b.asking.end(f, &b.maps).map_err(on)?;
         self.cores(t, f, &asked).map_err(on)?;
-        if let Some((mut mm, runs)) = memory {
+        if let Some((mut mm, runs)) = b.memory {
             mm.mm_brk = asked.brk;
             mm.dumpable = Some(asked.dumpable);
-            self.dir.write_one(&Kind::Mm.file_of(pid), &mm)?;
-            self.memory.push((t.pid, Kind::Pagemap.file_of(pid), runs));
+            self.backlog.one(Kind::Mm, pid, mm)?;
+            self.memory(t.pid, pid, runs)?;
         }
         self.fs(t, pid, st)?;
-        self.descriptors(t, ids.files_id)
+        self.descriptors(t, b.files_id)
             .map_err(|e| e.at(Phase::Files))
+    }
+    /// Has the pages of a task written.
+    fn memory(&mut self, host: HostPid, pid: u32, runs: Vec<mm::Run>) -> Result<()> {
+        let room = self.room.remove(&host);
+        let id = match &room {
+            Some(r) => r.0,
+            None => self.cx.new_pages_id(),
+        };
+        if let Some(server) = self.server.clone() {
+            return self.backlog.add(move |_| {
+                let space = memory::Space {
+                    pid: host,
+                    before: &[],
+                    running: false,
+                };
+                let mut to = server
+                    .lock()
+                    .map_err(|_| Error::bug("a writer has panicked"))?;
+                let w = memory::send(&mut to, &space, pid, &runs)
+                    .map_err(|e| e.on(format!("memory of task {}", host.0)).at(Phase::Memory))?;
+                Ok(Wrote {
+                    pages: w.pages,
+                    skipped: 0,
+                })
+            });
+        }
+        let image = Kind::Pagemap.file_of(pid);
+        let before = self.tracking.before(self.dir, host, &image);
+        let compress = self.cx.options.memory.compress;
+        self.backlog.add(move |dir| {
+            let to = match room {
+                Some(r) => Sink::Plain(r.1),
+                None => Sink::create(dir, id, compress)?,
+            };
+            let space = memory::Space {
+                pid: host,
+                before: &before,
+                running: false,
+            };
+            let w = memory::write(dir, &space, &image, (id, to), &runs)
+                .map_err(|e| e.on(format!("memory of task {}", host.0)).at(Phase::Memory))?;
+            crate::kill_point();
+            Ok(Wrote {
+                pages: w.pages,
+                skipped: w.skipped,
+            })
+        })
     }
     fn zombie(&mut self, t: &Task, st: &Status, code: i32) -> Result<()> {
         let pid = self.entry(t, st, vec![self.cx.pids[&t.pid]]);
@@ -349,24 +625,63 @@ impl<'a> Dumping<'a> {
             ..Default::default()
         };
         debug!("task {pid} is a zombie");
-        Ok(self.dir.write_one(&Kind::Core.file_of(pid), &core)?)
+        self.backlog.one(Kind::Core, pid, core)
     }
     fn cores(&mut self, t: &Task, f: &Facts, asked: &Asked) -> Result<()> {
+        let sets = self.cgroup_sets(t, f)?;
         let all = t.threads.iter().zip(&asked.threads).zip(&f.threads);
-        for (i, ((th, told), (st, slack))) in all.enumerate() {
-            let mut core = thread::core(th, st, told, *slack)?;
-            if i == 0 {
-                core.tc = Some(process::core(t, f, asked)?);
-            }
-            self.seccomp(th, st, &mut core)?;
+        for (i, ((th, told), st)) in all.enumerate() {
+            let portrait = thread::Portrait::of(th, st, told)?;
+            let process = (i == 0).then(|| process::core(t, f, asked)).transpose()?;
+            let filter = self.seccomp(th, st)?;
+            let (cg_set, ids) = (sets[i], self.cx.ids.clone());
+            let label = crate::lsm::label(self.lsm, th.tid)?;
             let tid = st.ns_pid.last().copied().unwrap_or(th.tid.0) as u32;
-            self.dir.write_one(&Kind::Core.file_of(tid), &core)?;
+            let shown = th.tid.0;
+            self.backlog.add(move |dir| {
+                let on = |e: Error| e.on(format!("thread {shown}")).at(Phase::Tree);
+                let mut core = portrait.core().map_err(on)?;
+                core.tc = process;
+                if let Some(tc) = &mut core.tc {
+                    tc.loginuid = tc.loginuid.map(|l| ids.uid(l));
+                }
+                if let Some(tc) = &mut core.thread_core {
+                    tc.cg_set = Some(cg_set);
+                    tc.creds = tc.creds.take().map(|c| ids.creds(c));
+                    if let Some(c) = &mut tc.creds {
+                        c.lsm_profile = label;
+                    }
+                    tc.seccomp_filter = filter;
+                }
+                dir.write_one(&Kind::Core.file_of(tid), &core)?;
+                Ok(Wrote::default())
+            })?;
         }
         Ok(())
     }
-    fn seccomp(&mut self, th: &task::Thread, st: &Status, core: &mut pb::CoreEntry) -> Result<()> {
+    /// The set of control groups of each thread.
+    fn cgroup_sets(&mut self, t: &Task, f: &Facts) -> Result<Vec<u32>> {
+        let Some(c) = &mut self.cgroups else {
+            return Ok(vec![Collector::OWN; t.threads.len()]);
+        };
+        let is = |n: &&(&'static str, u64)| n.0 == Ns::Cgroup.name();
+        let ns = f.namespaces.iter().find(is).map(|n| n.1);
+        let ns = ns.filter(|_| self.places.is_own(Ns::Cgroup));
+        let leaders = c.set_of(&t.proc, ns)?;
+        let mut all = vec![leaders];
+        let differ = t.threads.len() > 1 && c.may_differ(&t.proc)?;
+        for th in &t.threads[1..] {
+            all.push(match differ {
+                true => c.set_of(&t.proc.task(th.tid)?, ns)?,
+                false => leaders,
+            });
+        }
+        Ok(all)
+    }
+    /// The index of a thread's newest filter in seccomp.img.
+    fn seccomp(&mut self, th: &task::Thread, st: &Status) -> Result<Option<u32>> {
         if st.seccomp != 2 {
-            return Ok(());
+            return Ok(None);
         }
         // the image wants the oldest first, each naming its predecessor
         // KERNEL: get_nth_filter() (kernel/seccomp.c) numbers from the oldest, whatever ptrace(2) says
@@ -378,10 +693,7 @@ impl<'a> Dumping<'a> {
         for (filter, flags) in filters {
             prev = Some(self.filter(filter, flags as u32, prev));
         }
-        if let Some(tc) = &mut core.thread_core {
-            tc.seccomp_filter = prev;
-        }
-        Ok(())
+        Ok(prev)
     }
     /// The index of a filter in seccomp.img; equal chains are stored once.
     fn filter(&mut self, filter: Vec<u8>, flags: u32, prev: Option<u32>) -> u32 {
@@ -422,85 +734,39 @@ impl<'a> Dumping<'a> {
                 }
             }
         };
+        // the kernel tells nobody what is in an undo list, only whose it is: the engine has none
+        let undo = fds::kcmp(t.pid, HostPid::own(), Kcmp::Sysvsem);
+        if undo.is_ok_and(|o| o != Ordering::Equal) {
+            self.cx.warn(format!(
+                "task {} has used semaphores with SEM_UNDO: what its end would undo is forgotten",
+                t.pid.0
+            ));
+        }
         Ok(pb::TaskKobjIdsEntry {
             vm_id: id(0, Kcmp::Vm)?,
             files_id: id(1, Kcmp::Files)?,
             fs_id: id(2, Kcmp::Fs)?,
             sighand_id: id(3, Kcmp::Sighand)?,
-            time_ns_id: Some(self.time_ns_id()),
-            ..root_ids()
+            ..self.places.ids()
         })
-    }
-    /// The image's number of the tree's time namespace: the engine's, or one of its own.
-    fn time_ns_id(&self) -> u32 {
-        let engines = self.own_ns.iter().find(|(n, _)| *n == "time");
-        match (engines, self.time_ns) {
-            (Some((_, engines)), Some(tree)) if *engines != tree => 9,
-            _ => root_ids().time_ns_id(),
-        }
-    }
-    fn same_namespaces(&mut self, theirs: &[(&'static str, u64)]) -> Result<()> {
-        if self.own_ns.is_empty() {
-            self.own_ns = ProcDir::open(HostPid::own())?.ns_links()?;
-        }
-        for (name, ino) in theirs {
-            // a tree that CRIU restored has a time namespace of its own, in which all of it lives; the root is looked at first
-            let time = name
-                .starts_with("time")
-                .then(|| *self.time_ns.get_or_insert(*ino));
-            let of = self.own_ns.iter().find(|(n, _)| n == name);
-            if let Some(must) = time.or(of.map(|o| o.1))
-                && must != *ino
-            {
-                let whose = if time.is_some() { "root" } else { "engine" };
-                return Err(Error::new(
-                    "E4011",
-                    Blame::Container,
-                    format!("its {name} namespace is another than the {whose}'s"),
-                )
-                .why("containers with namespaces of their own are not supported by this version")
-                .advice(format!(
-                    "run stasis inside the namespace (nsenter --{name})"
-                )));
-            }
-        }
-        Ok(())
     }
     fn fs(&mut self, t: &Task, pid: u32, st: &Status) -> Result<()> {
         let cwd_id = self.place(t, "cwd")?;
         let root_id = self.place(t, "root")?;
-        Ok(self.dir.write_one(
-            &Kind::Fs.file_of(pid),
-            &pb::FsEntry {
-                cwd_id,
-                root_id,
-                umask: st.umask,
-            },
-        )?)
+        let umask = st.umask;
+        let fs = pb::FsEntry {
+            cwd_id,
+            root_id,
+            umask,
+        };
+        self.backlog.one(Kind::Fs, pid, fs)
     }
     /// Pages, shared images and the inventory.
     fn finish(&mut self, held: &[Task], report: &mut DumpReport) -> Result<pb::InventoryEntry> {
+        self.queues().map_err(|e| e.at(Phase::Files))?;
         self.late_files().map_err(|e| e.at(Phase::Files))?;
         self.shared_contents().map_err(|e| e.at(Phase::Memory))?;
         crate::kill_point();
-        let begun = Instant::now();
-        let memory = std::mem::take(&mut self.memory);
-        for (pid, image, runs) in &memory {
-            let (pages_id, file) = match self.room.remove(pid) {
-                Some(r) => r,
-                None => {
-                    let id = self.cx.new_pages_id();
-                    (id, self.dir.create_raw(&Kind::Pages.file_of(id))?)
-                }
-            };
-            let n = memory::write(self.dir, *pid, image, (pages_id, file), runs)
-                .map_err(|e| e.on(format!("memory of task {}", pid.0)).at(Phase::Memory))?;
-            report.pages_written += n;
-            report.pages_scanned += n;
-            crate::kill_point();
-        }
-        report.memdump_us = micros(begun);
-        report.memwrite_us = report.memdump_us;
         self.dir.write_all(&Kind::Pstree.file(), &self.pstree)?;
         crate::kinds::finish(&mut self.cx)?;
         self.dir.write_one(
@@ -510,11 +776,37 @@ impl<'a> Dumping<'a> {
             },
         )?;
         self.dir.write_all(&Kind::Files.file(), &self.cx.entries)?;
-        let (of, root) = (self.time_ns_id(), held[0].pid);
+        let root = held[0].pid;
+        for ns in Ns::ALL.into_iter().filter(|n| *n != Ns::Mnt) {
+            self.places.dump(&mut self.cx, ns, root).map_err(|e| {
+                e.on(format!("the {} namespace of the tree", ns.name()))
+                    .at(Phase::Tree)
+            })?;
+        }
         let clocks = crate::clocks::seen_by(root)?;
-        let id = if of == root_ids().time_ns_id() { 0 } else { of };
+        let id = match self.places.is_own(Ns::Time) {
+            true => self.places.id(Ns::Time),
+            false => 0,
+        };
         self.dir.write_one(&Kind::Timens.file_of(id), &clocks)?;
+        if let Some(c) = &self.cgroups {
+            crate::cgroups::write(c, self.dir).map_err(|e| e.at(Phase::Tree))?;
+        }
         self.cx.finish_writers()?;
+        let written = self.backlog.end()?;
+        report.pages_written = written.pages;
+        report.pages_skipped_parent = written.skipped;
+        report.pages_scanned = written.pages + written.skipped;
+        if let Some(server) = &self.server {
+            let mut to = server
+                .lock()
+                .map_err(|_| Error::bug("a writer has panicked"))?;
+            to.close().map_err(|e| e.at(Phase::Memory))?;
+        }
+        self.tracking.keep().map_err(|e| e.at(Phase::Memory))?;
+        self.tracking.write(self.dir, &BTreeMap::new())?;
+        report.memdump_us = written.copying.as_micros() as u64;
+        report.memwrite_us = report.memdump_us;
         report.tasks = held.len() as u32;
         report.threads = held.iter().map(|t| t.threads.len() as u32).sum();
         report.warnings.append(&mut self.cx.warnings);
@@ -529,29 +821,17 @@ impl<'a> Dumping<'a> {
                 files_id: 1,
                 fs_id: 1,
                 sighand_id: 1,
-                ..root_ids()
+                ..places::of_engine()
             }),
             ns_per_id: Some(true),
-            root_cg_set: Some(1),
-            lsmtype: Some(pb::Lsmtype::NoLsm as i32),
+            root_cg_set: Some(Collector::OWN),
+            lsmtype: Some(self.lsm as i32),
             network_lock_method: Some(3),
+            stasis_memory: memory::announce(self.cx.options),
+            tcp_close: self.cx.options.network.tcp_close.then_some(true),
+            stasis_network_lock: self.cx.locked.take(),
             ..Default::default()
         })
-    }
-}
-
-/// Namespaces are the engine's own.
-fn root_ids() -> pb::TaskKobjIdsEntry {
-    pb::TaskKobjIdsEntry {
-        pid_ns_id: Some(1),
-        net_ns_id: Some(2),
-        ipc_ns_id: Some(3),
-        uts_ns_id: Some(4),
-        time_ns_id: Some(5),
-        mnt_ns_id: Some(6),
-        user_ns_id: Some(7),
-        cgroup_ns_id: Some(8),
-        ..Default::default()
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::{Blame, Error, Result};
 use crate::options::Options;
 use stasis_kernel::fds;
 use stasis_kernel::ids::{HostPid, RemoteFd};
+use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::{ProcDir, TaskState};
 use stasis_proto::ImageDir;
 use std::collections::BTreeMap;
@@ -58,7 +59,9 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
     stasis_kernel::limits::raise_nofile();
     let scratch = Scratch::new()?;
     let dir = ImageDir::open(&scratch.0)?;
-    let mut d = Dumping::new(o, &dir, &pids, super::ready::Ready::default());
+    let mut tracking = super::tracking::Tracking::default();
+    let ready = super::ready::Ready::default();
+    let mut d = Dumping::new(o, &dir, &pids, ready, &mut tracking)?;
     for t in &tasks {
         let name = t.proc.comm().unwrap_or_default();
         let place = format!("task {} ({})", t.pid.0, String::from_utf8_lossy(&name));
@@ -141,7 +144,14 @@ fn look(d: &mut Dumping, t: &Task, found: &mut Vec<Error>) -> Result<()> {
         add(Err(super::thread::compat(t.pid)));
     }
     let ns = t.proc.ns_links()?;
-    add(d.same_namespaces(&ns));
+    let own = st.ns_tgid.last().copied().unwrap_or(0) as u32;
+    add(d.places.meet(&ns, own));
+    if t.parent.is_none() {
+        d.cx.namespaces = d.places.by_inode();
+        for ns in std::iter::once(Ns::Mnt).chain(Ns::ALL.into_iter().filter(|n| *n != Ns::Mnt)) {
+            add(d.places.dump(&mut d.cx, ns, t.pid));
+        }
+    }
     for s in &t.proc.smaps()? {
         add(super::mm::entry(d, t, s, &stat).map(drop));
     }

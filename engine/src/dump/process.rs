@@ -6,11 +6,14 @@ use super::thread::Told;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::excursion::{self, Answers, Away, DeadStack, Excursion, Gadgets};
-use stasis_kernel::ids::{HostPid, RemotePtr};
+use stasis_kernel::flight::{self, Flight};
+use stasis_kernel::ids::{HostPid, RemoteFd, RemotePtr};
 use stasis_kernel::procfs::{MapName, MapsLine, Timer, TimerNotify};
-use stasis_kernel::vm;
+use stasis_kernel::{fds, uffd, vm};
 use stasis_proto::pb;
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
 /// Signals 1 to 64.
 pub const NSIG: i32 = 64;
@@ -183,6 +186,21 @@ pub fn thread_tape() -> Vec<Call> {
             libc::SYS_prctl,
             vec![Arg::Named(27, "PR_GET_SECUREBITS".into())],
         ),
+        // /proc/TID/timerslack_ns tells the same, ten times as slowly
+        Call::new(
+            libc::SYS_prctl,
+            vec![Arg::Named(30, "PR_GET_TIMERSLACK".into())],
+        )
+        .any(),
+        // KERNEL: it gives the old setting, and -1 changes nothing (security/keys/keyctl.c)
+        Call::new(
+            libc::SYS_keyctl,
+            vec![
+                Arg::Named(14, "KEYCTL_SET_REQKEY_KEYRING".into()),
+                Arg::Named(u32::MAX.into(), "KEY_REQKEY_DEFL_NO_CHANGE".into()),
+            ],
+        )
+        .any(),
     ]
 }
 
@@ -193,31 +211,112 @@ fn told(a: &Answers, from: usize) -> Told {
         clear_tid: a.words(from + 1, 1)[0],
         pdeath_sig: u32::from_le_bytes(a.out(from + 2, 1).try_into().expect("four bytes")),
         secbits: a.ret(from + 3) as u32,
+        slack: (!stasis_kernel::call::is_errno(a.ret(from + 4))).then(|| a.ret(from + 4)),
+        reqkey: (!stasis_kernel::call::is_errno(a.ret(from + 5))).then(|| a.ret(from + 5) as u32),
     }
 }
 
-/// Asks a stopped process and all its threads.
-pub fn ask(task: &Task, f: &Facts, maps: &[MapsLine], cache: &mut GadgetCache) -> Result<Asked> {
-    let pid = task.pid;
-    let mut gadgets = cache.find(pid, maps);
+/// Tapes that are the same for most tasks.
+pub struct Tapes {
+    /// Of a process without POSIX timers, with its leader's own rows at the end.
+    whole: Rc<[Call]>,
+    /// Of a thread.
+    own: Rc<[Call]>,
+}
+
+impl Tapes {
+    /// Writes them.
+    pub fn new() -> Self {
+        Self {
+            whole: whole(&[]).into(),
+            own: thread_tape().into(),
+        }
+    }
+}
+
+fn whole(timers: &[Timer]) -> Vec<Call> {
+    let mut t = tape(timers);
+    t.extend(thread_tape());
+    t
+}
+
+/// Has a stopped task make a userfaultfd, fetches it, and has the task close it again; `None` if the task may not.
+///
+/// The descriptor is in the task only while it is stopped. An engine lost meanwhile leaves a task that closes it by itself;
+/// only a thread whose seccomp rules forbid the calls is left with an idle descriptor then.
+pub fn userfaultfd(
+    task: &Task,
+    f: &Facts,
+    maps: &[MapsLine],
+    cache: &mut GadgetCache,
+) -> Result<Option<OwnedFd>> {
+    let mut gadgets = cache.find(task.pid, maps);
     let mut planted = None;
-    if !gadgets.enough() || !gadgets.verify(pid.0) {
+    if !gadgets.enough() || !gadgets.verify(task.pid.0) {
         let (mem, at) = padding(task, maps)?;
         gadgets = Gadgets::plant(&mem, at)?;
         planted = Some((mem, at));
     }
-    let r = ask_with(task, f, maps, gadgets);
+    let r = userfaultfd_with(task, f, maps, gadgets);
     if let Some((mem, at)) = planted {
         Gadgets::unplant(&mem, at)?;
     }
     r
 }
 
-fn ask_with(task: &Task, f: &Facts, maps: &[MapsLine], gadgets: Gadgets) -> Result<Asked> {
-    let (st, timers) = (&f.threads[0].0, &f.timers);
-    let pid = task.pid;
+fn userfaultfd_with(
+    task: &Task,
+    f: &Facts,
+    maps: &[MapsLine],
+    gadgets: Gadgets,
+) -> Result<Option<OwnedFd>> {
+    const LINK: &[u8] = b"anon_inode:[userfaultfd]";
+    let taken: std::collections::BTreeSet<i32> =
+        task.proc.fds()?.into_iter().map(|fd| fd.0).collect();
+    // KERNEL: a new descriptor gets the lowest free number
+    let fd = (0..).find(|n| !taken.contains(n)).unwrap_or(0);
+    let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK | uffd::USER_MODE_ONLY) as u64;
+    let make = [Call::new(
+        libc::SYS_userfaultfd,
+        vec![Arg::Named(
+            flags,
+            "UFFD_USER_MODE_ONLY|O_CLOEXEC|O_NONBLOCK".into(),
+        )],
+    )
+    .any()];
+    let close = [Call::new(libc::SYS_close, vec![Arg::Int(fd as u64)]).any()];
     let dead = dead_stack(task, maps)?;
-    // signals that are ignored by default: one that is neither caught nor pending
+    let (end, quiet) = end_signal(&f.threads[0]);
+    let tape = [make[0].clone(), close[0].clone()];
+    let th = task.leader();
+    let away = Away {
+        regs: th.regs,
+        mask: th.mask,
+        xstate: th.xstate.clone(),
+        gadgets,
+        end_signal: end,
+        end_is_silent: quiet,
+        guarded: guarded(th, f.threads[0].seccomp, &tape, gadgets, dead)?,
+    };
+    let mut e = Excursion::begin(&th.tracee, task.pid.0, away, dead)?;
+    crate::kill_point();
+    let fetch = || -> Result<Option<OwnedFd>> {
+        crate::kill_point();
+        let made = task.proc.fd_link(RemoteFd(fd)).is_ok_and(|l| l == LINK);
+        if !made {
+            return Ok(None);
+        }
+        let pidfd = fds::pidfd_open(task.pid, 0)?;
+        Ok(Some(fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(fd))?))
+    };
+    let r = e.around(&make, fetch, &close);
+    crate::kill_point();
+    e.finish()?;
+    r?
+}
+
+/// A signal that ends a chain: ignored by default and not pending; and whether nobody catches it.
+fn end_signal(st: &stasis_kernel::procfs::Status) -> (Option<i32>, bool) {
     let free = |s: &&i32| (st.shd_pnd | st.sig_pnd) & (1 << (**s - 1)) == 0;
     let quiet = |s: &&i32| st.sig_cgt & (1 << (**s - 1)) == 0;
     let candidates = [libc::SIGURG, libc::SIGWINCH];
@@ -227,72 +326,219 @@ fn ask_with(task: &Task, f: &Facts, maps: &[MapsLine], gadgets: Gadgets) -> Resu
         .find(quiet)
         .or_else(|| candidates.iter().find(free))
         .copied();
-    let own = thread_tape();
-    let mut whole = tape(timers);
-    whole.extend_from_slice(&own);
-    let mut mlock_future = None;
-    let mut asked = None;
-    let mut threads = Vec::with_capacity(task.threads.len());
-    for (i, th) in task.threads.iter().enumerate() {
-        let pending = if i == 0 { 0 } else { f.threads[i].0.sig_pnd };
-        let away = Away {
+    (end, end.is_some_and(|s| quiet(&&s)))
+}
+
+/// A process that is being asked.
+pub struct Asking<'a> {
+    task: &'a Task,
+    whole: Rc<[Call]>,
+    own: Rc<[Call]>,
+    gadgets: Gadgets,
+    /// Where sequences were written that its text lacks.
+    planted: Option<(vm::Mem, u64)>,
+    dead: DeadStack,
+    end: Option<i32>,
+    end_is_silent: bool,
+    /// The leader, if it can fly.
+    flight: Option<Flight<'a>>,
+}
+
+/// Sends the leader of a stopped process out, if it can go alone; [`Asking::end`] asks the rest and waits.
+pub fn ask<'a>(
+    task: &'a Task,
+    f: &Facts,
+    maps: &[MapsLine],
+    cache: &mut GadgetCache,
+    tapes: &Tapes,
+) -> Result<Asking<'a>> {
+    let pid = task.pid;
+    let mut gadgets = cache.find(pid, maps);
+    let mut planted = None;
+    if !gadgets.enough() || !gadgets.verify(pid.0) {
+        let (mem, at) = padding(task, maps)?;
+        gadgets = Gadgets::plant(&mem, at)?;
+        planted = Some((mem, at));
+    }
+    let (end, end_is_silent) = end_signal(&f.threads[0]);
+    let mut a = Asking {
+        task,
+        whole: match f.timers.len() {
+            0 => tapes.whole.clone(),
+            _ => whole(&f.timers).into(),
+        },
+        own: tapes.own.clone(),
+        gadgets,
+        planted,
+        dead: DeadStack { start: 0, len: 0 },
+        end,
+        end_is_silent,
+        flight: None,
+    };
+    let out = dead_stack(task, maps).and_then(|dead| {
+        a.dead = dead;
+        a.depart(f)
+    });
+    if let Err(e) = out {
+        a.unplant()?;
+        return Err(e);
+    }
+    Ok(a)
+}
+
+impl<'a> Asking<'a> {
+    fn away(&self, f: &Facts, i: usize) -> Result<Away> {
+        let th = &self.task.threads[i];
+        let mode = f.threads[i].seccomp;
+        let guarded = guarded(th, mode, &self.whole, self.gadgets, self.dead)?;
+        Ok(self.unless(guarded, f, i))
+    }
+    /// The signal that ends a thread's chain, if there is one that is not pending.
+    fn end_of(&self, f: &Facts, i: usize) -> Option<i32> {
+        let pending = if i == 0 { 0 } else { f.threads[i].sig_pnd };
+        self.end.filter(|s| pending & (1 << (s - 1)) == 0)
+    }
+    fn flies(&self, guarded: bool, f: &Facts, i: usize, tape: &[Call]) -> bool {
+        let regs = &self.task.threads[i].regs;
+        flight::can(regs, self.gadgets, self.end_of(f, i), guarded, tape)
+    }
+    fn unless(&self, guarded: bool, f: &Facts, i: usize) -> Away {
+        let th = &self.task.threads[i];
+        Away {
             regs: th.regs,
             mask: th.mask,
             xstate: th.xstate.clone(),
-            gadgets,
-            end_signal: end.filter(|s| pending & (1 << (s - 1)) == 0),
-            end_is_silent: end.is_some_and(|s| quiet(&&s)),
-            guarded: guarded(th, f.threads[i].0.seccomp, &whole, gadgets, dead)?,
-        };
-        let mut e = Excursion::begin(&th.tracee, pid.0, away, dead)?;
-        crate::kill_point();
-        let r = e.play(if i == 0 { &whole } else { &own });
-        let probe = match i {
-            0 if st.vm_locked > 0 && st.seccomp == 0 => locks_future(maps),
-            _ => None,
-        };
-        if let Some((at, tape)) = probe
-            && let Ok(Some(a)) = e.play_unbroken(&tape)
-        {
-            mlock_future = future(&a, at);
-        }
-        crate::kill_point();
-        e.finish()?;
-        let a = r?;
-        threads.push(told(&a, if i == 0 { whole.len() - own.len() } else { 0 }));
-        if i == 0 {
-            asked = Some(a);
+            gadgets: self.gadgets,
+            end_signal: self.end_of(f, i),
+            end_is_silent: self.end_is_silent,
+            guarded,
         }
     }
-    let w = asked.ok_or_else(|| Error::bug("a process without threads was asked"))?;
-    let four = |i, a| -> [u64; 4] { w.words(i, a).try_into().expect("32 bytes") };
-    let int = |i| i32::from_le_bytes(w.out(i, 1).try_into().expect("four bytes"));
-    let n = NSIG as usize;
-    let k = timers.len();
-    let rets = n + 3 + k + 2;
-    let some = |i: usize| (!stasis_kernel::call::is_errno(w.ret(i))).then(|| w.ret(i) as u32);
-    Ok(Asked {
-        actions: (0..n).map(|i| four(i, 2)).collect(),
-        itimers: (0..3).map(|i| four(n + i, 1)).collect(),
-        timers: (0..k)
-            .map(|i| (four(n + 3 + i, 1), some(rets + i).unwrap_or(0)))
-            .collect(),
-        subreaper: int(n + 3 + k) != 0,
-        brk: w.ret(rets + k),
-        dumpable: w.ret(rets + k + 1) as i32,
-        membarrier: some(rets + k + 6).unwrap_or(0),
-        habits: pb::StasisTaskEntry {
-            tsc: Some(int(n + 3 + k + 1) as u32),
-            mdwe: some(rets + k + 2),
-            io_flusher: some(rets + k + 3),
-            mce_kill: some(rets + k + 4),
-            memory_merge: some(rets + k + 5),
-            coredump_filter: task.proc.coredump_filter().ok().flatten(),
-            exit_signal: None,
-            mlock_future,
-        },
-        threads,
-    })
+    fn depart(&mut self, f: &Facts) -> Result<()> {
+        let away = self.away(f, 0)?;
+        if !self.flies(away.guarded, f, 0, &self.whole) {
+            return Ok(());
+        }
+        let leader = (&self.task.leader().tracee, away, self.whole.clone());
+        let mut leader = std::iter::once(leader).peekable();
+        self.flight = match Flight::start(self.task.pid.0, &mut leader, self.dead) {
+            Ok(f) => Some(f),
+            // no room: row by row
+            Err(e) if e.errno == nix::errno::Errno::E2BIG => None,
+            Err(e) => return Err(e.into()),
+        };
+        crate::kill_point();
+        Ok(())
+    }
+    fn unplant(&mut self) -> Result<()> {
+        if let Some((mem, at)) = self.planted.take() {
+            Gadgets::unplant(&mem, at)?;
+        }
+        Ok(())
+    }
+    /// Waits for the leader, and asks all other threads.
+    pub fn end(mut self, f: &Facts, maps: &[MapsLine]) -> Result<Asked> {
+        let r = self.told(f, maps);
+        self.unplant()?;
+        r
+    }
+    /// One thread, row by row or as its chain allows.
+    fn walk(&self, f: &Facts, i: usize, tape: &[Call]) -> Result<Answers> {
+        let away = self.away(f, i)?;
+        let th = &self.task.threads[i];
+        let mut e = Excursion::begin(&th.tracee, self.task.pid.0, away, self.dead)?;
+        crate::kill_point();
+        let r = e.play(tape);
+        crate::kill_point();
+        e.finish()?;
+        Ok(r?)
+    }
+    fn told(&mut self, f: &Facts, maps: &[MapsLine]) -> Result<Asked> {
+        let (task, timers) = (self.task, &f.timers);
+        let w = match self.flight.take() {
+            Some(flight) => flight.land()?.pop(),
+            None => Some(self.walk(f, 0, &self.whole)?),
+        };
+        crate::kill_point();
+        let w = w.ok_or_else(|| Error::bug("a flight without passengers"))?;
+        let mut threads = vec![Told::default(); task.threads.len()];
+        threads[0] = told(&w, self.whole.len() - self.own.len());
+        self.rest(f, &mut threads)?;
+        let four = |i, a| -> [u64; 4] { w.words(i, a).try_into().expect("32 bytes") };
+        let int = |i| i32::from_le_bytes(w.out(i, 1).try_into().expect("four bytes"));
+        let n = NSIG as usize;
+        let k = timers.len();
+        let rets = n + 3 + k + 2;
+        let some = |i: usize| (!stasis_kernel::call::is_errno(w.ret(i))).then(|| w.ret(i) as u32);
+        Ok(Asked {
+            actions: (0..n).map(|i| four(i, 2)).collect(),
+            itimers: (0..3).map(|i| four(n + i, 1)).collect(),
+            timers: (0..k)
+                .map(|i| (four(n + 3 + i, 1), some(rets + i).unwrap_or(0)))
+                .collect(),
+            subreaper: int(n + 3 + k) != 0,
+            brk: w.ret(rets + k),
+            dumpable: w.ret(rets + k + 1) as i32,
+            membarrier: some(rets + k + 6).unwrap_or(0),
+            habits: pb::StasisTaskEntry {
+                tsc: Some(int(n + 3 + k + 1) as u32),
+                mdwe: some(rets + k + 2),
+                io_flusher: some(rets + k + 3),
+                mce_kill: some(rets + k + 4),
+                memory_merge: some(rets + k + 5),
+                coredump_filter: f.coredump_filter,
+                exit_signal: None,
+                mlock_future: self.mlock_future(f, maps)?,
+            },
+            threads,
+        })
+    }
+    /// All threads but the leader: as many at once as the dead stack has room for.
+    fn rest(&self, f: &Facts, threads: &mut [Told]) -> Result<()> {
+        // what flies is made up when its turn comes: ten thousand register sets need not be held twice
+        let mut flying = Vec::new();
+        for (i, told_of) in threads.iter_mut().enumerate().skip(1) {
+            let th = &self.task.threads[i];
+            let mode = f.threads[i].seccomp;
+            let guarded = guarded(th, mode, &self.whole, self.gadgets, self.dead)?;
+            if self.flies(guarded, f, i, &self.own) {
+                flying.push(i);
+            } else {
+                *told_of = told(&self.walk(f, i, &self.own)?, 0);
+            }
+        }
+        let all = &self.task.threads;
+        let mut queue = flying
+            .iter()
+            .map(|i| (&all[*i].tracee, self.unless(false, f, *i), self.own.clone()))
+            .peekable();
+        let mut back = flying.iter();
+        while queue.peek().is_some() {
+            let flight = Flight::start(self.task.pid.0, &mut queue, self.dead)?;
+            crate::kill_point();
+            let answers = flight.land()?;
+            crate::kill_point();
+            for (a, i) in answers.iter().zip(back.by_ref()) {
+                threads[*i] = told(a, 0);
+            }
+        }
+        Ok(())
+    }
+    /// Whether new mappings are locked; only tasks that have locked memory are asked.
+    fn mlock_future(&self, f: &Facts, maps: &[MapsLine]) -> Result<Option<u32>> {
+        let st = &f.threads[0];
+        let Some((at, tape)) = (st.vm_locked > 0 && st.seccomp == 0)
+            .then(|| locks_future(maps))
+            .flatten()
+        else {
+            return Ok(None);
+        };
+        let leader = &self.task.leader().tracee;
+        let mut e = Excursion::begin(leader, self.task.pid.0, self.away(f, 0)?, self.dead)?;
+        let played = e.play_unbroken(&tape);
+        e.finish()?;
+        Ok(played.ok().flatten().and_then(|a| future(&a, at)))
+    }
 }
 
 /// A tape that finds out whether new mappings are locked (mlockall(2), MCL_FUTURE), which nothing shows from outside: a page is
@@ -405,7 +651,7 @@ fn padding(task: &Task, maps: &[MapsLine]) -> Result<(vm::Mem, u64)> {
     Ok((task.proc.mem()?, m.start + at as u64))
 }
 
-/// The lowest part of the initial stack, or failing that, what lies below the red zone of the leader.
+/// A part of the initial stack below all that is in use, or failing that, what lies below the red zone of the leader.
 fn dead_stack(task: &Task, maps: &[MapsLine]) -> Result<DeadStack> {
     const GUARD: u64 = 4096;
     let low = |m: &MapsLine| {
@@ -417,9 +663,11 @@ fn dead_stack(task: &Task, maps: &[MapsLine]) -> Result<DeadStack> {
             .min()
             .unwrap_or(m.end);
         let room = used.saturating_sub(GUARD).saturating_sub(m.start);
-        (room as usize >= excursion::NEED).then(|| DeadStack {
-            start: m.start,
-            len: (room as usize).min(excursion::NEED + 32 * 1024) & !63,
+        let len = (room as usize).min(excursion::NEED + 32 * 1024) & !63;
+        // as high as may be: pages that deeper calls have used before are there already
+        (len >= excursion::NEED).then(|| DeadStack {
+            start: (m.start + room - len as u64) & !63,
+            len,
         })
     };
     let writable = |m: &&MapsLine| m.prot & libc::PROT_WRITE as u32 != 0 && !m.shared;
@@ -460,10 +708,9 @@ fn dead_stack(task: &Task, maps: &[MapsLine]) -> Result<DeadStack> {
 
 /// The part of the leader's core entry that stands for the process.
 pub fn core(task: &Task, f: &Facts, asked: &Asked) -> Result<pb::TaskCoreEntry> {
-    let (st, stat, timers) = (&f.threads[0].0, &f.stat, &f.timers);
-    // /proc tells them without CAP_SYS_RESOURCE, also for a task of another user
-    let limits = task.proc.limits()?;
-    let rlimits = limits
+    let (st, stat, timers) = (&f.threads[0], &f.stat, &f.timers);
+    let rlimits = f
+        .limits
         .iter()
         .map(|l| pb::RlimitEntry {
             cur: l.soft.unwrap_or(u64::MAX),
@@ -495,7 +742,12 @@ pub fn core(task: &Task, f: &Facts, asked: &Asked) -> Result<pb::TaskCoreEntry> 
             insec: v[1],
             vsec: v[2],
             vnsec: v[3],
-            notify_thread_id: t.to_thread.then_some(t.target),
+            notify_thread_id: t.to_thread.then(|| {
+                // /proc tells it as the engine's pid namespace has it
+                let at = task.threads.iter().position(|th| th.tid.0 == t.target);
+                let own = at.and_then(|i| f.threads.get(i)?.ns_pid.last());
+                own.map_or(t.target, |n| *n as _)
+            }),
         });
     let actions = asked
         .actions
@@ -521,7 +773,7 @@ pub fn core(task: &Task, f: &Facts, asked: &Asked) -> Result<pb::TaskCoreEntry> 
             ALIVE
         },
         exit_code: 0,
-        personality: task.proc.personality()?,
+        personality: f.personality,
         flags: stat.flags,
         blk_sigset: task.leader().mask,
         comm: st.name.clone(),
@@ -533,8 +785,8 @@ pub fn core(task: &Task, f: &Facts, asked: &Asked) -> Result<pb::TaskCoreEntry> 
         }),
         rlimits: Some(pb::TaskRlimitsEntry { rlimits }),
         signals_s: Some(super::thread::queue(task.leader().tracee.pending(true)?)),
-        loginuid: task.proc.loginuid().ok().map(|l| l.unwrap_or(u32::MAX)),
-        oom_score_adj: Some(task.proc.oom_score_adj()?),
+        loginuid: f.loginuid,
+        oom_score_adj: Some(f.oom_score_adj),
         sigactions: actions.collect(),
         child_subreaper: Some(asked.subreaper),
         stop_signo: task.stopped_by.map(|s| s as u32),

@@ -19,11 +19,15 @@ pub struct Ready {
     pub gadgets: GadgetCache,
     /// By task: number of its pages image, and the image.
     pub room: BTreeMap<HostPid, (u32, File)>,
+    /// The network lock, which holds nothing yet.
+    pub lock: Option<stasis_netlock::Lock>,
 }
 
 impl Ready {
     /// Looks at the running tree. Whatever fails is left to be done later, where it fails with a reason.
-    pub fn make(root: HostPid, dir: &ImageDir) -> Self {
+    ///
+    /// `whole`: all memory will be written, so it is known how much room it needs.
+    pub fn make(root: HostPid, dir: &ImageDir, whole: bool) -> Self {
         let mut r = Self::default();
         let mut found = vec![root];
         let mut at = 0;
@@ -40,7 +44,8 @@ impl Ready {
             found.extend(proc.children().unwrap_or_default());
             let len = own_memory(&proc);
             let id = r.room.len() as u32 + 1;
-            if len >= LARGE
+            if whole
+                && len >= LARGE
                 && let Ok(file) = dir.create_raw(&Kind::Pages.file_of(id))
             {
                 // KERNEL: tmpfs only takes the pages, it clears what nobody writes later: a quarter of a write's time
@@ -77,7 +82,7 @@ mod tests {
         assert!(own >= LARGE, "{own}");
         let tmp = tempfile::tempdir().unwrap();
         let dir = ImageDir::create(tmp.path()).unwrap();
-        let r = Ready::make(HostPid::own(), &dir);
+        let r = Ready::make(HostPid::own(), &dir, true);
         let (id, file) = &r.room[&HostPid::own()];
         assert_eq!(*id, 1);
         assert!(file.metadata().unwrap().len() >= LARGE);

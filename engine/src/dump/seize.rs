@@ -6,35 +6,54 @@ use super::task::{Task, Thread};
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
 use stasis_kernel::ids::{HostPid, RemotePtr};
-use stasis_kernel::procfs::{InSyscall, ProcDir, TaskState};
+use stasis_kernel::procfs::{InSyscall, ProcDir, Stat, TaskState};
 use stasis_kernel::ptrace::{Event, TRACESYSGOOD, Tracee};
 use stasis_kernel::vm;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// Stops the tree under `root`, parents before children. On error everything seized so far is let go by the end of the
 /// calling thread, and what is in `held` by the caller with [`let_go`].
 pub fn tree(root: HostPid, options: usize, deadline: Instant, held: &mut Vec<Task>) -> Result<()> {
-    let at = process(root, None, options, deadline)?;
+    let at = match Seizing::begin(root, None, options, deadline)? {
+        Some(s) => s.end()?,
+        None => None,
+    };
+    // a zombie alone is nothing that could come back
+    let at = at.filter(|t| t.zombie.is_none());
     held.push(at.ok_or_else(|| no_such(root))?);
+    let mut known = BTreeSet::from([root]);
     loop {
-        let before = held.len();
+        // who has ended may have left children to somebody whose list was read before: then all lists are read once more
+        let mut ended = false;
         let mut i = 0;
         while i < held.len() {
-            let (pid, children) = (
-                held[i].pid,
-                held[i].proc.children().map_err(|e| parse(e, held[i].pid))?,
-            );
-            for c in children {
-                if held.iter().any(|t| t.pid == c) {
-                    continue;
-                }
-                if let Some(t) = process(c, Some(pid), options, deadline)? {
-                    held.push(t);
+            let mut found = Vec::new();
+            for t in &held[i..] {
+                let children = t.proc.children_of(t.threads.iter().map(|th| th.tid));
+                for c in children.map_err(|e| parse(e, t.pid))? {
+                    if !known.insert(c) {
+                        continue;
+                    }
+                    // all are told to stop before the first is waited for
+                    match Seizing::begin(c, Some(t.pid), options, deadline)? {
+                        Some(s) => found.push(s),
+                        None => ended = true,
+                    }
                 }
             }
-            i += 1;
+            i = held.len();
+            for s in found {
+                match s.end()? {
+                    Some(t) => {
+                        ended |= t.zombie.is_some();
+                        held.push(t);
+                    }
+                    None => ended = true,
+                }
+            }
         }
-        if held.len() == before {
+        if !ended {
             return Ok(());
         }
     }
@@ -54,24 +73,30 @@ fn no_such(pid: HostPid) -> Error {
         .advice("check the pid (as this pid namespace sees it) and try again")
 }
 
-/// Stops one process; `None` if it is gone before it could be seized (and is nobody's zombie).
-fn process(
-    pid: HostPid,
-    parent: Option<HostPid>,
+/// A process some of whose threads are told to stop.
+struct Seizing {
+    task: Task,
+    stat: Stat,
+    told: Vec<(HostPid, Tracee)>,
     options: usize,
     deadline: Instant,
-) -> Result<Option<Task>> {
-    let proc = match ProcDir::open(pid) {
-        Ok(p) => p,
-        Err(e) if e.is_gone() => return Ok(None),
-        Err(e) => return Err(e.into()),
-    };
-    let mut task = Task::new(pid, parent, proc);
-    loop {
-        let stat = match task.proc.stat() {
-            Ok(s) => s,
+}
+
+impl Seizing {
+    /// Tells the threads of a process to stop; `None` if it is gone.
+    fn begin(
+        pid: HostPid,
+        parent: Option<HostPid>,
+        options: usize,
+        deadline: Instant,
+    ) -> Result<Option<Self>> {
+        let proc = match ProcDir::open(pid) {
+            Ok(p) => p,
             Err(e) if e.is_gone() => return Ok(None),
             Err(e) => return Err(e.into()),
+        };
+        let Some(stat) = if_there(proc.stat())? else {
+            return Ok(None);
         };
         if stat.is_kernel_thread() {
             return Err(Error::new(
@@ -81,40 +106,48 @@ fn process(
             )
             .advice("name a process"));
         }
-        let tids = match task.proc.tasks() {
-            Ok(t) => t,
-            Err(e) if e.is_gone() => Vec::new(),
-            Err(e) => return Err(e.into()),
+        let mut it = Self {
+            task: Task::new(pid, parent, proc),
+            stat,
+            told: Vec::new(),
+            options,
+            deadline,
         };
-        if stat.state.is_exited() && task.threads.is_empty() {
+        it.tell()?;
+        Ok(Some(it))
+    }
+    /// Seizes and interrupts all threads that are not held yet.
+    fn tell(&mut self) -> Result<()> {
+        let pid = self.task.pid;
+        let tids = match self.stat.num_threads {
+            1 => vec![pid],
+            _ => if_there(self.task.proc.tasks())?.unwrap_or_default(),
+        };
+        if self.stat.state.is_exited() && self.task.threads.is_empty() {
             if tids.len() > 1 {
                 return Err(Error::new("E4003", Blame::Container, format!("task {}", pid.0))
                     .why("its main thread has exited while others run")
                     .advice("this state cannot be rebuilt from outside; let the main thread wait for the others"));
             }
-            task.zombie = Some(stat.exit_code);
-            return Ok(Some(task));
+            self.task.zombie = Some(self.stat.exit_code);
+            return Ok(());
         }
-        let mut new = Vec::new();
         for tid in tids {
-            if task.threads.iter().any(|t| t.tid == tid) {
+            if self.task.threads.iter().any(|t| t.tid == tid) {
                 continue;
             }
-            match Tracee::seize(tid.0, options | TRACESYSGOOD) {
+            match Tracee::seize(tid.0, self.options | TRACESYSGOOD) {
                 Ok(t) => {
-                    t.interrupt().or_else(|e| {
-                        if e.errno == Errno::ESRCH {
-                            Ok(())
-                        } else {
-                            Err(e)
-                        }
+                    t.interrupt().or_else(|e| match e.errno {
+                        Errno::ESRCH => Ok(()),
+                        _ => Err(e),
                     })?;
-                    new.push((tid, t));
+                    self.told.push((tid, t));
                 }
                 Err(e) if e.errno == Errno::ESRCH => {}
                 Err(e) if e.errno == Errno::EPERM => {
                     // a zombie cannot be seized either; the next pass sees it
-                    let tracer = task.proc.status().map(|s| s.tracer.0).unwrap_or(0);
+                    let tracer = self.task.proc.status().map(|s| s.tracer.0).unwrap_or(0);
                     if tracer != 0 {
                         return Err(Error::new(
                             "E4004",
@@ -124,7 +157,7 @@ fn process(
                         .why("a task has one tracer at most")
                         .advice("end the debugger or strace first"));
                     }
-                    if task.proc.stat().is_ok_and(|s| s.state.is_exited()) {
+                    if self.task.proc.stat().is_ok_and(|s| s.state.is_exited()) {
                         continue;
                     }
                     return Err(Error::from(e).on(format!("task {}", pid.0)));
@@ -132,27 +165,58 @@ fn process(
                 Err(e) => return Err(e.into()),
             }
         }
-        if new.is_empty() {
-            if task.threads.is_empty() {
+        Ok(())
+    }
+    /// Waits until all threads stand still, those that were born meanwhile too; `None` if the process is gone (and is
+    /// nobody's zombie).
+    fn end(mut self) -> Result<Option<Task>> {
+        loop {
+            if self.task.zombie.is_some() {
+                return Ok(Some(self.task));
+            }
+            for (tid, t) in std::mem::take(&mut self.told) {
+                match stop(&t, self.deadline, &self.task)? {
+                    Some(Event::GroupStop(sig)) => {
+                        self.task.stopped_by.get_or_insert(sig);
+                        self.task.threads.push(Thread::new(tid, t));
+                    }
+                    Some(_) => self.task.threads.push(Thread::new(tid, t)),
+                    None => {}
+                }
+            }
+            let Some(stat) = if_there(self.task.proc.stat())? else {
+                return Ok(None);
+            };
+            self.stat = stat;
+            // a thread that stands still makes no other
+            if self.stat.num_threads as usize == self.task.threads.len() {
+                return Ok(Some(self.in_order()));
+            }
+            self.tell()?;
+            if self.told.is_empty() && self.task.zombie.is_none() {
+                if !self.task.threads.is_empty() {
+                    return Ok(Some(self.in_order()));
+                }
                 // all threads went away between the listing and the seizing
-                if Instant::now() > deadline {
-                    return Err(late(pid));
+                if Instant::now() > self.deadline {
+                    return Err(late(self.task.pid));
                 }
-                continue;
-            }
-            task.threads.sort_by_key(|t| (t.tid != pid, t.tid));
-            return Ok(Some(task));
-        }
-        for (tid, t) in new {
-            match stop(&t, deadline, &task)? {
-                Some(Event::GroupStop(sig)) => {
-                    task.stopped_by.get_or_insert(sig);
-                    task.threads.push(Thread::new(tid, t));
-                }
-                Some(_) => task.threads.push(Thread::new(tid, t)),
-                None => {}
             }
         }
+    }
+    fn in_order(mut self) -> Task {
+        let pid = self.task.pid;
+        self.task.threads.sort_by_key(|t| (t.tid != pid, t.tid));
+        self.task
+    }
+}
+
+/// Nothing in place of an error that says that the process is gone.
+fn if_there<T>(r: stasis_kernel::error::Result<T>) -> Result<Option<T>> {
+    match r {
+        Ok(v) => Ok(Some(v)),
+        Err(e) if e.is_gone() => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -2,6 +2,7 @@
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::ProcDir;
 use stasis_kernel::ptrace::{Regs, RseqConfig, SudConfig, Tracee};
+use std::sync::Arc;
 
 /// A process: alive with stopped threads, or a zombie.
 pub struct Task {
@@ -46,7 +47,7 @@ pub struct Thread {
     /// General registers as they will be when it goes on.
     pub regs: Regs,
     /// XSAVE area.
-    pub xstate: Vec<u8>,
+    pub xstate: Arc<[u8]>,
     /// Blocked signals.
     pub mask: u64,
     /// Restartable sequence registration.
@@ -62,7 +63,7 @@ impl Thread {
             tid,
             tracee,
             regs: stasis_kernel::ptrace::no_regs(),
-            xstate: Vec::new(),
+            xstate: Arc::new([]),
             mask: 0,
             rseq: RseqConfig::default(),
             sud: None,

@@ -3,20 +3,22 @@ use super::task::Thread;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::procfs::Status;
+use stasis_kernel::ptrace::{Regs, RseqConfig, SudConfig};
 use stasis_kernel::{vm, xstate};
 use stasis_proto::pb;
+use std::sync::Arc;
 
 /// Reads registers, XSAVE area, signal mask, rseq and syscall user dispatch of a thread that has just stopped.
 pub fn look(th: &mut Thread, pid: HostPid) -> Result<()> {
     let t = &th.tracee;
-    if t.regs_size()? != size_of_val(&th.regs) {
-        return Err(compat(th.tid));
-    }
-    th.regs = t.regs()?;
+    th.regs = t.regs().map_err(|e| match e.errno {
+        nix::errno::Errno::EPROTO => compat(th.tid),
+        _ => e.into(),
+    })?;
     if th.regs.cs != 0x33 {
         return Err(compat(th.tid));
     }
-    th.xstate = t.xstate()?;
+    th.xstate = t.xstate()?.into();
     th.mask = t.sigmask()?;
     th.rseq = t.rseq()?;
     th.sud = t.sud()?;
@@ -75,74 +77,107 @@ pub struct Told {
     pub pdeath_sig: u32,
     /// PR_GET_SECUREBITS.
     pub secbits: u32,
+    /// PR_GET_TIMERSLACK, in nanoseconds.
+    pub slack: Option<u64>,
+    /// Where request_key(2) puts keys (KEYCTL_SET_REQKEY_KEYRING).
+    pub reqkey: Option<u32>,
 }
 
-/// The core entry of a thread (without the parts a leader has for its process).
-pub fn core(th: &Thread, st: &Status, told: &Told, slack: Option<u64>) -> Result<pb::CoreEntry> {
-    let (rla, rla_len) = stasis_kernel::sched::robust_list(th.tid)?;
-    let sched = stasis_kernel::sched::attr(th.tid)?;
-    let tc = pb::ThreadCoreEntry {
-        futex_rla: rla,
-        futex_rla_len: rla_len as u32,
-        sched_nice: Some(stasis_kernel::sched::nice(th.tid)?),
-        sched_policy: Some(sched.policy),
-        sched_prio: (sched.priority != 0).then_some(sched.priority),
-        blk_sigset: Some(th.mask),
-        sas: Some(pb::ThreadSasEntry {
-            ss_sp: told.sas.0,
-            ss_size: told.sas.2,
-            ss_flags: told.sas.1,
-        }),
-        pdeath_sig: (told.pdeath_sig != 0).then_some(told.pdeath_sig),
-        signals_p: Some(queue(th.tracee.pending(false)?)),
-        creds: Some(creds(st, told.secbits)),
-        seccomp_mode: (st.seccomp != 0).then_some(st.seccomp as i32),
-        seccomp_filter: None,
-        comm: Some(st.name.clone()),
-        rseq_entry: (th.rseq.abi_pointer != 0).then_some(pb::RseqEntry {
-            rseq_abi_pointer: th.rseq.abi_pointer,
-            rseq_abi_size: th.rseq.abi_size,
-            signature: th.rseq.signature,
-            rseq_cs_pointer: None,
-        }),
-        cg_set: Some(1),
-        stasis: Some(extension(th, &sched, slack)?),
-        ..Default::default()
-    };
-    Ok(pb::CoreEntry {
-        mtype: pb::core_entry::March::X8664 as i32,
-        thread_info: Some(pb::ThreadInfoX86 {
-            clear_tid_addr: told.clear_tid,
-            gpregs: gpregs(&th.regs),
-            fpregs: fpregs(&th.xstate),
-            tls: Vec::new(),
-        }),
-        thread_core: Some(tc),
-        ..Default::default()
-    })
+/// All that is known of a thread, for whoever writes it down: no longer bound to the tracer.
+pub struct Portrait {
+    tid: HostPid,
+    regs: Regs,
+    xstate: Arc<[u8]>,
+    mask: u64,
+    rseq: RseqConfig,
+    sud: Option<SudConfig>,
+    pending: Vec<[u8; 128]>,
+    status: Status,
+    told: Told,
 }
 
-/// What the CRIU format has no field for.
-fn extension(
-    th: &Thread,
-    sched: &stasis_kernel::sched::Attr,
-    slack: Option<u64>,
-) -> Result<pb::StasisThreadEntry> {
-    let sud = th.sud.filter(|s| s.mode != 0);
-    Ok(pb::StasisThreadEntry {
-        timerslack_ns: slack,
-        ioprio: Some(stasis_kernel::sched::ioprio(th.tid)?),
-        affinity: Some(stasis_kernel::sched::affinity(th.tid)?),
-        sched_flags: (sched.flags != 0).then_some(sched.flags),
-        sched_runtime: (sched.runtime != 0).then_some(sched.runtime),
-        sched_deadline: (sched.deadline != 0).then_some(sched.deadline),
-        sched_period: (sched.period != 0).then_some(sched.period),
-        sud_mode: sud.map(|s| s.mode),
-        sud_selector: sud.map(|s| s.selector),
-        sud_offset: sud.map(|s| s.offset),
-        sud_len: sud.map(|s| s.len),
-        xstate: more_than_format(&th.xstate).then(|| th.xstate.clone()),
-    })
+impl Portrait {
+    /// Of a stopped thread that was asked.
+    pub fn of(th: &Thread, st: &Status, told: &Told) -> Result<Self> {
+        Ok(Self {
+            tid: th.tid,
+            regs: th.regs,
+            xstate: th.xstate.clone(),
+            mask: th.mask,
+            rseq: th.rseq,
+            sud: th.sud,
+            pending: match st.sig_pnd {
+                0 => Vec::new(),
+                _ => th.tracee.pending(false)?,
+            },
+            status: st.clone(),
+            told: told.clone(),
+        })
+    }
+    /// The core entry of the thread, without the parts a leader has for its process, and without seccomp filters.
+    pub fn core(self) -> Result<pb::CoreEntry> {
+        let (st, told) = (&self.status, &self.told);
+        let (rla, rla_len) = stasis_kernel::sched::robust_list(self.tid)?;
+        let sched = stasis_kernel::sched::attr(self.tid)?;
+        let tc = pb::ThreadCoreEntry {
+            futex_rla: rla,
+            futex_rla_len: rla_len as u32,
+            sched_nice: Some(stasis_kernel::sched::nice(self.tid)?),
+            sched_policy: Some(sched.policy),
+            sched_prio: (sched.priority != 0).then_some(sched.priority),
+            blk_sigset: Some(self.mask),
+            sas: Some(pb::ThreadSasEntry {
+                ss_sp: told.sas.0,
+                ss_size: told.sas.2,
+                ss_flags: told.sas.1,
+            }),
+            pdeath_sig: (told.pdeath_sig != 0).then_some(told.pdeath_sig),
+            creds: Some(creds(st, told.secbits)),
+            seccomp_mode: (st.seccomp != 0).then_some(st.seccomp as i32),
+            seccomp_filter: None,
+            comm: Some(st.name.clone()),
+            rseq_entry: (self.rseq.abi_pointer != 0).then_some(pb::RseqEntry {
+                rseq_abi_pointer: self.rseq.abi_pointer,
+                rseq_abi_size: self.rseq.abi_size,
+                signature: self.rseq.signature,
+                rseq_cs_pointer: None,
+            }),
+            cg_set: Some(1),
+            stasis: Some(self.extension(&sched)?),
+            signals_p: Some(queue(self.pending)),
+            ..Default::default()
+        };
+        Ok(pb::CoreEntry {
+            mtype: pb::core_entry::March::X8664 as i32,
+            thread_info: Some(pb::ThreadInfoX86 {
+                clear_tid_addr: told.clear_tid,
+                gpregs: gpregs(&self.regs),
+                fpregs: fpregs(&self.xstate),
+                tls: Vec::new(),
+            }),
+            thread_core: Some(tc),
+            ..Default::default()
+        })
+    }
+    /// What the CRIU format has no field for.
+    fn extension(&self, sched: &stasis_kernel::sched::Attr) -> Result<pb::StasisThreadEntry> {
+        let sud = self.sud.filter(|s| s.mode != 0);
+        Ok(pb::StasisThreadEntry {
+            timerslack_ns: self.told.slack,
+            reqkey_keyring: self.told.reqkey.filter(|r| *r != 0),
+            ioprio: Some(stasis_kernel::sched::ioprio(self.tid)?),
+            affinity: Some(stasis_kernel::sched::affinity(self.tid)?),
+            sched_flags: (sched.flags != 0).then_some(sched.flags),
+            sched_runtime: (sched.runtime != 0).then_some(sched.runtime),
+            sched_deadline: (sched.deadline != 0).then_some(sched.deadline),
+            sched_period: (sched.period != 0).then_some(sched.period),
+            sud_mode: sud.map(|s| s.mode),
+            sud_selector: sud.map(|s| s.selector),
+            sud_offset: sud.map(|s| s.offset),
+            sud_len: sud.map(|s| s.len),
+            xstate: more_than_format(&self.xstate).then(|| self.xstate.to_vec()),
+        })
+    }
 }
 
 /// Queued signals as an image has them.

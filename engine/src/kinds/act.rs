@@ -3,8 +3,12 @@
 //! Almost everything is a [`Call`]. The rest cannot be a row, because its data would not fit (contents), because it judges
 //! what it saw (checks), or because it must clean up after itself whatever happens (names, credentials). Each of them prints
 //! itself like a row, so the whole plan can be read before it is played.
-use super::{fown, ghost, pidfd, sysv, tty_acts};
+use super::{
+    fown, ghost, inet_address, inet_groups, inherit, netlink, pidfd, sockopts, sysv, tcp_acts,
+    tty_acts, unixsk_acts,
+};
 use crate::error::{Blame, Error, Result};
+use crate::pages::{Source, Store};
 use nix::errno::Errno;
 use stasis_kernel::call::{Call, FdRef};
 use stasis_kernel::error::SysError;
@@ -27,6 +31,13 @@ pub const STEP: usize = 1 << 20;
 pub enum Act {
     /// A system call.
     Call(Call),
+    /// An open file gets another name.
+    Rename {
+        /// The one it has.
+        from: FdRef,
+        /// From now on.
+        to: FdRef,
+    },
     /// Contents from a pages image into a file.
     Fill(Fill),
     /// Is this the file that was dumped?
@@ -46,12 +57,28 @@ pub enum Act {
     Owner(fown::Owner),
     /// pidfds of a task.
     PidFd(pidfd::Open),
+    /// An open file of the caller's.
+    Adopt(inherit::Adopt),
     /// A terminal pair.
     Pty(tty_acts::Pty),
     /// An open /dev/tty.
     CurrentTty(tty_acts::CurrentTty),
     /// What is queued in a terminal pair.
     Queue(tty_acts::Queue),
+    /// The port of a netlink socket.
+    NetlinkPort(netlink::Port),
+    /// Unix sockets.
+    Unix(unixsk_acts::Deeds),
+    /// Sizes of a socket's buffers.
+    Buffers(sockopts::Buffers),
+    /// The address of an internet socket.
+    Bind(inet_address::Bind),
+    /// A multicast group.
+    Join(inet_groups::Join),
+    /// A TCP connection.
+    Connect(Box<tcp_acts::Connect>),
+    /// The end of its repair mode.
+    Wake(Box<tcp_acts::Wake>),
 }
 
 /// Writes runs of a pages image into a file.
@@ -59,8 +86,8 @@ pub enum Act {
 pub struct Fill {
     /// The file, open for writing; or, if it has no write(2) (hugetlbfs), for reading and writing.
     pub file: FdRef,
-    /// Name of the pages image.
-    pub image: String,
+    /// The pages images.
+    pub sources: Vec<Source>,
     /// What goes where, none beyond `size`.
     pub runs: Vec<FillRun>,
     /// Size of the file, which it has already.
@@ -74,7 +101,7 @@ pub struct Fill {
 pub struct FillRun {
     /// Offset in the file.
     pub at: u64,
-    /// Offset in the image.
+    /// Place in the images.
     pub from: u64,
     /// Length.
     pub len: u64,
@@ -123,10 +150,18 @@ impl Act {
                 on.host.play(c)?;
                 Ok(())
             }
+            Act::Rename { from, to } => {
+                let fd = on.host.take(*from);
+                let fd = fd.ok_or_else(|| Error::bug(format!("file#{} is not open", from.0)))?;
+                on.host.insert(*to, fd);
+                Ok(())
+            }
             Act::Fill(f) => f.perform(on),
             Act::Check(c) => c.perform(on),
             Act::Nameless(n) => n.perform(on),
             Act::Owner(o) => o.perform(on),
+            // the engine makes it beforehand where the worker in the tree's namespaces may not
+            Act::SharedMemory { file, .. } if on.host.fd(*file).is_some() => Ok(()),
             Act::SharedMemory { file, size } => {
                 let fd = stasis_kernel::vm::shared_memory(*size)?;
                 on.host.insert(*file, fd);
@@ -134,9 +169,17 @@ impl Act {
             }
             Act::Segment(s) => s.perform(on),
             Act::PidFd(p) => p.perform(on),
+            Act::Adopt(a) => a.perform(on),
             Act::Pty(p) => p.perform(on),
             Act::CurrentTty(t) => t.perform(on),
             Act::Queue(q) => q.perform(on),
+            Act::NetlinkPort(p) => p.perform(on),
+            Act::Unix(d) => d.perform(on),
+            Act::Buffers(b) => b.perform(on),
+            Act::Bind(b) => b.perform(on),
+            Act::Join(j) => j.perform(on),
+            Act::Connect(c) => c.perform(on),
+            Act::Wake(w) => w.perform(on),
         }
     }
     /// The call, if it is one.
@@ -152,14 +195,15 @@ impl fmt::Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Act::Call(c) => c.fmt(f),
+            Act::Rename { from, to } => write!(f, "rename(file#{}) -> file#{}", from.0, to.0),
             Act::Fill(x) => {
                 let bytes: u64 = x.runs.iter().map(|r| r.len).sum();
                 write!(
                     f,
-                    "fill(file#{}, {} bytes of {} in {} runs)",
+                    "fill(file#{}, {} bytes of pages-{}.img in {} runs)",
                     x.file.0,
                     bytes,
-                    x.image,
+                    x.sources.first().map_or(0, |s| s.id),
                     x.runs.len()
                 )
             }
@@ -180,17 +224,41 @@ impl fmt::Display for Act {
             }
             Act::Segment(s) => s.fmt(f),
             Act::PidFd(p) => p.fmt(f),
+            Act::Adopt(a) => a.fmt(f),
             Act::Pty(p) => p.fmt(f),
             Act::CurrentTty(t) => t.fmt(f),
             Act::Queue(q) => q.fmt(f),
+            Act::NetlinkPort(p) => p.fmt(f),
+            Act::Unix(d) => d.fmt(f),
+            Act::Buffers(b) => b.fmt(f),
+            Act::Bind(b) => b.fmt(f),
+            Act::Join(j) => j.fmt(f),
+            Act::Connect(c) => c.fmt(f),
+            Act::Wake(w) => w.fmt(f),
         }
     }
 }
 
 impl Fill {
     fn perform(&self, on: &mut Stagehand<'_>) -> Result<()> {
-        let image = on.dir.open_raw(&self.image)?;
         let to = File::from(fds::dup(on.fd(self.file)?)?);
+        self.copy(on.dir, |at, piece| match self.huge {
+            None => to
+                .write_all_at(piece, at)
+                .map_err(|e| sys("pwrite64", &e, format!("file#{}", self.file.0))),
+            Some(h) => Ok(fds::write_mapped(to.as_fd(), at, piece, h)?),
+        })
+    }
+    /// Hands over the contents piece by piece, with their offsets.
+    ///
+    /// # Errors
+    /// An image that is too short; those of `put`.
+    pub fn copy(
+        &self,
+        dir: &ImageDir,
+        mut put: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let image = Store::open(dir, &self.sources)?;
         let mut buf = vec![0u8; STEP];
         for r in &self.runs {
             let mut done = 0;
@@ -199,17 +267,8 @@ impl Fill {
                 let room = self.huge.map_or(u64::MAX, |h| h - (r.at + done) % h);
                 let n = (r.len - done).min(STEP as u64).min(room) as usize;
                 let piece = &mut buf[..n];
-                image.read_exact_at(piece, r.from + done).map_err(|e| {
-                    Error::new("E5101", Blame::Image, format!("cannot read {}", self.image))
-                        .why(format!("{n} bytes at offset {}: {e}", r.from + done))
-                        .advice("the image is shorter than its pagemap says: dump again")
-                })?;
-                match self.huge {
-                    None => to
-                        .write_all_at(piece, r.at + done)
-                        .map_err(|e| sys("pwrite64", &e, format!("file#{}", self.file.0)))?,
-                    Some(h) => fds::write_mapped(to.as_fd(), r.at + done, piece, h)?,
-                }
+                image.read(piece, r.from + done)?;
+                put(r.at + done, piece)?;
                 done += n as u64;
             }
         }
@@ -275,6 +334,10 @@ pub enum Undo {
     },
     /// What was queued in a terminal.
     Terminal(tty_acts::Taken),
+    /// A connection: nothing was changed, but when its program is dead nobody else must hear of it.
+    Connection(OwnedFd),
+    /// The network lock. Its drop takes it away.
+    Lock(Box<std::cell::RefCell<stasis_netlock::Lock>>),
 }
 
 impl Undo {
@@ -292,6 +355,29 @@ impl Undo {
                 }
             }
             Undo::Terminal(t) => t.put_back(),
+            Undo::Connection(_) => Ok(()),
+            // taking it away takes longer, and is done when the tree runs
+            Undo::Lock(lock) => crate::network::open(&mut lock.borrow_mut()),
+        }
+    }
+    /// The tree is being killed, as it was meant to be: what must outlive the engine does so from now on.
+    ///
+    /// # Errors
+    /// The lock cannot be left behind: it goes with the engine.
+    pub fn outlive(&mut self) -> Result<()> {
+        match self {
+            Undo::Lock(lock) => crate::network::keep(lock.get_mut()),
+            _ => Ok(()),
+        }
+    }
+    /// The tree is dead, as it was meant to be: its connections end without a word.
+    ///
+    /// # Errors
+    /// setsockopt(2). The connection is closed by the kernel then, with a packet that the lock holds, if there is one.
+    pub fn bury(self) -> Result<()> {
+        match self {
+            Undo::Connection(socket) => Ok(stasis_kernel::repair::silence(socket.as_fd())?),
+            _ => Ok(()),
         }
     }
 }

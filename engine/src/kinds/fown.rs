@@ -119,7 +119,7 @@ pub fn plan(cx: &mut PlanCx, file: FdRef, e: &pb::FownEntry, flags: u32) {
     if flags & libc::O_ASYNC as u32 != 0
         && let Some((pid, slot)) = cx.holders.get(&file.0).and_then(|h| h.first())
     {
-        let f = Arg::Named(flags.into(), names::open_flags(flags.into()));
+        let f = Arg::OpenFlags(flags.into());
         let args = vec![Arg::Int(*slot as u64), fcntl(F_SETFL), f];
         cx.task(*pid, TaskStage::Arm, Call::new(libc::SYS_fcntl, args));
     }

@@ -97,8 +97,8 @@ fn carry(cx: &DumpCx, v: &FileView, ghost: u32) -> Result<()> {
         })
     };
     let entry = pb::GhostFileEntry {
-        uid: st.st_uid,
-        gid: st.st_gid,
+        uid: cx.ids.uid(st.st_uid),
+        gid: cx.ids.gid(st.st_gid),
         mode: st.st_mode,
         dev: Some(kernel_dev(st.st_dev)),
         ino: Some(st.st_ino),

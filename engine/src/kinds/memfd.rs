@@ -117,8 +117,8 @@ fn inode(
     shmem::dump_contents(cx, fd, shmid.into(), stat.st_size as u64, huge)?;
     let record = pb::MemfdInodeEntry {
         name: name.to_owned(),
-        uid: stat.st_uid,
-        gid: stat.st_gid,
+        uid: cx.ids.uid(stat.st_uid),
+        gid: cx.ids.gid(stat.st_gid),
         size: stat.st_size as u64,
         shmid,
         seals,
@@ -213,7 +213,7 @@ fn reopen(inode: FdRef, flags: u32) -> Call {
     let args = vec![
         Arg::Named(libc::AT_FDCWD as u64, "AT_FDCWD".into()),
         Arg::FdPath(inode),
-        Arg::Named(bits, names::open_flags(bits)),
+        Arg::OpenFlags(bits),
         Arg::Int(0),
     ];
     Call::new(libc::SYS_openat, args)
@@ -272,7 +272,7 @@ impl FileKind for Memfd {
             );
             cx.host(dup.binds(file), "the file it was made with");
             let bits = u64::from(m.flags & !(libc::O_ASYNC as u32));
-            let flags = Arg::Named(bits, names::open_flags(bits));
+            let flags = Arg::OpenFlags(bits);
             let c = Call::new(
                 libc::SYS_fcntl,
                 vec![Arg::Fd(file), fcntl(libc::F_SETFL), flags],
@@ -414,9 +414,9 @@ mod tests {
         };
         assert_eq!(go(4096, 1, 4), Ok(()));
         assert_eq!(go(4096, 2, 4), Err("E5104"));
-        assert_eq!(go(u64::MAX - 4095, 2, 4), Err("E5104"));
-        assert_eq!(go(0, u64::MAX, 4), Err("E5104"));
-        assert_eq!(go(0, 1, 1), Err("E5106"));
+        assert_eq!(go(u64::MAX - 4095, 2, 4), Err("E5001"));
+        assert_eq!(go(0, u64::MAX, 4), Err("E5001"));
+        assert_eq!(go(0, 1, 1), Err("E5701"));
         // the pages image is shorter than the map says
         std::fs::File::options()
             .write(true)
@@ -424,6 +424,6 @@ mod tests {
             .unwrap()
             .set_len(4096)
             .unwrap();
-        assert_eq!(go(0, 2, 4), Err("E5101"));
+        assert_eq!(go(0, 2, 4), Err("E5021"));
     }
 }

@@ -12,23 +12,40 @@ pub mod fanotify;
 pub mod fifo;
 pub mod fown;
 pub mod ghost;
+pub mod inet;
+pub mod inet_address;
+pub mod inet_groups;
+pub mod inet_options;
+pub mod inherit;
 pub mod inotify;
 pub mod locks;
 pub mod memfd;
 mod nameless;
+pub mod netlink;
+pub mod nsfile;
+pub mod outside;
+pub mod packet;
 mod paths;
 pub mod pidfd;
 pub mod pipe;
 pub mod regular;
 pub mod shmem;
 pub mod signalfd;
+pub mod sockopts;
 pub mod sysv;
+pub mod tcp;
+pub mod tcp_acts;
+pub mod tcp_packets;
 #[cfg(test)]
 pub mod testing;
 pub mod timerfd;
 pub mod tty;
 pub mod tty_acts;
 pub mod tty_plan;
+pub mod unixsk;
+mod unixsk_acts;
+mod unixsk_diag;
+mod unixsk_plan;
 pub mod unsupported;
 pub mod watched;
 
@@ -43,6 +60,9 @@ use stasis_proto::prost::{Message, Name};
 use stasis_proto::{ImageDir, ImageWriter, pb};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+
+/// [`Seen::slot`] of an open file that no task has: it travels in a socket's queue.
+pub const IN_FLIGHT: i32 = -1;
 
 /// One open file as the dump sees it from outside.
 pub struct Seen<'a> {
@@ -69,6 +89,13 @@ pub struct Seen<'a> {
 impl Seen<'_> {
     /// "fd 7 of task 42 (anon_inode:[eventfd])".
     pub fn place(&self) -> String {
+        if self.slot == IN_FLIGHT {
+            return format!(
+                "a file in the queue of a socket of task {} ({})",
+                self.pid.0,
+                String::from_utf8_lossy(self.link)
+            );
+        }
         format!(
             "fd {} of task {} ({})",
             self.slot,
@@ -106,6 +133,8 @@ pub struct DumpCx<'a> {
     pub slots: BTreeMap<(HostPid, i32), u32>,
     /// Objects already met, by (kind, key): a pipe's contents, a pty's settings, a deleted file's ghost; with an id of the kind's choice.
     pub done: BTreeMap<(&'static str, u64), u32>,
+    /// Namespaces the tree lives in, by inode number: sort, and number in the image.
+    pub namespaces: BTreeMap<u64, (stasis_kernel::ns::Ns, u32)>,
     /// The last open file id given out; see [`DumpCx::new_id`].
     pub last_id: u32,
     /// Entries for files.img that no slot has (mapped files, executables, ghosts' stand-ins).
@@ -120,11 +149,21 @@ pub struct DumpCx<'a> {
     pub roots: BTreeMap<HostPid, std::rc::Rc<std::os::fd::OwnedFd>>,
     /// Entries of files that no slot has, by (device, inode number, open flags, path).
     pub described: BTreeMap<(u64, u64, u32, Vec<u8>), u32>,
+    /// Users and groups as the tree's user namespace has them: what goes into images.
+    pub ids: crate::namespaces::user::Ids,
+    /// Mount namespaces of the tree's own, by inode number.
+    pub mount_namespaces: BTreeMap<u64, crate::namespaces::mnt::MntNs>,
     /// What the dump made in the target's file systems (names of link remaps). The driver plays it backwards when the dump
     /// fails, and also when it succeeds but the tree runs on: only a restore of a dead tree needs these names.
     pub undo: Vec<Undo>,
+    /// Unix sockets, as far as they are known.
+    pub unix: unixsk::World,
     /// The last pages image id given out; see [`DumpCx::new_pages_id`].
     pub last_pages_id: u32,
+    /// The network lock, until it is closed; from then on it is in [`DumpCx::undo`].
+    pub lock: Option<stasis_netlock::Lock>,
+    /// The number of the closed network lock.
+    pub locked: Option<String>,
 }
 
 impl<'a> DumpCx<'a> {
@@ -142,11 +181,22 @@ impl<'a> DumpCx<'a> {
             inodes: BTreeMap::new(),
             described: BTreeMap::new(),
             roots: BTreeMap::new(),
+            ids: Default::default(),
+            mount_namespaces: BTreeMap::new(),
             undo: Vec::new(),
+            unix: unixsk::World::default(),
             last_pages_id: 0,
+            lock: None,
+            locked: None,
+            namespaces: BTreeMap::new(),
             warnings: Vec::new(),
             keep: BTreeMap::new(),
         }
+    }
+    /// Does the tree have a namespace of this sort of its own, which is dumped whole?
+    pub fn has_own(&self, ns: stasis_kernel::ns::Ns) -> bool {
+        let own = |(n, id): &(stasis_kernel::ns::Ns, u32)| *n == ns && crate::dump::is_own(*id);
+        self.namespaces.values().any(own)
     }
     /// A fresh number for a `pages-N.img`, from 1 on.
     pub fn new_pages_id(&mut self) -> u32 {
@@ -206,8 +256,13 @@ pub enum Stage {
     Second,
     /// Refers to tasks, so it is opened when stubs exist with their pids (pidfds, files of /proc/PID).
     Tasks,
+    /// All open files exist: queues of sockets are filled, with files in flight, and what would hinder that is set.
+    Queues,
     /// Would hinder the making of mappings, so it is done when all of them exist and no task runs yet (seals of memfds).
     Mapped,
+    /// Just before the commit point, when the tree is whole and packets flow again: connections wake up. Nothing that can be
+    /// found out earlier may fail here.
+    Commit,
     /// After the commit point, when nothing can fail any more: names that only the restore needed are removed. A failure
     /// here is a warning.
     Last,
@@ -244,6 +299,12 @@ pub struct PlanCx<'a> {
     /// Files that a task gets only for a while, beside those of its holders: (pid, slot, file). The driver ships them like
     /// the others, into these slots, which are free in that task; rows of [`TaskStage::Placed`] close them again.
     pub lent: Vec<(u32, i32, FdRef)>,
+    /// Descriptors of the engine's that stand for files of the tree: their names in the plan, and their numbers.
+    pub given: Vec<(FdRef, std::os::fd::RawFd)>,
+    /// Masters of terminals that nobody in the tree holds: for the runtime.
+    pub orphans: Vec<FdRef>,
+    /// How the tree's mount namespace is built, if it has one of its own.
+    pub mounts: Option<std::rc::Rc<stasis_mounts::Plan>>,
     /// What will not come back as it was, one sentence each.
     pub warnings: Vec<String>,
     stage: Stage,
@@ -268,6 +329,9 @@ impl<'a> PlanCx<'a> {
             made: BTreeMap::new(),
             cache: BTreeMap::new(),
             lent: Vec::new(),
+            given: Vec::new(),
+            orphans: Vec::new(),
+            mounts: None,
             warnings: Vec::new(),
             stage: Stage::First,
             temps: 0,
@@ -373,14 +437,21 @@ pub static FILE_KINDS: &[&dyn FileKind] = &[
     &inotify::Inotify,
     &fanotify::Fanotify,
     &pidfd::PidFd,
+    &nsfile::NsFile,
+    &unixsk::UnixSk,
+    &netlink::Netlink,
+    &packet::Packet,
     &tty::Tty,
     &memfd::Memfd,
+    &inet::Inet,
     &regular::Regular,
 ];
 
 /// What kinds can judge only when all open files of all tasks were described; the driver calls it once, at the end.
 pub fn finish(cx: &mut DumpCx) -> Result<()> {
     pipe::finish(cx)?;
+    tcp::finish(cx)?;
+    unixsk::finish(cx)?;
     // last: it takes data out of the terminals
     tty::finish(cx)
 }

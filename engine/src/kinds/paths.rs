@@ -83,6 +83,7 @@ pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<String> {
         return Ok(bare.to_owned());
     }
     if v.stat.st_nlink == 0 {
+        its_folder_shows(cx, v, bare)?;
         ghost::dump(cx, v, id)?;
         return Ok(bare.to_owned());
     }
@@ -110,11 +111,14 @@ pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<String> {
             Ok(full.to_owned())
         }
         None | Some(_) if v.link.ends_with(DELETED) => {
+            its_folder_shows(cx, v, bare)?;
             if v.stat.st_mode & libc::S_IFMT == libc::S_IFDIR || !link(cx, v, &root, bare, id)? {
                 ghost::dump(cx, v, id)?;
             }
             Ok(bare.to_owned())
         }
+        // opened from its mount, whatever lies on top of that
+        _ if is_hidden(cx, v, &root, full)? => Ok(full.to_owned()),
         Some(st) => Err(v.refuse(
             "E4113",
             format!(
@@ -171,6 +175,60 @@ fn proc_name<'a>(cx: &mut DumpCx, v: &FileView, full: &'a str) -> Result<&'a str
     }
 }
 
+/// The number of the mount the file lies on, if that is in the image.
+pub(super) fn mount_of(cx: &DumpCx, v: &FileView) -> Result<Option<i32>> {
+    if cx.mount_namespaces.is_empty() {
+        return Ok(None);
+    }
+    let id = stasis_kernel::mnt::id_of(v.fd)?;
+    let known = cx.mount_namespaces.values().any(|n| n.mounts.contains(&id));
+    Ok(known.then_some(id as i32))
+}
+
+/// Is the file on a mount of the tree to which its path does not lead?
+fn is_hidden(cx: &DumpCx, v: &FileView, root: &OwnedFd, path: &str) -> Result<bool> {
+    let Some(id) = mount_of(cx, v)? else {
+        return Ok(false);
+    };
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match openat(root, relative(path), flags, Mode::empty()) {
+        Ok(fd) => Ok(stasis_kernel::mnt::id_of(fd.as_fd())? as i32 != id),
+        Err(_) => Ok(true),
+    }
+}
+
+/// A deleted file gets its old name for a moment: that must be on its own mount.
+fn its_folder_shows(cx: &mut DumpCx, v: &FileView, path: &str) -> Result<()> {
+    let Some(id) = mount_of(cx, v)? else {
+        return Ok(());
+    };
+    let root = root_of(cx, v.pid)?;
+    for up in Path::new(path).ancestors().skip(1) {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let up = up.to_string_lossy();
+        let Ok(dir) = openat(&root, relative(&up), flags, Mode::empty()) else {
+            continue;
+        };
+        if stasis_kernel::mnt::id_of(dir.as_fd())? as i32 == id {
+            return Ok(());
+        }
+        break;
+    }
+    Err(v.refuse(
+        "E4309",
+        "it was deleted, and another mount hides the one it is on",
+        "close it, or unmount what hides it, before the dump",
+    ))
+}
+
+/// An absolute path as openat(2) takes it below a root.
+fn relative(path: &str) -> &str {
+    match path.trim_start_matches('/') {
+        "" => ".",
+        rel => rel,
+    }
+}
+
 /// The root from which the paths that /proc shows us of this task's files are to be looked up. Asked once per task: it costs
 /// as much as all the rest of a file.
 fn root_of(cx: &mut DumpCx, pid: HostPid) -> Result<Rc<OwnedFd>> {
@@ -180,7 +238,11 @@ fn root_of(cx: &mut DumpCx, pid: HostPid) -> Result<Rc<OwnedFd>> {
     }
     let theirs = ProcDir::open(pid)?;
     let ours = ProcDir::open(HostPid::own())?;
-    let root = if theirs.ns("mnt")? != ours.ns("mnt")? {
+    let theirs_ns = theirs.ns("mnt")?;
+    let root = if let Some(ns) = cx.mount_namespaces.get(&theirs_ns) {
+        // paths are shown from there, whatever the task's own root is
+        ns.root.clone()
+    } else if theirs_ns != ours.ns("mnt")? {
         Rc::new(theirs.open_root()?)
     } else if let Some(r) = cx.roots.get(&OURS) {
         r.clone()
@@ -194,9 +256,7 @@ fn root_of(cx: &mut DumpCx, pid: HostPid) -> Result<Rc<OwnedFd>> {
 }
 
 fn look(root: &OwnedFd, path: &str) -> nix::Result<FileStat> {
-    let rel = path.trim_start_matches('/');
-    let rel = if rel.is_empty() { "." } else { rel };
-    fstatat(root, rel, AtFlags::AT_SYMLINK_NOFOLLOW)
+    fstatat(root, relative(path), AtFlags::AT_SYMLINK_NOFOLLOW)
 }
 
 /// Names that NFS clients give to files deleted while open: `.nfs` and 24 hexadecimal digits.

@@ -21,15 +21,15 @@
 //! KERNEL: opening a pipe through /proc with O_DIRECT is EINVAL (it is not FMODE_CAN_ODIRECT); fcntl(F_SETFL) may set it.
 //!
 //! Guests: pipe, pipe_packets.
-use super::common::{body, dup_row, reopen_row, settle};
-use super::{DumpCx, FileKind, PlanCx, Seen, Stage};
+use super::common::{body, reopen_row, settle};
+use super::{Act, DumpCx, FileKind, PlanCx, Seen, Stage};
 use crate::error::{Error, Result};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use stasis_kernel::call::{Arg, Call, FdRef, is_errno};
 use stasis_kernel::host::Host;
 use stasis_proto::pb;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -217,6 +217,20 @@ pub(super) fn fill(cx: &mut PlanCx, w: FdRef, c: &Contents) {
     }
 }
 
+/// Numbers of the pipes that some open file writes packets to.
+fn with_packets(cx: &mut PlanCx) -> Rc<BTreeSet<u32>> {
+    const NAME: &str = "pipes with packets";
+    let known = cx.cache.get(NAME).cloned();
+    if let Some(set) = known.and_then(|k| k.downcast().ok()) {
+        return set;
+    }
+    let direct = |p: &&pb::PipeEntry| p.flags & libc::O_DIRECT as u32 != 0;
+    let pipes = cx.files.values().filter_map(|f| f.pipe.as_deref());
+    let set: Rc<BTreeSet<u32>> = Rc::new(pipes.filter(direct).map(|p| p.pipe_id).collect());
+    cx.cache.insert(NAME, set.clone());
+    set
+}
+
 impl FileKind for Pipe {
     fn name(&self) -> &'static str {
         "pipe"
@@ -281,23 +295,16 @@ impl FileKind for Pipe {
             let all = contents(cx, "pipes-data.img")?;
             let c = all.get(&e.pipe_id);
             // A single packet looks like a stream. If it came back as one, the next packet would be merged into it.
-            let packets =
-                c.is_some_and(|c| {
-                    !c.packets.is_empty()
-                        || !c.bytes.is_empty()
-                            && cx.files.values().filter_map(|f| f.pipe.as_ref()).any(|p| {
-                                p.pipe_id == e.pipe_id && p.flags & libc::O_DIRECT as u32 != 0
-                            })
-                });
+            let packets = c.is_some_and(|c| {
+                !c.packets.is_empty()
+                    || !c.bytes.is_empty() && with_packets(cx).contains(&e.pipe_id)
+            });
             let flags =
                 libc::O_CLOEXEC | libc::O_NONBLOCK | if packets { libc::O_DIRECT } else { 0 };
             cx.host(
                 Call::new(
                     libc::SYS_pipe2,
-                    vec![
-                        Arg::Out(8),
-                        Arg::Named(flags as u64, stasis_kernel::names::open_flags(flags as u64)),
-                    ],
+                    vec![Arg::Out(8), Arg::OpenFlags(flags as u64)],
                 )
                 .binds_out(r, 0, 0)
                 .binds_out(w, 0, 4),
@@ -315,7 +322,11 @@ impl FileKind for Pipe {
         let both = reads(e.flags) && writes(e.flags);
         if e.flags & O_LARGEFILE == 0 && !both && !cx.made.contains_key(&given) {
             cx.made.insert(given, vec![file]);
-            cx.host(dup_row(ends[side], file), "an end of the pipe");
+            let (from, to) = (ends[side], file);
+            cx.act_at(cx.stage(), Act::Rename { from, to }, "an end of the pipe");
+            if let Some(ends) = cx.made.get_mut(&key) {
+                ends[side] = file;
+            }
         } else {
             let flags = e.flags & !(libc::O_DIRECT as u32);
             cx.host(

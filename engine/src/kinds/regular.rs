@@ -4,7 +4,7 @@
 //! the image: path, open flags, position, owner; size and type with permissions to see whether it is still the same file.
 //!
 //! **Dump.** The path is what /proc/PID/fd shows. It must lead back to the same inode: where it does not, the file was deleted
-//! ([`super::ghost`]) or another mount hides it, which is an error. A path is looked up from the engine's root if the task
+//! ([`super::ghost`]) or another mount hides it. A path is looked up from the engine's root if the task
 //! shares our mount namespace (the kernel shows paths relative to the reader's root), else from the task's root. The size is
 //! not noted for O_WRONLY|O_APPEND (a log may grow meanwhile).
 //!
@@ -12,7 +12,9 @@
 //! name can hold the restore up; O_NONBLOCK is taken back at once (F_SETFL). Then lseek(2) to the position, then the check of
 //! size and permissions. Files of /proc/PID are opened when the tasks have their pids.
 //!
-//! **What does not come back.** A file on a mount that is hidden by another one; a character device other than memory devices
+//! A file on a mount that another one hides is opened from its mount, if the tree has a mount namespace of its own.
+//!
+//! **What does not come back.** A deleted file on a mount that is hidden by another one; a character device other than memory devices
 //! (its driver has state; O_PATH is fine); /proc/PID of a task that is gone, /proc/PID/task/TID of a thread that is not the
 //! leader; a name that is not UTF-8 (the image format has strings). O_TMPFILE is lost from the flags (it does nothing after
 //! open). Readahead hints (posix_fadvise). Locks are a kind of their own.
@@ -29,7 +31,6 @@ use nix::fcntl::OFlag;
 use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::fds;
 use stasis_kernel::ids::HostPid;
-use stasis_kernel::names;
 use stasis_kernel::procfs::{FdInfo, LeaseState, LockKind, LockMode};
 use stasis_proto::pb;
 use std::os::fd::BorrowedFd;
@@ -128,8 +129,7 @@ impl FileKind for Regular {
         "regular"
     }
     fn about(&self) -> &'static str {
-        "files, folders, memory devices, /proc and O_PATH come back by their path; deleted files with their contents; \
-         files hidden by a mount do not"
+        "files, folders, memory devices, /proc and O_PATH come back by their path; deleted files with their contents"
     }
     fn fd_type(&self) -> pb::FdTypes {
         pb::FdTypes::Reg
@@ -215,7 +215,7 @@ fn plan_entry(reg: &pb::RegFileEntry, cx: &mut PlanCx) -> Result<()> {
                 let args = vec![
                     Arg::Fd(file),
                     Arg::Named(libc::F_SETFL as u64, "F_SETFL".into()),
-                    Arg::Named(bits, names::open_flags(bits)),
+                    Arg::OpenFlags(bits),
                 ];
                 cx.host(Call::new(libc::SYS_fcntl, args), "its status flags");
             }
@@ -254,11 +254,28 @@ fn open_call(cx: &mut PlanCx, reg: &pb::RegFileEntry, flags: u32) -> Result<Call
             Blame::Image,
             format!("cannot open the external file {}", reg.name),
         )
-        .why("the dump left it to the caller to provide it, which is not supported yet"));
+        .why("the dump left it to the caller, and only a descriptor of a task can be brought")
+        .advice("dump again without --external for this file"));
     }
+    let mut dir = Arg::Named(libc::AT_FDCWD as u64, "AT_FDCWD".into());
     let path = match remap(cx, reg)? {
         Some(r) => Arg::FdPath(ghost::plan(cx, reg, &r)?),
-        None => Arg::Str(path_of(reg)?.into_os_string().into_encoded_bytes()),
+        None => {
+            let path = path_of(reg)?.into_os_string().into_encoded_bytes();
+            let on = reg.mnt_id.and_then(|id| u32::try_from(id).ok());
+            let mounts = cx.mounts.as_ref();
+            match on.and_then(|id| mounts?.hidden(id, &reg.name)) {
+                Some((mount, rest)) => {
+                    dir = Arg::Fd(mount);
+                    Arg::Str(if rest.is_empty() {
+                        b".".to_vec()
+                    } else {
+                        rest.into()
+                    })
+                }
+                None => Arg::Str(path),
+            }
+        }
     };
     let mut flags = open_flags(flags);
     if matches!(path, Arg::FdPath(_)) {
@@ -266,12 +283,7 @@ fn open_call(cx: &mut PlanCx, reg: &pb::RegFileEntry, flags: u32) -> Result<Call
         flags.remove(OFlag::O_NOFOLLOW);
     }
     let bits = flags.bits() as u64;
-    let args = vec![
-        Arg::Named(libc::AT_FDCWD as u64, "AT_FDCWD".into()),
-        path,
-        Arg::Named(bits, names::open_flags(bits)),
-        Arg::Int(0),
-    ];
+    let args = vec![dir, path, Arg::OpenFlags(bits), Arg::Int(0)];
     Ok(Call::new(libc::SYS_openat, args))
 }
 
@@ -357,6 +369,7 @@ fn entry(
     fown: pb::FownEntry,
 ) -> Result<pb::FileEntry> {
     let name = paths::place(cx, v, id)?;
+    let mnt_id = paths::mount_of(cx, v)?;
     let log = flags & (libc::O_ACCMODE | libc::O_APPEND) as u32
         == (libc::O_WRONLY | libc::O_APPEND) as u32;
     let regular = v.stat.st_mode & libc::S_IFMT == libc::S_IFREG;
@@ -369,6 +382,7 @@ fn entry(
             pos,
             fown,
             name,
+            mnt_id,
             size: (regular && !log).then_some(v.stat.st_size as u64),
             mode: Some(v.stat.st_mode),
             ..Default::default()

@@ -11,16 +11,15 @@ use super::act::{Act, Fill, FillRun, STEP, sys};
 use super::ghost::data_runs;
 use super::{DumpCx, PlanCx};
 use crate::error::{Blame, Error, Result};
+use crate::pages::{PRESENT, Pages};
 use stasis_kernel::call::FdRef;
-use stasis_proto::{Kind, pb};
+use stasis_proto::{ImageDir, Kind, pb};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 const PAGE: u64 = 4096;
-/// Bit of a pagemap entry's flags: the pages are in the pages image.
-const PRESENT: u32 = 4;
 
 /// Writes the pages of a shared memory file: `size` bytes under the number `shmid`. `fd` may be any open file of it; it is
 /// opened once more for reading. `huge` is the size of its pages if it lies on hugetlbfs.
@@ -79,7 +78,7 @@ pub fn compat_pages(pages: u64) -> u32 {
 /// Plans that a shared memory file, which has its size already, gets the contents saved under `shmid`.
 ///
 /// # Errors
-/// A missing or contradictory pagemap; E5106: pages that only a parent image has.
+/// A missing or contradictory pagemap.
 pub fn plan_fill(
     cx: &mut PlanCx,
     file: FdRef,
@@ -87,7 +86,7 @@ pub fn plan_fill(
     size: u64,
     huge: Option<u64>,
 ) -> Result<()> {
-    if let Some(f) = fill(cx, file, shmid, size, huge)? {
+    if let Some(f) = fill(cx.dir, file, shmid, size, huge)? {
         let stage = cx.stage();
         cx.act_at(stage, Act::Fill(f), "its contents");
     }
@@ -99,7 +98,7 @@ pub fn plan_fill(
 /// # Errors
 /// As [`plan_fill`].
 pub fn fill(
-    cx: &PlanCx,
+    dir: &ImageDir,
     file: FdRef,
     shmid: u64,
     size: u64,
@@ -109,51 +108,25 @@ pub fn fill(
         return Ok(None);
     }
     let name = Kind::ShmemPagemap.file_of(shmid);
-    let mut r = cx.dir.reader(&name)?;
-    let bad = |why: &str| {
-        Error::new("E5104", Blame::Image, name.clone())
-            .why(why)
-            .advice("dump again: the image is damaged")
-    };
-    let Some(head) = r.read::<pb::PagemapHead>()? else {
-        return Err(bad("it is empty"));
-    };
-    let mut runs: Vec<FillRun> = Vec::new();
-    let mut from = 0u64;
-    for e in r.read_rest::<pb::PagemapEntry>()? {
-        let pages = e.nr_pages.unwrap_or_else(|| e.compat_nr_pages.into());
-        let len = pages.checked_mul(PAGE);
-        let end = len.and_then(|l| e.vaddr.checked_add(l));
-        let (Some(len), Some(end)) = (len, end) else {
-            return Err(bad("a run of pages ends beyond all addresses"));
-        };
-        if end > size.next_multiple_of(PAGE) {
-            return Err(bad("a run of pages ends beyond the file's size"));
-        }
-        // images from before 2016 have no flags and mark only what the parent has
-        let (parent, present) = match e.flags {
-            Some(f) => (f & 1 != 0, f & PRESENT != 0),
-            None => (e.in_parent(), !e.in_parent()),
-        };
-        if parent {
-            return Err(Error::new("E5106", Blame::Image, name.clone())
-                .why("some of its pages are in the images of an earlier dump")
-                .advice("incremental images of shared memory are not supported yet"));
-        }
-        if !present {
-            continue;
-        }
-        runs.push(FillRun {
-            at: e.vaddr,
-            from,
-            len: len.min(size - e.vaddr),
-        });
-        from += len;
+    let pages = Pages::load(dir, &name)?;
+    if pages
+        .runs
+        .last()
+        .is_some_and(|r| r.0 + r.1 > size.next_multiple_of(PAGE))
+    {
+        return Err(Error::new("E5104", Blame::Image, name)
+            .why("a run of pages ends beyond the file's size")
+            .advice("dump again: the image is damaged"));
     }
+    let runs = pages.runs.iter().map(|(at, len, from)| FillRun {
+        at: *at,
+        from: *from,
+        len: *len.min(&(size - at)),
+    });
     Ok(Some(Fill {
         file,
-        image: Kind::Pages.file_of(head.pages_id),
-        runs,
+        runs: runs.collect(),
+        sources: pages.sources,
         size,
         huge,
     }))

@@ -1,4 +1,7 @@
-//! System V shared memory of the host's IPC namespace (shmget(2), shmat(2)).
+//! System V shared memory (shmget(2), shmat(2)).
+//!
+//! **Of an IPC namespace of the tree's own** all segments come back ([`crate::namespaces::ipc`]): with their ids, keys, owners and
+//! contents, attached or not. Of the host's namespace:
 //!
 //! **Dump.** Segments a task of the tree has attached: one record each in ipcns-shm-N.img, contents as those of all shared
 //! memory ([`super::shmem`]), each under its id with bit 32 set, because ids and inode numbers of other shared memory
@@ -17,6 +20,7 @@ use super::act::{Act, Fill, Stagehand};
 use super::{DumpCx, PlanCx, Stage, shmem};
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call, FdRef};
+use stasis_kernel::ns::Ns;
 use stasis_kernel::sysv::{self, SHM_DEST};
 use stasis_proto::{Kind, pb};
 use std::collections::BTreeMap;
@@ -26,7 +30,8 @@ use std::os::fd::BorrowedFd;
 /// Number of the IPC namespace in our images: that of the caller.
 const IPC_NS: u64 = 3;
 
-fn contents_id(id: u32) -> u64 {
+/// The number of a segment's contents where other shared memory has its id, and always in the host's namespace.
+pub fn contents_id(id: u32) -> u64 {
     1 << 32 | u64::from(id)
 }
 
@@ -35,7 +40,7 @@ fn contents_id(id: u32) -> u64 {
 /// # Errors
 /// Failures to look or read.
 pub fn dump(cx: &mut DumpCx, id: u32, file: BorrowedFd<'_>) -> Result<()> {
-    if !cx.first("SysV shared memory", id.into()) {
+    if cx.has_own(Ns::Ipc) || !cx.first("SysV shared memory", id.into()) {
         return Ok(());
     }
     let s = sysv::stat(id as i32)?;
@@ -72,32 +77,34 @@ pub struct Segment {
     fill: Option<Fill>,
 }
 
-/// Plans all segments; gives their sizes by id.
+/// Plans all segments; gives their sizes by id. `own`: the image's number of the tree's own IPC namespace, if it has one.
 ///
 /// # Errors
 /// A damaged image.
-pub fn plan(cx: &mut PlanCx) -> Result<BTreeMap<u64, u64>> {
+pub fn plan(cx: &mut PlanCx, own: Option<u32>) -> Result<BTreeMap<u64, u64>> {
     let mut sizes = BTreeMap::new();
-    let name = Kind::IpcnsShm.file_of(IPC_NS);
+    let name = Kind::IpcnsShm.file_of(own.map_or(IPC_NS, u64::from));
     if !cx.dir.exists(&name)? {
         return Ok(sizes);
     }
     cx.enter(Stage::First);
     for e in cx.dir.reader(&name)?.read_rest::<pb::IpcShmEntry>()? {
         let d = &e.desc;
-        let file = cx.temp();
-        let fill = shmem::fill(cx, file, contents_id(d.id), e.size, None)?;
-        let segment = Segment {
-            id: d.id,
-            key: d.key as i32,
-            mode: d.mode,
-            owner: (d.uid, d.gid),
-            size: e.size,
-            file,
-            fill,
-        };
-        let why = "make or find System V shared memory";
-        cx.act_at(Stage::First, Act::Segment(segment), why);
+        // those of an own namespace are made with it
+        if own.is_none() {
+            let file = cx.temp();
+            let segment = Segment {
+                id: d.id,
+                key: d.key as i32,
+                mode: d.mode,
+                owner: (d.uid, d.gid),
+                size: e.size,
+                file,
+                fill: shmem::fill(cx.dir, file, contents_id(d.id), e.size, None)?,
+            };
+            let why = "make or find System V shared memory";
+            cx.act_at(Stage::First, Act::Segment(segment), why);
+        }
         if d.mode & SHM_DEST != 0 {
             let remove = Call::new(
                 libc::SYS_shmctl,

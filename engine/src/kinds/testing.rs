@@ -94,7 +94,7 @@ pub fn dump_with(
             kind.dump(s, id, &mut cx)
         })?;
         assert_eq!((e.id, e.r#type), (id, kind.fd_type() as i32));
-        files.insert(id, e);
+        cx.entries.push(e);
     }
     super::finish(&mut cx)?;
     for e in std::mem::take(&mut cx.entries) {
@@ -131,16 +131,28 @@ impl Dumped {
         for e in self.files.values() {
             if e.r#type == kind.fd_type() as i32 {
                 cx.enter(kind.stage());
-                kind.plan(e, &mut cx)?;
+                if !super::inherit::plan(e, &mut cx)? {
+                    kind.plan(e, &mut cx)?;
+                }
             }
         }
         let mut host = Host::default();
+        for (f, number) in &cx.given {
+            let from = stasis_kernel::call::Arg::Int(*number as u64);
+            host.play(&super::common::dup_of(from).binds(*f)).unwrap();
+        }
         let mut on = Stagehand {
             host: &mut host,
             dir: &dir,
             pid: &|p| Some(HostPid(p as i32)),
         };
-        for stage in [Stage::First, Stage::Second, Stage::Tasks, Stage::Mapped] {
+        for stage in [
+            Stage::First,
+            Stage::Second,
+            Stage::Tasks,
+            Stage::Queues,
+            Stage::Mapped,
+        ] {
             for (_, act, why) in cx.host.iter().filter(|h| h.0 == stage) {
                 act.perform(&mut on)
                     .map_err(|e| e.on(format!("{act} ({why})")))?;
@@ -156,6 +168,30 @@ impl Dumped {
             lent: cx.lent,
             warnings: cx.warnings,
         })
+    }
+    /// Files of the entries that the caller brings, by the keys in the options.
+    pub fn inherited(&self) -> Vec<OwnedFd> {
+        let dir = ImageDir::open(self.tmp.path()).unwrap();
+        let mut cx = PlanCx::new(&self.options, &dir, &self.files, &self.holders);
+        let mut taken = Vec::new();
+        for e in self.files.values() {
+            if super::inherit::plan(e, &mut cx).unwrap() {
+                taken.push(stasis_kernel::call::FdRef(e.id));
+            }
+        }
+        let mut host = Host::default();
+        for (f, n) in &cx.given {
+            host.insert(*f, crate::inherited::descriptor(*n).unwrap());
+        }
+        let mut on = Stagehand {
+            host: &mut host,
+            dir: &dir,
+            pid: &|p| Some(HostPid(p as i32)),
+        };
+        for (_, act, _) in &cx.host {
+            act.perform(&mut on).unwrap();
+        }
+        taken.iter().map(|f| host.take(*f).unwrap()).collect()
     }
     /// Restores, closes what was temporary, and gives the files in the order of the dump.
     pub fn files(&self, kind: &dyn FileKind) -> Vec<OwnedFd> {

@@ -17,13 +17,17 @@
 //! **A terminal from outside** (`--shell-job`): a slave whose master is not in the tree becomes an open file of the terminal
 //! of whoever restores: stdin, else stdout, stderr, /dev/tty. It gets the saved settings, not the window size.
 //!
+//! **A container's terminal** (`--orphan-pts-master`): a slave in the tree's own devpts whose master the runtime has. The pair is
+//! made anew, and the runtime is given the new master.
+//!
+//! **A terminal that the caller brings** (`--external tty[RDEV:DEV]` at dump, `--inherit-fd fd[N]:tty[RDEV:DEV]` at restore) is
+//! used as it is then: nothing is set.
+//!
 //! **What does not come back.** Half-typed lines; the borders between several lines if the last one was ended by ^D; queues of
 //! pairs in packet mode or with one end outside (the dump warns); output stopped by ^S; line disciplines other than
 //! N_TTY.
 //!
 //! KERNEL: TIOCGSID and TIOCGPGRP on a master tell anybody; TIOCSCTTY takes only a terminal no session has.
-//!
-//! Guests: pty, pty_data, ctty, dev_tty, shell_job.
 //!
 //! Guests: pty, pty_data, ctty, dev_tty, shell_job.
 use super::common::{ask_int, ask_ioctl};
@@ -157,8 +161,8 @@ fn info(seen: &Seen, how: Sort, id: u32, cx: &DumpCx) -> Result<pb::TtyInfoEntry
         rdev: seen.stat.st_rdev as u32,
         pty: pty.map(|index| pb::TtyPtyEntry { index }),
         dev: Some(seen.stat.st_dev as u32),
-        uid: Some(seen.stat.st_uid),
-        gid: Some(seen.stat.st_gid),
+        uid: Some(cx.ids.uid(seen.stat.st_uid)),
+        gid: Some(cx.ids.gid(seen.stat.st_gid)),
         ..Default::default()
     };
     // A terminal that was hung up answers nothing any more.
@@ -251,7 +255,17 @@ impl FileKind for Tty {
         false
     }
     fn dump(&self, seen: &Seen, id: u32, cx: &mut DumpCx) -> Result<pb::FileEntry> {
-        let how = sort(seen.stat.st_rdev).ok_or_else(|| Error::bug("no terminal"))?;
+        let (rdev, dev) = (seen.stat.st_rdev, seen.stat.st_dev);
+        let left_outside = cx
+            .options
+            .namespaces
+            .other
+            .contains(&format!("tty[{rdev:x}:{dev:x}]"));
+        let how = match left_outside {
+            true => Some(Sort::Other(TtyType::ExtTty, 2 * 1012 + 1)),
+            false => sort(rdev),
+        };
+        let how = how.ok_or_else(|| Error::bug("no terminal"))?;
         let (tty_info_id, fresh) = record(seen, how, cx)?;
         if fresh {
             let e = info(seen, how, tty_info_id, cx)?;
@@ -324,7 +338,7 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
                     ));
                 }
             }
-            None if id % 2 == 0 && !cx.options.shell_job => {
+            None if id % 2 == 0 && !cx.options.orphan_pts_master && !cx.options.shell_job => {
                 return Err(Error::new(
                     "E4130",
                     Blame::Container,

@@ -55,15 +55,14 @@ pub(super) fn plan(entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<()> {
             control(cx, entry, &i, file)?;
         }
         (TtyType::ExtTty, None) => {
+            let key = format!("tty[{:x}:{:x}]", i.rdev, i.dev());
             return Err(Error::new(
                 "E5104",
                 Blame::Image,
-                format!(
-                    "cannot open the external terminal of file entry {}",
-                    entry.id
-                ),
+                format!("the terminal {key} is left to the caller"),
             )
-            .why("the dump left it to the caller to provide it, which is not supported yet"));
+            .why("the dump was told that it is external")
+            .advice(format!("bring it: --inherit-fd 'fd[N]:{key}'")));
         }
         _ => return Err(malformed(entry, "a terminal of no sort")),
     }
@@ -138,6 +137,13 @@ fn pair(entry: &pb::FileEntry, index: u32, cx: &mut PlanCx) -> Result<Option<Pai
         }
         // Slaves that were hung up: so they are again when this master is closed.
         None if hung => ("/dev/ptmx".into(), libc::O_RDWR as u32, cx.temp(), None),
+        // The container's own terminal, whose master the runtime had and gets again.
+        None if cx.options.orphan_pts_master => {
+            let master = cx.temp();
+            cx.orphans.push(master);
+            let flags = (libc::O_RDWR | libc::O_NOCTTY) as u32;
+            ("/dev/ptmx".into(), flags, master, of(false))
+        }
         None => return Ok(None),
     };
     let act = Pty {
@@ -175,7 +181,7 @@ fn pair(entry: &pb::FileEntry, index: u32, cx: &mut PlanCx) -> Result<Option<Pai
 fn peer(cx: &mut PlanCx, master: FdRef, flags: u32, slave: FdRef, why: &str) {
     const O_LARGEFILE: u32 = 0o100000;
     let f = flags & (OPENABLE | O_LARGEFILE) | libc::O_NOCTTY as u32;
-    let named = Arg::Named(f.into(), stasis_kernel::names::open_flags(f.into()));
+    let named = Arg::OpenFlags(f.into());
     cx.host(
         ioctl_row(Arg::Fd(master), TIOCGPTPEER, named).binds(slave),
         why,
@@ -365,11 +371,7 @@ fn own_terminal(cx: &mut PlanCx) -> Result<FdRef> {
     let o = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
     let row = Call::new(
         libc::SYS_openat,
-        vec![
-            at_cwd(),
-            Arg::Str(path.into_bytes()),
-            Arg::Named(o, stasis_kernel::names::open_flags(o)),
-        ],
+        vec![at_cwd(), Arg::Str(path.into_bytes()), Arg::OpenFlags(o)],
     );
     cx.host(row.binds(t), "the terminal of whoever restores");
     cx.made.insert(key, vec![t]);

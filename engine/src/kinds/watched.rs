@@ -248,7 +248,7 @@ pub fn open_rows(
 ) -> Result<FdRef> {
     let file = cx.temp();
     let o = (libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW) as u64;
-    let flags = Arg::Named(o, stasis_kernel::names::open_flags(o));
+    let flags = Arg::OpenFlags(o);
     if let Some(path) = &fh.path {
         if !path.starts_with('/') || path.contains('\0') {
             return Err(malformed(entry, "what it watches has no absolute path"));
@@ -284,11 +284,7 @@ pub fn open_rows(
     let o = (libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64;
     let row = Call::new(
         libc::SYS_openat,
-        vec![
-            at_cwd(),
-            Arg::Str(on.mountpoint.clone()),
-            Arg::Named(o, stasis_kernel::names::open_flags(o)),
-        ],
+        vec![at_cwd(), Arg::Str(on.mountpoint.clone()), Arg::OpenFlags(o)],
     );
     cx.host(row.binds(mount), "the mount of what is watched");
     let row = Call::new(

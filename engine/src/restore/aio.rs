@@ -9,11 +9,11 @@
 use super::memory;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{Act, PlanCx, Stage};
+use crate::pages::{Run, Source, Store};
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::vm;
-use stasis_proto::{Kind, pb};
-use std::os::unix::fs::FileExt;
+use stasis_proto::pb;
 
 const HEADER: usize = 32;
 const EVENT: usize = 32;
@@ -38,8 +38,8 @@ impl Ring {
         mm: &pb::MmEntry,
         v: &pb::VmaEntry,
         cx: &mut PlanCx,
-        pages_id: u32,
-        pages: &[(u64, u64, u64)],
+        sources: &[Source],
+        pages: &[Run],
     ) -> Result<Self> {
         let bad = |why: &str| {
             Error::new("E5014", Blame::Image, format!("AIO ring at {:#x}", v.start))
@@ -53,15 +53,10 @@ impl Ring {
             .iter()
             .find(|(a, n, _)| *a <= v.start && v.end <= a + n)
             .ok_or_else(|| bad("its pages are not in the image"))?;
-        let name = Kind::Pages.file_of(pages_id);
-        let file = cx.dir.open_raw(&name)?;
+        let store = Store::open(cx.dir, sources)?;
         let mut header = [0u8; HEADER];
         let at = run.2 + (v.start - run.0);
-        let read = |b: &mut [u8], at: u64| {
-            file.read_exact_at(b, at)
-                .map_err(|e| Error::new("E5020", Blame::Image, name.clone()).why(e))
-        };
-        read(&mut header, at)?;
+        store.read(&mut header, at)?;
         let w = |i: usize| u32::from_le_bytes(header[i..i + 4].try_into().expect("four bytes"));
         let (nr, head, tail) = (w(4), w(8), w(12));
         let room = (len as usize - HEADER) / EVENT;
@@ -69,7 +64,7 @@ impl Ring {
             return Err(bad("its head or tail lies outside of it"));
         }
         let mut events = vec![0u8; len as usize - HEADER];
-        read(&mut events, at + HEADER as u64)?;
+        store.read(&mut events, at + HEADER as u64)?;
         let slot = |i: u32| i as usize * EVENT;
         let (head, tail, events) = if head <= tail {
             (head, tail, events[slot(head)..slot(tail)].to_vec())

@@ -4,44 +4,15 @@
 //! costs no fault (4.5 GB/s a thread); what becomes huge pages, is compared, or is small is written by process_vm_writev.
 use super::memory::Plan;
 use crate::error::{Blame, Error, Result};
+use crate::pages::{Source, Store};
 use crate::workers;
 use stasis_kernel::error::SysError;
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::{uffd, vm};
-use stasis_proto::{ImageDir, Kind};
-use std::fs::File;
+use stasis_proto::ImageDir;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
 const PIECE: u64 = 256 * 1024;
-
-/// A pages image, and whether it is long enough for what will be read from it.
-struct Image {
-    file: File,
-    name: String,
-}
-
-impl Image {
-    fn open(dir: &ImageDir, id: u32, end: u64) -> Result<Self> {
-        let name = Kind::Pages.file_of(id);
-        let file = dir.open_raw(&name)?;
-        let size = file
-            .metadata()
-            .map_err(|e| Error::new("E5020", Blame::Image, name.clone()).why(e))?
-            .len();
-        if end > size {
-            return Err(Error::new("E5021", Blame::Image, name)
-                .why("it is shorter than its pagemap says")
-                .advice("the image is truncated: copy or dump it again"));
-        }
-        Ok(Self { file, name })
-    }
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<()> {
-        self.file
-            .read_exact_at(buf, at)
-            .map_err(|e| Error::new("E5020", Blame::Image, self.name.clone()).why(e))
-    }
-}
 
 /// A userfaultfd of the task, with the ranges registered there (start, end).
 pub struct Missing {
@@ -150,12 +121,12 @@ fn groups(pieces: &[Piece]) -> Vec<std::ops::Range<usize>> {
     out
 }
 
-/// Writes all pages of a plan; gives their number. `base`: the pages image of the task whose memory it inherits.
+/// Writes all pages of a plan; gives their number. `base`: the pages images of the task whose memory it inherits.
 pub fn pages(
     dir: &ImageDir,
     pid: HostPid,
     m: &Plan,
-    base: Option<u32>,
+    base: Option<&[Source]>,
     missing: Option<&Missing>,
 ) -> Result<u64> {
     let (write, compare) = match &m.estate {
@@ -166,14 +137,9 @@ pub fn pages(
     if total == 0 {
         return Ok(0);
     }
-    let end = |it: &mut dyn Iterator<Item = u64>| it.max().unwrap_or(0);
-    let own = Image::open(dir, m.pages_id, end(&mut m.pages.iter().map(|p| p.1 + p.2)))?;
+    let own = Store::open(dir, &m.sources)?;
     let theirs = match base.filter(|_| !compare.is_empty()) {
-        Some(id) => Some(Image::open(
-            dir,
-            id,
-            end(&mut compare.iter().map(|c| c.3 + c.1)),
-        )?),
+        Some(sources) => Some(Store::open(dir, sources)?),
         None => None,
     };
     let mut pieces: Vec<Piece> = Vec::new();
@@ -205,7 +171,7 @@ pub fn pages(
 }
 
 /// Pieces that follow each other in the image.
-fn several(pid: HostPid, own: &Image, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+fn several(pid: HostPid, own: &Store, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
     let len: u64 = pieces.iter().map(|p| p.len).sum();
     let buf = &mut buf[..len as usize];
     own.read(buf, pieces[0].at)?;
@@ -219,7 +185,7 @@ fn several(pid: HostPid, own: &Image, pieces: &[Piece], buf: &mut [u8]) -> Resul
     vm::writev(pid, &ranges, buf).map_err(|e| misplaced(pieces[0].addr, e))
 }
 
-fn copy(missing: &Missing, own: &Image, p: Piece, buf: &mut [u8]) -> Result<()> {
+fn copy(missing: &Missing, own: &Store, p: Piece, buf: &mut [u8]) -> Result<()> {
     let buf = &mut buf[..p.len as usize];
     own.read(buf, p.at)?;
     uffd::copy(missing.fd.as_fd(), RemotePtr(p.addr), buf).map_err(|e| misplaced(p.addr, e))
@@ -228,8 +194,8 @@ fn copy(missing: &Missing, own: &Image, p: Piece, buf: &mut [u8]) -> Result<()> 
 /// Writes only the pages that the parent has otherwise: the others stay shared with it.
 fn differing(
     pid: HostPid,
-    own: &Image,
-    theirs: &Image,
+    own: &Store,
+    theirs: &Store,
     p: Piece,
     their_at: u64,
     buf: &mut [u8],

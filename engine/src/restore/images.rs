@@ -1,5 +1,8 @@
 //! What a folder holds, read once and checked before anything is done. Images are untrusted.
 use crate::error::{Blame, Error, Result};
+use crate::namespaces::user::Ids;
+use crate::pages::Pages;
+use stasis_kernel::ns::Ns;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,8 +18,8 @@ pub struct TaskImages {
     pub ids: pb::TaskKobjIdsEntry,
     /// Its address space; `None` if it shares that of an earlier task, or is a zombie.
     pub mm: Option<pb::MmEntry>,
-    /// Pages: the number of the pages image and its map.
-    pub pages: Option<(u32, Vec<pb::PagemapEntry>)>,
+    /// Its pages.
+    pub pages: Option<Pages>,
     /// Directories and umask.
     pub fs: pb::FsEntry,
 }
@@ -38,8 +41,14 @@ pub struct Images {
     pub tables: BTreeMap<u32, Vec<pb::FdinfoEntry>>,
     /// Seccomp filters.
     pub seccomp: Vec<pb::SeccompFilter>,
+    /// Which module gave labels where the tree was dumped.
+    pub lsm: pb::Lsmtype,
+    /// The set of control groups the engine that dumped was in; 0: it does not say.
+    pub cgroups_of_dumper: u32,
     /// The clocks of the tree's time namespace, if it has one of its own.
     pub clocks: Option<pb::TimensEntry>,
+    /// Namespaces that were not those of the engine that dumped, with their ids; without time.
+    pub own_namespaces: Vec<(Ns, u32)>,
 }
 
 fn bad(what: impl Into<String>, why: &str) -> Error {
@@ -120,7 +129,8 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             Some(ids) => ids,
             None => dir.read_one(&Kind::Ids.file_of(pid))?,
         };
-        namespaces(&t.ids, root_ids.as_ref()).map_err(|e| e.on(name()))?;
+        let first = tasks.first().map_or(&t.ids, |r| &r.ids);
+        namespaces(&t.ids, first).map_err(|e| e.on(name()))?;
         if t.entry.threads.first() != Some(&pid) {
             return Err(bad(name(), "its first thread is not its leader"));
         }
@@ -151,9 +161,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             };
             vmas(&mm, pid)?;
             t.mm = Some(mm);
-            let map = pagemap(dir, &Kind::Pagemap.file_of(pid))?;
-            whole(dir, &map)?;
-            t.pages = Some(map);
+            t.pages = Some(Pages::load(dir, &Kind::Pagemap.file_of(pid))?);
         }
         tasks.push(t);
     }
@@ -201,7 +209,19 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
         Vec::new()
     };
     let clocks = clocks(dir, &tasks, root_ids.as_ref())?;
+    let own_namespaces = own_namespaces(&tasks[0].ids, root_ids.as_ref());
+    if let Some((_, id)) = own_namespaces.iter().find(|n| n.0 == Ns::User) {
+        // the engine writes it, and has other numbers for the users inside
+        let ids = Ids::of_image(&crate::namespaces::user::load(dir, *id)?);
+        let outside = |l: u32| (l == u32::MAX).then_some(l).or(ids.uid_outside(l));
+        for t in &mut tasks {
+            t.tc.loginuid = t.tc.loginuid.and_then(outside);
+        }
+    }
     Ok(Images {
+        lsm: crate::lsm::of_image(&inv),
+        cgroups_of_dumper: inv.root_cg_set.unwrap_or(0),
+        own_namespaces,
         tasks,
         files,
         tables,
@@ -233,25 +253,48 @@ fn clocks(
     }
 }
 
-fn namespaces(ids: &pb::TaskKobjIdsEntry, root: Option<&pb::TaskKobjIdsEntry>) -> Result<()> {
-    let Some(root) = root else { return Ok(()) };
-    for (name, a, b) in [
-        ("pid", ids.pid_ns_id, root.pid_ns_id),
-        ("net", ids.net_ns_id, root.net_ns_id),
-        ("ipc", ids.ipc_ns_id, root.ipc_ns_id),
-        ("uts", ids.uts_ns_id, root.uts_ns_id),
-        ("mnt", ids.mnt_ns_id, root.mnt_ns_id),
-        ("user", ids.user_ns_id, root.user_ns_id),
-        ("cgroup", ids.cgroup_ns_id, root.cgroup_ns_id),
-    ] {
+/// The id of a task's namespace.
+fn id_of(ids: &pb::TaskKobjIdsEntry, ns: Ns) -> Option<u32> {
+    match ns {
+        Ns::User => ids.user_ns_id,
+        Ns::Pid => ids.pid_ns_id,
+        Ns::Mnt => ids.mnt_ns_id,
+        Ns::Net => ids.net_ns_id,
+        Ns::Ipc => ids.ipc_ns_id,
+        Ns::Uts => ids.uts_ns_id,
+        Ns::Cgroup => ids.cgroup_ns_id,
+        Ns::Time => ids.time_ns_id,
+    }
+}
+
+/// All tasks must be in the root's namespaces.
+fn namespaces(ids: &pb::TaskKobjIdsEntry, root: &pb::TaskKobjIdsEntry) -> Result<()> {
+    for ns in Ns::ALL.into_iter().filter(|n| *n != Ns::Time) {
+        let (a, b) = (id_of(ids, ns), id_of(root, ns));
         if a.is_some() && b.is_some() && a != b {
             return Err(unsupported(
-                format!("{name} namespace"),
-                "it has one of its own",
+                format!("{} namespace", ns.name()),
+                "it has another than the root of the tree",
             ));
         }
     }
     Ok(())
+}
+
+/// Namespaces of the tree that were not the engine's when it was dumped.
+fn own_namespaces(
+    tree: &pb::TaskKobjIdsEntry,
+    engine: Option<&pb::TaskKobjIdsEntry>,
+) -> Vec<(Ns, u32)> {
+    let Some(engine) = engine else {
+        return Vec::new();
+    };
+    let sorts = Ns::ALL.into_iter().filter(|n| *n != Ns::Time);
+    let own = |ns: Ns| match (id_of(tree, ns), id_of(engine, ns)) {
+        (Some(a), Some(b)) if a != b => Some((ns, a)),
+        _ => None,
+    };
+    sorts.filter_map(own).collect()
 }
 
 /// Highest address user space may map, exclusive.
@@ -279,89 +322,4 @@ fn vmas(mm: &pb::MmEntry, pid: u32) -> Result<()> {
         end = v.end;
     }
     Ok(())
-}
-
-/// The pages image must hold all that its map names: known before anything is done.
-fn whole(dir: &ImageDir, (pages_id, map): &(u32, Vec<pb::PagemapEntry>)) -> Result<()> {
-    let pages: u64 = map.iter().filter_map(|e| e.nr_pages).sum();
-    if pages == 0 {
-        return Ok(());
-    }
-    let name = Kind::Pages.file_of(*pages_id);
-    let failed = |e: std::io::Error| bad(name.clone(), &e.to_string());
-    let size = dir.open_raw(&name)?.metadata().map_err(failed)?.len();
-    if pages > size / 4096 {
-        return Err(Error::new("E5021", Blame::Image, name)
-            .why("it is shorter than its pagemap says")
-            .advice("the image is truncated: copy or dump it again"));
-    }
-    Ok(())
-}
-
-/// A pagemap: the number of its pages image and its entries, in order and without overlaps.
-pub fn pagemap(dir: &ImageDir, name: &str) -> Result<(u32, Vec<pb::PagemapEntry>)> {
-    let mut r = dir.reader(name)?;
-    let head: pb::PagemapHead = r.read()?.ok_or_else(|| bad(name, "it is empty"))?;
-    let mut all: Vec<pb::PagemapEntry> = r.read_rest()?;
-    let mut end = 0;
-    for e in &mut all {
-        let n = *e.nr_pages.get_or_insert(u64::from(e.compat_nr_pages));
-        if e.in_parent == Some(true) || e.flags.unwrap_or(4) & 1 != 0 {
-            return Err(unsupported(
-                name,
-                "it is incremental: pages are in a parent image",
-            ));
-        }
-        if e.flags.is_some_and(|f| f & 4 == 0) {
-            return Err(unsupported(
-                name,
-                "some of its pages were left with a page server (lazy pages), not written",
-            ));
-        }
-        let next = n
-            .checked_mul(4096)
-            .and_then(|n| n.checked_add(e.vaddr))
-            .filter(|n| *n <= u64::MAX >> 1);
-        match next {
-            Some(n) if e.vaddr >= end && e.vaddr % 4096 == 0 => end = n,
-            _ => return Err(bad(name, "its entries overlap or leave the address space")),
-        }
-    }
-    Ok((head.pages_id, all))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(entry: &pb::PagemapEntry) -> Result<(u32, Vec<pb::PagemapEntry>)> {
-        let tmp = tempfile::tempdir().unwrap();
-        let dir = ImageDir::open(tmp.path()).unwrap();
-        let mut w = dir.writer("pagemap-1.img").unwrap();
-        w.write(&pb::PagemapHead { pages_id: 7 }).unwrap();
-        w.write(entry).unwrap();
-        w.finish().unwrap();
-        pagemap(&dir, "pagemap-1.img")
-    }
-
-    #[test]
-    fn pages_that_are_elsewhere_are_refused() {
-        let mut e = pb::PagemapEntry {
-            vaddr: 0x1000,
-            compat_nr_pages: 2,
-            flags: Some(4 | 2),
-            ..Default::default()
-        };
-        let (id, all) = read(&e).unwrap();
-        // an old image has the old count only
-        assert_eq!((id, all[0].nr_pages), (7, Some(2)));
-        for flags in [2, 1, 0] {
-            e.flags = Some(flags);
-            assert!(read(&e).is_err(), "flags {flags}");
-        }
-        e.flags = None;
-        assert!(read(&e).is_ok());
-        e.in_parent = Some(true);
-        assert!(read(&e).is_err());
-    }
 }

@@ -12,6 +12,7 @@ use super::vdso::{Foreign, Special};
 use crate::dump::mm::status;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{Act, PlanCx, Stage, shmem};
+use crate::pages::{Run, Source};
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
 use stasis_kernel::names;
 use stasis_proto::pb::{self, VmaEntry};
@@ -107,10 +108,14 @@ pub struct Plan {
     pub late: Vec<Call>,
     /// AIO rings.
     pub rings: Vec<Ring>,
-    /// The pages image and what goes where: address, length, offset in the image.
-    pub pages_id: u32,
-    /// See `pages_id`.
-    pub pages: Vec<(u64, u64, u64)>,
+    /// What goes where.
+    pub pages: Vec<Run>,
+    /// The pages images.
+    pub sources: Vec<Source>,
+    /// Pages that come when the tree runs, and the mappings they lie in: start, length.
+    pub lazy: Vec<Run>,
+    /// See `lazy`.
+    pub lazy_ranges: Vec<(u64, u64)>,
 }
 
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
@@ -168,9 +173,45 @@ fn segment(v: &VmaEntry, segments: &BTreeMap<u64, u64>, p: &mut Plan) -> Result<
     Ok(())
 }
 
+/// Of a mapping in huge pages of the pool, the logarithm of their size.
+fn huge_of(v: &VmaEntry) -> Result<Option<u32>> {
+    if v.flags & libc::MAP_HUGETLB as u32 == 0 {
+        return Ok(None);
+    }
+    match v.flags >> libc::MAP_HUGE_SHIFT & libc::MAP_HUGE_MASK as u32 {
+        // the kernel's choice: that of x86-64
+        0 => Ok(Some(21)),
+        log if (12..48).contains(&log) => Ok(Some(log)),
+        log => Err(Error::new(
+            "E5013",
+            Blame::Image,
+            format!("mapping {:#x}-{:#x}", v.start, v.end),
+        )
+        .why(format!("no huge page has 2^{log} bytes"))
+        .advice("dump again")),
+    }
+}
+
+/// Rows: shared memory in huge pages of the pool. It comes back as a memfd, whose name is the only difference.
+fn pool(cx: &mut PlanCx, file: FdRef, size: u64, log: u32) {
+    const MFD_HUGETLB: u32 = 4;
+    let flags = libc::MFD_CLOEXEC | MFD_HUGETLB | log << libc::MAP_HUGE_SHIFT;
+    let args = vec![
+        Arg::Str(b"anon_hugepage".to_vec()),
+        Arg::Named(flags.into(), names::memfd_flags(flags.into())),
+    ];
+    cx.host(
+        Call::new(libc::SYS_memfd_create, args).binds(file),
+        "shared memory in huge pages",
+    );
+    let c = Call::new(libc::SYS_ftruncate, vec![Arg::Fd(file), Arg::Int(size)]);
+    cx.host(c, "its size");
+}
+
 /// Shared anonymous memory: the engine makes each object once, fills it, and every task maps it like a file.
 pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> {
-    let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
+    // bytes, and the logarithm of the size of its huge pages
+    let mut sizes: BTreeMap<u64, (u64, Option<u32>)> = BTreeMap::new();
     for v in images
         .tasks
         .iter()
@@ -187,20 +228,23 @@ pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> 
                     .why("a mapping of it begins beyond all sizes")
                     .advice("dump again")
             })?;
-            let size = sizes.entry(v.shmid).or_default();
+            let (size, huge) = sizes.entry(v.shmid).or_default();
             *size = end.max(*size);
+            *huge = huge_of(v)?;
         }
     }
     cx.enter(Stage::First);
     let mut made = BTreeMap::new();
-    for (shmid, size) in sizes {
+    for (shmid, (size, huge)) in sizes {
         let f = cx.temp();
-        cx.act_at(
-            Stage::First,
-            Act::SharedMemory { file: f, size },
-            "make shared anonymous memory",
-        );
-        shmem::plan_fill(cx, f, shmid, size, None)?;
+        match huge {
+            None => {
+                let act = Act::SharedMemory { file: f, size };
+                cx.act_at(Stage::First, act, "make shared anonymous memory");
+            }
+            Some(log) => pool(cx, f, size.next_multiple_of(1 << log), log),
+        }
+        shmem::plan_fill(cx, f, shmid, size, huge.map(|log| 1 << log))?;
         made.insert(shmid, f);
     }
     Ok(made)
@@ -267,20 +311,17 @@ pub fn plan(
         foreign: None,
         late: Vec::new(),
         rings: Vec::new(),
-        pages_id: 0,
         pages: Vec::new(),
+        sources: Vec::new(),
+        lazy: Vec::new(),
+        lazy_ranges: Vec::new(),
     };
-    let (pages_id, map) = t
+    let pages = t
         .pages
         .as_ref()
         .ok_or_else(|| Error::bug("a task without a pagemap"))?;
-    p.pages_id = *pages_id;
-    let mut at = 0;
-    for e in map {
-        let len = e.nr_pages.unwrap_or(0) * 4096;
-        p.pages.push((e.vaddr, len, at));
-        at += len;
-    }
+    p.pages = pages.runs.clone();
+    p.sources = pages.sources.clone();
     let mut sealed = Vec::new();
     for v in &mm.vmas {
         let len = v.end - v.start;
@@ -301,7 +342,7 @@ pub fn plan(
         if v.status & (status::VDSO | status::VVAR) != 0 {
             let foreign = match v.status & status::VDSO {
                 0 => None,
-                _ => Foreign::plan(t, v, cx, own_vdso, *pages_id, &p.pages)?,
+                _ => Foreign::plan(t, v, cx, own_vdso, &p.sources, &p.pages)?,
             };
             if foreign.is_none() {
                 p.vdso
@@ -315,7 +356,7 @@ pub fn plan(
         }
         if v.status & status::AIORING != 0 {
             let own = cut(&mut p.pages, v.start, v.end);
-            p.rings.push(Ring::plan(mm, v, cx, p.pages_id, &own)?);
+            p.rings.push(Ring::plan(mm, v, cx, &p.sources, &own)?);
             p.maps.push(Mapping {
                 start: v.start,
                 len,
@@ -342,6 +383,13 @@ pub fn plan(
             .why(format!("its kind ({:#x}) is not supported", v.status)));
         }
         let mut prot = u64::from(v.prot);
+        if cx.options.memory.lazy && may_be_lazy(v) {
+            let mut later = cut(&mut p.pages, v.start, v.end);
+            if !later.is_empty() {
+                p.lazy.append(&mut later);
+                p.lazy_ranges.push((v.start, len));
+            }
+        }
         let filled = p
             .pages
             .iter()
@@ -445,6 +493,15 @@ pub fn plan(
     Ok(p)
 }
 
+/// Private anonymous memory, unless it must never fault.
+fn may_be_lazy(v: &VmaEntry) -> bool {
+    const NOT: u32 = (libc::MAP_LOCKED | libc::MAP_HUGETLB | libc::MAP_SHARED) as u32;
+    v.status & status::ANON_PRIVATE != 0
+        && v.status & (status::VDSO | status::VVAR | status::AIORING) == 0
+        && v.flags & NOT == 0
+        && v.flags & libc::MAP_PRIVATE as u32 != 0
+}
+
 fn need(files: &mut Vec<FdRef>, f: FdRef) {
     if !files.contains(&f) {
         files.push(f);
@@ -455,8 +512,8 @@ fn prot_arg(prot: u64) -> Arg {
     Arg::Named(prot, names::mmap_prot(prot))
 }
 
-/// Runs of pages: address, length, offset in the pages image.
-type Runs = Vec<(u64, u64, u64)>;
+/// Runs of pages.
+type Runs = Vec<Run>;
 
 /// Takes what lies in `start..end` out of the runs. A run may go over the borders of mappings: neighbours are dumped as one.
 fn cut(runs: &mut Runs, start: u64, end: u64) -> Runs {
@@ -654,7 +711,7 @@ pub fn place(table: &[(FdRef, i32, bool)]) -> Vec<Call> {
                 vec![
                     Arg::Int(i as u64),
                     Arg::Int(*slot as u64),
-                    Arg::Named(flag, names::open_flags(flag)),
+                    Arg::OpenFlags(flag),
                 ],
             ));
             rows.push(Call::new(libc::SYS_close, vec![Arg::Int(i as u64)]));

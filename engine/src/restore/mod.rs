@@ -2,10 +2,15 @@
 mod aio;
 mod family;
 mod fill;
+mod grounds;
 mod habits;
 mod heirs;
-mod images;
+pub(crate) use heirs::minus;
+pub(crate) mod images;
+mod inner;
 mod memory;
+mod numbers;
+mod pager;
 mod perform;
 pub mod plan;
 mod privileges;
@@ -13,6 +18,7 @@ mod regs;
 mod vdso;
 
 use crate::error::Result;
+use crate::events::Moment;
 use crate::options::Options;
 use crate::phase::Phase;
 use crate::report::RestoreReport;
@@ -25,14 +31,20 @@ use std::time::Instant;
 pub fn restore(o: &Options) -> Result<RestoreReport> {
     let begun = Instant::now();
     stasis_kernel::limits::raise_nofile();
-    let dir = ImageDir::open(&o.images)?;
+    let dir = open(o)?;
     let images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
     let plan = plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?;
     let mut report = RestoreReport {
         warnings: plan.warnings.clone(),
         ..Default::default()
     };
+    o.events
+        .tell(Moment::PreRestore)
+        .map_err(|e| e.at(Phase::Plan))?;
     report.pid = perform::perform(o, &dir, &images, &plan, &mut report)?;
+    if let Err(e) = o.events.tell(Moment::PostResume(report.pid)) {
+        tracing::warn!("the tree runs, but: {e}");
+    }
     report.restore_us = begun.elapsed().as_micros() as u64;
     if !o.detach {
         report.exit_status = Some(stasis_kernel::ptrace::wait_exit(report.pid)?);
@@ -40,9 +52,14 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
     Ok(report)
 }
 
+/// The folder, and those of the dumps it builds on.
+fn open(o: &Options) -> Result<ImageDir> {
+    Ok(ImageDir::open(&o.images)?.with_parents(o.memory.parent.as_deref())?)
+}
+
 /// Every tape and host call of a restore, for people; nothing is done.
 pub fn show_plan(o: &Options) -> Result<String> {
-    let dir = ImageDir::open(&o.images)?;
+    let dir = open(o)?;
     let images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
     Ok(plan::show(
         &plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?,

@@ -7,25 +7,31 @@
 use super::family::{self, Deed};
 use super::habits::Outside;
 use super::images::{Images, TaskImages};
+use super::numbers::Numbers;
+use super::pager::{Pager, no_uffd};
 use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
-use super::{fill, memory, vdso};
+use super::{fill, grounds, inner, memory, vdso};
 use crate::dump::seize;
 use crate::error::{Blame, Error, Result};
+use crate::events::Moment;
 use crate::kinds::{Act, Stage, Stagehand};
 use crate::options::{After, Options};
 use crate::phase::Phase;
 use crate::report::RestoreReport;
 use nix::errno::Errno;
+use stasis_cgroups::Groups;
 use stasis_kernel::call::{Arg, Call, FdRef, answer};
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::{HostPid, RemoteFd};
-use stasis_kernel::names;
+use stasis_kernel::inner::Inner;
+use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::{MapName, ProcDir};
 use stasis_kernel::ptrace::{EXITKILL, SUSPEND_SECCOMP, TRACESYSGOOD, Tracee};
 use stasis_kernel::reel::{PlayError, Played, Reel, STUB_SOCKET, spawn_stub};
 use stasis_kernel::sched;
-use stasis_proto::ImageDir;
+use stasis_netlock::Lock;
+use stasis_proto::{ImageDir, Kind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -45,19 +51,33 @@ pub struct Performance<'a> {
     stub: Option<HostPid>,
     /// Seized tasks, by index in the plan; zombies have none.
     leaders: Vec<Option<Tracee>>,
-    /// Pids of all tasks seized so far.
+    /// The engine's numbers of all tasks seized so far.
     seized: Vec<i32>,
-    /// Pids of tasks and helpers that are born and not seized yet.
+    /// The engine's numbers of tasks and helpers that are born and not seized yet.
     newborn: Vec<i32>,
+    /// The root, from its birth on, by the engine's number.
+    root: Option<HostPid>,
+    /// The engine's numbers of tasks and threads.
+    pids: Numbers,
+    /// The worker in the tree's namespaces, if they are not all the engine's.
+    worker: Option<Inner>,
+    /// Control groups: those that were made go when this is dropped, after the tasks in them.
+    groups: Option<Groups<'a>>,
     /// Tasks seized while they have no parent to die with, that will be zombies.
     fosterlings: Vec<Tracee>,
     /// Pids of all tasks and helpers of the family.
     numbers: Vec<u32>,
+    /// Threads but for the leaders, in the order of the plan, once they are seized.
+    threads: Vec<Tracee>,
     /// All threads once they are seized for the last act: index in the plan, number within the task.
     going: Vec<(usize, usize, Tracee)>,
     /// Where the vDSO and its data are parked.
     parked: Vec<vdso::Special>,
     committed: bool,
+    /// What will not be as it was, found on the way.
+    warnings: Vec<String>,
+    /// Holds packets of its connections.
+    lock: Option<Lock>,
     /// Whether the kernel makes huge pages where nobody asked for them.
     huge: bool,
 }
@@ -67,21 +87,29 @@ impl Drop for Performance<'_> {
         if self.committed {
             return;
         }
+        self.worker = None;
         let mut pids: Vec<i32> = self.stub.iter().map(|s| s.0).collect();
+        pids.extend(self.root.map(|r| r.0));
         pids.extend(&self.seized);
         pids.extend(self.fosterlings.iter().map(|t| t.tid));
-        if self.stub.is_some() {
+        if self.stub.is_some() && !self.pids.are_foreign() && !self.o.sibling {
             // not all tasks are seized yet: those that are born die with their parents
             pids.extend(self.born());
         }
+        pids.sort_unstable();
+        pids.dedup();
         for p in &pids {
             let _ = stasis_kernel::ptrace::kill(*p, libc::SIGKILL);
         }
         // KERNEL: a tracer can wait for a leader only when it has waited for all other threads (delay_group_leader())
-        for (_, _, th) in self.going.iter().filter(|g| g.1 > 0) {
+        let threads = self.going.iter().filter(|g| g.1 > 0).map(|g| &g.2);
+        for th in threads.chain(&self.threads) {
             let _ = th.wait_gone();
         }
-        for p in pids {
+        // KERNEL: the first of a pid namespace waits for all others in there, and those are gone when their tracer has looked
+        let root = self.root.map(|r| r.0);
+        let (last, first): (Vec<i32>, Vec<i32>) = pids.into_iter().partition(|p| Some(*p) == root);
+        for p in first.into_iter().chain(last) {
             let _ = Tracee { tid: p }.wait_gone();
         }
     }
@@ -113,22 +141,39 @@ impl<'a> Performance<'a> {
             leaders: (0..plan.tasks.len()).map(|_| None).collect(),
             seized: Vec::new(),
             newborn: Vec::new(),
+            root: None,
+            pids: Numbers::new(plan.grounds.has(Ns::Pid)),
+            worker: None,
+            groups: None,
             fosterlings: Vec::new(),
             numbers: Vec::new(),
+            threads: Vec::new(),
             going: Vec::new(),
             parked: Vec::new(),
             committed: false,
+            warnings: Vec::new(),
+            lock: hold(o, dir, images, plan)?,
             huge: std::fs::read("/sys/kernel/mm/transparent_hugepage/enabled")
                 .is_ok_and(|t| t.starts_with(b"[always]")),
         };
-        p.open(&[Stage::First, Stage::Second])?;
+        if plan.grounds.are_ours() {
+            p.host = given(plan)?;
+            p.open(&[Stage::First, Stage::Second])?;
+        }
         // one with a number that the tree needs is in its way; it goes when a better one is found
         let needed = p.needed();
         let mut others = Vec::new();
         let pid = loop {
-            let pid = spawn_stub(&p.reel, plan.hole, &theirs)
+            let pid = spawn_stub(&p.reel, plan.hole, &theirs, o.sibling)
                 .map_err(|e| Error::from(e).at(Phase::Birth))?;
-            if !needed.contains(&(pid as u32)) || others.len() > needed.len() {
+            if o.sibling {
+                // it would not die with the engine, whose child it is not
+                p.fosterlings.push(Tracee::seize(pid, EXITKILL)?);
+            }
+            if p.pids.are_foreign()
+                || !needed.contains(&(pid as u32))
+                || others.len() > needed.len()
+            {
                 break pid;
             }
             others.push(pid);
@@ -138,10 +183,19 @@ impl<'a> Performance<'a> {
         for pid in others {
             stasis_kernel::ptrace::kill(pid, libc::SIGKILL)?;
             Tracee { tid: pid }.wait_gone()?;
+            p.fosterlings.retain(|t| t.tid != pid);
         }
         Ok(p)
     }
     fn open(&mut self, stages: &[Stage]) -> Result<()> {
+        if let Some(worker) = &self.worker {
+            for s in stages {
+                if self.plan.host.iter().any(|h| h.0 == *s) {
+                    inner::ask(worker, inner::Task::Open(*s), &mut self.host)?;
+                }
+            }
+            return Ok(());
+        }
         let known = |pid: u32| Some(HostPid(pid as i32));
         let of = |s: &Stage| {
             let s = *s;
@@ -218,9 +272,16 @@ impl<'a> Performance<'a> {
     fn numbers(&self) -> Vec<u32> {
         let mut used = self.needed();
         let stub = self.stub.map_or(1, |s| s.0 as u32);
-        let mut at = (300..stub).rev().chain(stub + 100..);
+        let foreign = self.pids.are_foreign();
+        used.extend(self.plan.grounds.worker.map(|w| w as u32));
+        let mut at: Box<dyn Iterator<Item = u32>> = match foreign {
+            true => Box::new(2..),
+            false => Box::new((300..stub).rev().chain(stub + 100..)),
+        };
         self.plan.numbers(|| {
-            let free = |n: &u32| !used.contains(n) && ProcDir::open(HostPid(*n as i32)).is_err();
+            let free = |n: &u32| {
+                !used.contains(n) && (foreign || ProcDir::open(HostPid(*n as i32)).is_err())
+            };
             let n = at.find(free).unwrap_or(u32::MAX);
             used.insert(n);
             n
@@ -310,16 +371,17 @@ impl<'a> Performance<'a> {
                 match d {
                     Deed::Birth { child, parent, .. } => {
                         let parent = self.numbers[*parent] as i32;
-                        self.reel.expect_parent(plan.slot_of(*child), parent);
-                        born.push(self.numbers[*child] as i32);
+                        self.reel.expect_parent(plan.slot_of(*child), Some(parent));
+                        born.push((self.numbers[*child], parent as u32));
                     }
                     // a live task is seized already: it does not outlive the engine while it has no parent to die with
                     Deed::Unbind if plan.tasks[*by].end.is_some() => {
-                        self.fosterlings.push(seize(plan.tasks[*by].pid)?);
+                        let pid = self.pids.known(plan.tasks[*by].pid)?;
+                        self.fosterlings.push(seize(pid)?);
                     }
                     Deed::Exit => {
-                        let pid = self.numbers[*by] as i32;
-                        self.newborn.retain(|p| *p != pid);
+                        let pid = self.pids.known(self.numbers[*by])?;
+                        self.newborn.retain(|p| *p != pid.0);
                     }
                     Deed::Bind(_) => bound = true,
                     _ => {}
@@ -330,7 +392,10 @@ impl<'a> Performance<'a> {
         }
         let tapes: Vec<_> = tapes.iter().map(|(s, t)| (*s, &t[..])).collect();
         self.play(&tapes, Phase::Birth).map_err(taken)?;
-        self.newborn.extend(born);
+        self.pids.find_children(&born)?;
+        for (own, _) in &born {
+            self.newborn.push(self.pids.known(*own)?.0);
+        }
         if bound {
             // their ends are their parents' to see
             for t in std::mem::take(&mut self.fosterlings) {
@@ -343,21 +408,15 @@ impl<'a> Performance<'a> {
     }
     /// The tasks of one wave are born, with their sessions; then seized.
     fn births(&mut self, wave: usize) -> Result<()> {
-        let own = std::process::id() as i32;
         let tasks = &self.plan.tasks;
-        if wave == 0 {
-            self.reel.expect_parent(tasks[0].slot, own);
-            let root = [self.plan.birth.clone()];
-            self.play(&[(0, &root)], Phase::Birth).map_err(taken)?;
-            self.newborn.push(tasks[0].pid as i32);
-        }
         for stage in self.plan.births(wave) {
             self.family(&stage)?;
         }
         for (i, t) in tasks.iter().enumerate() {
-            if t.end.is_none() && t.wave == wave {
-                self.leaders[i] = Some(seize(t.pid)?);
-                self.seized.push(t.pid as i32);
+            if t.end.is_none() && t.wave == wave && self.leaders[i].is_none() {
+                let pid = self.pids.known(t.pid)?;
+                self.leaders[i] = Some(seize(pid)?);
+                self.seized.push(pid.0);
             }
         }
         self.newborn.clear();
@@ -368,7 +427,118 @@ impl<'a> Performance<'a> {
         if let Some(stub) = self.stub.take() {
             stasis_kernel::ptrace::kill(stub.0, libc::SIGKILL)?;
             Tracee { tid: stub.0 }.wait_gone()?;
+            self.fosterlings.retain(|t| t.tid != stub.0);
         }
+        Ok(())
+    }
+    /// The stub goes where the tree will live; the root is born there, and what is in its namespaces is made.
+    fn found(&mut self) -> Result<()> {
+        let (g, o) = (&self.plan.grounds, self.o);
+        let stub = self.stub.ok_or_else(|| Error::bug("no stub"))?;
+        self.play(&[(0, &g.joining())], Phase::Birth)?;
+        if let Some(users) = g.users() {
+            self.play(&[(0, &[users])], Phase::Birth)?;
+            let id = g.made(Ns::User).unwrap_or(0);
+            crate::namespaces::map_users(o, self.dir, id, stub)?;
+            self.play(&[(0, &grounds::become_root())], Phase::Birth)?;
+        }
+        let groups = crate::cgroups::make(&o.cgroups, &self.plan.cgroups)?;
+        let home = self.home(0, 0);
+        if g.makes(Ns::Cgroup) {
+            groups.place_ns_root(stub, home)?;
+        }
+        if let Some(making) = g.making() {
+            self.play(&[(0, &[making])], Phase::Birth)?;
+        }
+        let groups = self.groups.insert(groups);
+        groups.place(stub, home)?;
+        groups.set_properties()?;
+        let clocks = self.plan.clocks.as_ref();
+        if let Some(then) = clocks.filter(|_| !g.has(Ns::Time)) {
+            let rows = crate::clocks::rows(then)?;
+            self.play(&[(0, &rows)], Phase::Birth)?;
+        }
+        self.bear_root()?;
+        let root = self.pids.known(self.plan.tasks[0].pid)?;
+        o.events.tell(Moment::SetupNamespaces(root.0))?;
+        if !g.are_ours() {
+            // the root of a user namespace may not be let into the caller's folder
+            let held = g.has(Ns::User).then(|| self.dir.held(not_of_tasks));
+            let held = held.transpose()?;
+            let mut host = given(self.plan)?;
+            if g.has(Ns::User) {
+                // KERNEL: only the first user namespace's root opens /proc/PID/map_files, which this is made through
+                for (_, act, _) in &self.plan.host {
+                    if let Act::SharedMemory { file, size } = act {
+                        host.insert(*file, stasis_kernel::vm::shared_memory(*size)?);
+                    }
+                }
+            }
+            if let Some(m) = &self.plan.mounts {
+                crate::namespaces::mnt::fetch(self.dir, m, &mut host)?;
+            }
+            let work = inner::Work {
+                o,
+                dir: held.as_ref().unwrap_or(self.dir),
+                plan: self.plan,
+                host,
+            };
+            let which = g.for_worker();
+            let worker = stasis_kernel::inner::start(root, &which, g.worker, |channel| {
+                inner::serve(work, channel)
+            })?;
+            self.warnings
+                .extend(inner::ask(&worker, inner::Task::Contents, &mut self.host)?);
+            self.worker = Some(worker);
+        }
+        o.events.tell(Moment::PostSetupNamespaces(root.0))?;
+        if self.worker.is_some() {
+            self.open(&[Stage::First, Stage::Second])
+                .map_err(|e| e.at(Phase::Open))?;
+        }
+        Ok(())
+    }
+    /// The set of control groups of a thread: numbers of its task and in the task.
+    fn home(&self, task: usize, thread: usize) -> u32 {
+        let t = &self.images.tasks[task];
+        let core = t.threads.get(thread).map(|(_, c)| c);
+        core.map_or(0, |c| crate::cgroups::set_of(&t.tc, c))
+    }
+    /// Moves those to their control groups who are not where they were born.
+    fn go_home(&self) -> Result<()> {
+        let Some(groups) = &self.groups else {
+            return Ok(());
+        };
+        let born = self.home(0, 0);
+        for (i, k, th) in &self.going {
+            let (at, leaders) = (self.home(*i, *k), self.home(*i, 0));
+            if *k == 0 && at != born {
+                groups.place(HostPid(th.tid), at)?;
+            }
+            if *k > 0 && at != leaders {
+                groups.place_thread(HostPid(th.tid), at)?;
+            }
+        }
+        groups.freeze()?;
+        Ok(())
+    }
+    /// The birth of the first task; it is seized at once.
+    fn bear_root(&mut self) -> Result<()> {
+        let t = &self.plan.tasks[0];
+        // in a pid namespace of its own it sees no parent; a sibling's parent is not the engine
+        let parent = match (self.o.sibling, self.pids.are_foreign()) {
+            (true, _) => None,
+            (false, true) => Some(0),
+            (false, false) => Some(std::process::id() as i32),
+        };
+        self.reel.expect_parent(t.slot, parent);
+        let birth = [self.plan.birth.clone()];
+        let played = self.play(&[(0, &birth)], Phase::Birth).map_err(taken)?;
+        let pid = HostPid(played[0].rets[0] as i32);
+        self.root = Some(pid);
+        self.pids.learn(t.pid, pid);
+        self.leaders[0] = Some(seize(pid)?);
+        self.seized.push(pid.0);
         Ok(())
     }
     /// Children of ours that were born but not seized.
@@ -419,7 +589,7 @@ impl<'a> Performance<'a> {
         let (make, close) = (all(&make[..]), all(&close[..]));
         self.play(&make, Phase::Birth)?;
         for i in owners {
-            let pidfd = fds::pidfd_open(HostPid(self.plan.tasks[i].pid as i32), 0)?;
+            let pidfd = fds::pidfd_open(self.pids.known(self.plan.tasks[i].pid)?, 0)?;
             self.channels[i] = Some(fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(1))?);
         }
         self.play(&close, Phase::Birth).map(|_| ())
@@ -499,16 +669,16 @@ impl<'a> Performance<'a> {
                 let at = at.try_into().map_or(0, u64::from_le_bytes);
                 self.ship(self.table_owner(i), &[ring.file])?;
                 self.play(&[(t.slot, &ring.rows(at, plan.service_fd))], Phase::Fill)?;
-                ring.write(HostPid(t.pid as i32))?;
+                ring.write(self.pids.known(t.pid)?)?;
             }
         }
         for t in plan.tasks.iter().filter(now) {
             let Some(m) = &t.memory else { continue };
             let base = m.base.and_then(|b| self.plan.tasks[b].memory.as_ref());
-            let base = base.map(|b| b.pages_id);
+            let base = base.map(|b| &b.sources[..]);
             let missing = self.missing(t, m)?;
             let at = self.vdso_at(m.base);
-            let pid = HostPid(t.pid as i32);
+            let pid = self.pids.known(t.pid)?;
             report.pages_restored += fill::pages(self.dir, pid, m, base, missing.as_ref())
                 .map_err(|e| e.on(format!("memory of task {}", t.pid)).at(Phase::Fill))?;
             if let Some(f) = &m.foreign {
@@ -524,18 +694,38 @@ impl<'a> Performance<'a> {
         if ranges.is_empty() {
             return Ok(None);
         }
+        let got = self.userfaultfd(t)?;
+        Ok(got.and_then(|fd| fill::Missing::register(fd, &ranges)))
+    }
+    /// A userfaultfd of the task, which does not have it itself; nothing if it may not make one.
+    fn userfaultfd(&mut self, t: &TaskPlan) -> Result<Option<OwnedFd>> {
         let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
-        let flags = Arg::Named(flags, names::open_flags(flags));
+        let flags = Arg::OpenFlags(flags);
         let open = [Call::new(libc::SYS_userfaultfd, vec![flags]).any()];
         let made = self.play(&[(t.slot, &open)], Phase::Fill)?;
         let Some(fd) = made.first().map(|p| p.rets[0]).filter(|r| *r < 1 << 30) else {
             return Ok(None);
         };
-        let pidfd = fds::pidfd_open(HostPid(t.pid as i32), 0)?;
+        let pidfd = fds::pidfd_open(self.pids.known(t.pid)?, 0)?;
         let got = fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(fd as i32))?;
         let close = [Call::new(libc::SYS_close, vec![Arg::Int(fd)])];
         self.play(&[(t.slot, &close)], Phase::Fill)?;
-        Ok(fill::Missing::register(got, &ranges))
+        Ok(Some(got))
+    }
+    /// What comes later is handed to a process that stays.
+    fn lazily(&mut self) -> Result<()> {
+        let plan = self.plan;
+        let mut pager = Pager::default();
+        for t in &plan.tasks {
+            let Some(m) = t.memory.as_ref().filter(|m| !m.lazy.is_empty()) else {
+                continue;
+            };
+            let pid = self.pids.known(t.pid)?;
+            let fd = self.userfaultfd(t)?;
+            let fd = fd.ok_or_else(|| no_uffd(pid, "the kernel refuses one"))?;
+            pager.add(self.dir, pid, fd, m)?;
+        }
+        pager.start(&self.o.images)
     }
     /// Where the pieces of the vDSO are when a task is born: parked, or where the task whose memory it inherits has them.
     fn vdso_at(&self, base: Option<usize>) -> Vec<vdso::Special> {
@@ -547,7 +737,7 @@ impl<'a> Performance<'a> {
     }
     /// Threads and descriptors.
     fn place(&mut self) -> Result<()> {
-        self.open(&[Stage::Tasks])?;
+        self.open(&[Stage::Tasks, Stage::Queues])?;
         let births: Vec<(usize, Vec<Call>)> = self
             .plan
             .tasks
@@ -557,6 +747,9 @@ impl<'a> Performance<'a> {
         let births: Vec<_> = births.iter().map(|(s, b)| (*s, &b[..])).collect();
         self.play(&births, Phase::Place).map_err(taken)?;
         let plan = self.plan;
+        for t in plan.tasks.iter().filter(|t| !t.threads.is_empty()) {
+            self.pids.find_threads(t.pid)?;
+        }
         let owners: Vec<usize> = (0..plan.tasks.len())
             .filter(|i| plan.tasks[*i].table.is_some())
             .collect();
@@ -663,7 +856,7 @@ impl<'a> Performance<'a> {
         let own = Inherited::read()?;
         for t in &self.plan.tasks {
             for x in t.outside.iter().filter(|x| !own.has(x)) {
-                outside(t.pid, x, report)?;
+                outside(t.pid, x, &self.pids, report)?;
             }
         }
         let habits: Vec<_> = self
@@ -683,11 +876,11 @@ impl<'a> Performance<'a> {
     fn bury(&mut self, zombies: &[(usize, &[Call])]) -> Result<()> {
         let pid = |slot: usize| {
             let owner = self.plan.tasks.iter().find(|t| t.slot == slot);
-            owner.map_or(0, |t| t.pid as i32)
+            self.pids.known(owner.map_or(0, |t| t.pid))
         };
-        let pids: Vec<i32> = zombies.iter().map(|z| pid(z.0)).collect();
+        let pids: Vec<HostPid> = zombies.iter().map(|z| pid(z.0)).collect::<Result<_>>()?;
         let mut gone = |i: usize| {
-            ProcDir::open(HostPid(pids[i]))
+            ProcDir::open(pids[i])
                 .map(|d| d.stat().map_or(true, |s| s.state.is_exited()))
                 .unwrap_or(true)
         };
@@ -717,27 +910,38 @@ impl<'a> Performance<'a> {
         };
         let (privileges, sealing) = (each(|t| &t.privileges), each(|t| &t.sealing));
         self.play(&privileges, Phase::Privileges)?;
+        // what follows a filter in a tape is not subject to it while its thread is traced
+        for t in &self.plan.tasks {
+            for (tid, ..) in &t.threads {
+                self.threads.push(seize(self.pids.known(*tid)?)?);
+            }
+        }
         self.play(&sealing, Phase::Privileges).map(|_| ())
+    }
+    /// The runtime gets the masters of the container's terminals.
+    fn hand_over_terminals(&mut self) -> Result<()> {
+        for f in &self.plan.orphans {
+            let Some(master) = self.host.take(*f) else {
+                return Err(Error::bug("the master of a terminal was never opened"));
+            };
+            if !self.o.events.orphan_pts_master(master.as_fd())? {
+                self.warnings
+                    .push("nobody takes the container's terminal: it is hung up".into());
+            }
+        }
+        Ok(())
     }
     /// Registers, and off they go.
     fn run(&mut self, pidfile: &mut PidFile) -> Result<i32> {
         let plan = self.plan;
+        let mut threads = std::mem::take(&mut self.threads).into_iter();
         for (i, t) in plan.tasks.iter().enumerate() {
             let Some(leader) = &self.leaders[i] else {
                 continue;
             };
             leader.interrupt()?;
             self.going.push((i, 0, Tracee { tid: leader.tid }));
-            for k in 1..=t.threads.len() {
-                let tid = t.threads[k - 1].0 as i32;
-                let th =
-                    Tracee::seize(tid, EXITKILL | TRACESYSGOOD | SUSPEND_SECCOMP).or_else(|e| {
-                        if e.errno == Errno::EPERM {
-                            Tracee::seize(tid, EXITKILL | TRACESYSGOOD)
-                        } else {
-                            Err(e)
-                        }
-                    })?;
+            for (k, th) in (1..=t.threads.len()).zip(threads.by_ref()) {
                 th.interrupt()?;
                 self.going.push((i, k, th));
             }
@@ -760,10 +964,16 @@ impl<'a> Performance<'a> {
             .map(|(i, _, th)| (th, &self.plan.tasks[*i]))
             .collect();
         super::regs::drop_reel(&leaders, &self.reel)?;
+        let mut area = Vec::new();
         for (i, k, th) in &self.going {
             let (tid, core) = &self.images.tasks[*i].threads[*k];
-            super::regs::set(th, core).map_err(|e| e.on(format!("thread {tid}")).at(Phase::Run))?;
+            super::regs::set(th, core, &mut area)
+                .map_err(|e| e.on(format!("thread {tid}")).at(Phase::Run))?;
         }
+        self.go_home()?;
+        let root = self.root.map_or(0, |r| r.0);
+        self.o.events.tell(Moment::NetworkUnlock)?;
+        self.o.events.tell(Moment::PreResume(root))?;
         crate::kill_point();
         // those that are to be stopped find the signal when they are let go, by whomever
         let stop = |i: usize| {
@@ -775,6 +985,17 @@ impl<'a> Performance<'a> {
             if let Some(sig) = stop(*i) {
                 stasis_kernel::ptrace::kill(th.tid, sig)?;
                 stopped.push(HostPid(th.tid));
+            }
+        }
+        if let Some(lock) = &mut self.lock {
+            crate::network::open(lock)?;
+        }
+        self.open(&[Stage::Commit])?;
+        if let Some(worker) = &mut self.worker {
+            inner::ask(worker, inner::Task::Keep, &mut self.host)?;
+            // it must not be seen by the tree, but names that go last are its business
+            if !plan.host.iter().any(|h| h.0 == Stage::Last) {
+                worker.end();
             }
         }
         // From here on a lost engine lets them run. Story of the one place that is not all or nothing:
@@ -789,6 +1010,9 @@ impl<'a> Performance<'a> {
         pidfile.appear()?;
         self.committed = true;
         self.host.keep();
+        if let Some(a) = self.groups.take() {
+            Groups::keep(a)
+        }
         // who was stopped is so again before anybody runs who could look at it or continue it
         let (still, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.going)
             .into_iter()
@@ -800,16 +1024,42 @@ impl<'a> Performance<'a> {
         for (_, _, th) in rest {
             th.detach(0)?;
         }
-        Ok(self.plan.tasks[0].pid as i32)
+        Ok(self.root.map_or(0, |r| r.0))
     }
 }
 
+/// The files that the caller brings, for whoever performs the acts of the plan.
+fn given(plan: &Plan) -> Result<Host> {
+    let mut host = Host::default();
+    for (f, number) in &plan.given {
+        let fd = crate::inherited::descriptor(*number).map_err(|e| {
+            Error::new(
+                "E7032",
+                Blame::Caller,
+                format!("descriptor {number} is to be a file of the tree"),
+            )
+            .why(e.what)
+            .advice("start the restore with this descriptor open")
+        })?;
+        host.insert(*f, fd);
+    }
+    Ok(host)
+}
+
+/// Images that are about more than a task: what the worker in the tree's namespaces may want.
+fn not_of_tasks(kind: Kind) -> bool {
+    !matches!(
+        kind,
+        Kind::Core | Kind::Ids | Kind::Mm | Kind::Pagemap | Kind::Fs | Kind::Fdinfo | Kind::Pstree
+    )
+}
+
 /// Seizes a stub so that it dies with the engine.
-fn seize(pid: u32) -> Result<Tracee> {
+fn seize(pid: HostPid) -> Result<Tracee> {
     let options = EXITKILL | TRACESYSGOOD;
-    let seized = Tracee::seize(pid as i32, options | SUSPEND_SECCOMP).or_else(|e| {
+    let seized = Tracee::seize(pid.0, options | SUSPEND_SECCOMP).or_else(|e| {
         if e.errno == Errno::EPERM {
-            Tracee::seize(pid as i32, options)
+            Tracee::seize(pid.0, options)
         } else {
             Err(e)
         }
@@ -897,6 +1147,16 @@ impl Drop for PidFile<'_> {
     }
 }
 
+/// Packets are held before there is any socket. A namespace that is made for the tree has nobody in it who could send.
+fn hold(o: &Options, dir: &ImageDir, images: &Images, plan: &Plan) -> Result<Option<Lock>> {
+    let g = &plan.grounds;
+    if g.makes(Ns::Net) {
+        return Ok(None);
+    }
+    let place = g.joined.iter().find(|j| j.0 == Ns::Net);
+    crate::network::hold(o, dir, &images.files, place.map(|j| j.1.as_path()))
+}
+
 /// Performs a plan: the tree runs when this returns its root's pid.
 pub fn perform(
     o: &Options,
@@ -907,26 +1167,32 @@ pub fn perform(
 ) -> Result<i32> {
     let mut p = Performance::begin(o, dir, images, plan).map_err(|e| e.at(Phase::Open))?;
     p.tidy_stub()?;
-    if let Some(then) = &plan.clocks {
-        let rows = crate::clocks::rows(then)?;
-        p.play(&[(0, &rows)], Phase::Birth)?;
-    }
+    p.found().map_err(|e| e.at(Phase::Birth))?;
     p.waves(report)?;
+    p.lazily().map_err(|e| e.at(Phase::Fill))?;
     p.place().map_err(|e| e.at(Phase::Place))?;
     p.open(&[Stage::Mapped]).map_err(|e| e.at(Phase::Place))?;
     p.habits(report)?;
     p.privileges()?;
+    p.hand_over_terminals()?;
+    o.events
+        .tell(Moment::PostRestore(p.root.map_or(0, |r| r.0)))
+        .map_err(|e| e.at(Phase::Run))?;
     // before anything runs: a caller that cannot be told the pid must not find a running tree
-    let mut pidfile = PidFile::write(o, plan.tasks[0].pid)?;
+    let mut pidfile = PidFile::write(o, p.root.map_or(0, |r| r.0 as u32))?;
     let pid = p.run(&mut pidfile).map_err(|e| e.at(Phase::Run))?;
+    report.warnings.append(&mut p.warnings);
     if let Err(e) = p.open(&[Stage::Last]) {
         tracing::warn!("the tree runs, but: {e}");
+    }
+    if let Some(Err(e)) = p.lock.take().map(Lock::release) {
+        tracing::warn!("the tree runs, but what is left of its network lock does not go: {e}");
     }
     info!("restored {} tasks, root {pid}", plan.tasks.len());
     Ok(pid)
 }
 
-fn opening(act: &Act, why: &str, e: Error) -> Error {
+pub(super) fn opening(act: &Act, why: &str, e: Error) -> Error {
     if act.call().is_none() {
         return e.at(Phase::Open);
     }
@@ -1055,11 +1321,11 @@ fn same_number(proc: &str, text: &str) -> bool {
         .is_some_and(|n| hex(proc) == Some(n))
 }
 
-fn outside(pid: u32, x: &Outside, report: &mut RestoreReport) -> Result<()> {
+fn outside(pid: u32, x: &Outside, pids: &Numbers, report: &mut RestoreReport) -> Result<()> {
     let r = match x {
         Outside::Proc {
             tid, file, text, ..
-        } => ProcDir::open(HostPid(*tid as i32)).and_then(|d| {
+        } => ProcDir::open(pids.known(*tid)?).and_then(|d| {
             let now = d
                 .bytes(file)
                 .ok()
@@ -1072,12 +1338,12 @@ fn outside(pid: u32, x: &Outside, report: &mut RestoreReport) -> Result<()> {
                 d.write(file, text.as_bytes())
             }
         }),
-        Outside::Sched(tid, b) => stasis_kernel::sched::set_attr(HostPid(*tid as i32), b),
-        Outside::Nice(tid, n) => stasis_kernel::sched::set_nice(HostPid(*tid as i32), *n),
-        Outside::Affinity(tid, m) => stasis_kernel::sched::set_affinity(HostPid(*tid as i32), m),
-        Outside::Ioprio(tid, p) => stasis_kernel::sched::set_ioprio(HostPid(*tid as i32), *p),
+        Outside::Sched(tid, b) => stasis_kernel::sched::set_attr(pids.known(*tid)?, b),
+        Outside::Nice(tid, n) => stasis_kernel::sched::set_nice(pids.known(*tid)?, *n),
+        Outside::Affinity(tid, m) => stasis_kernel::sched::set_affinity(pids.known(*tid)?, m),
+        Outside::Ioprio(tid, p) => stasis_kernel::sched::set_ioprio(pids.known(*tid)?, *p),
         Outside::Rlimit(pid, r, s, h) => {
-            stasis_kernel::sched::set_rlimit(HostPid(*pid as i32), *r, (*s, *h))
+            stasis_kernel::sched::set_rlimit(pids.known(*pid)?, *r, (*s, *h))
         }
     };
     if let Err(e) = r {

@@ -2,6 +2,7 @@
 //!
 //! Long because it is the whole of a plan that is not a kind's: one function per phase, in order.
 use super::family::{self, Deed, Family, Kin, Node};
+use super::grounds::Grounds;
 use super::images::{Images, TASK_SIZE, TaskImages};
 use super::{habits, memory, privileges};
 use crate::error::{Blame, Error, Result};
@@ -9,6 +10,7 @@ use crate::kinds::{self, Act, PlanCx, Stage, TaskStage};
 use crate::options::Options;
 use crate::phase::Phase;
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
+use stasis_kernel::ns::Ns;
 use stasis_proto::{ImageDir, pb};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -60,8 +62,20 @@ pub struct Plan {
     pub birth: Call,
     /// Births, sessions, groups.
     pub family: Family,
+    /// Namespaces made and joined.
+    pub grounds: Grounds,
+    /// How the tree's mount namespace is built, if it has one of its own.
+    pub mounts: Option<std::rc::Rc<stasis_mounts::Plan>>,
     /// What the clocks of the tree's time namespace go on from, if it has one of its own.
     pub clocks: Option<pb::TimensEntry>,
+    /// Control groups.
+    pub cgroups: stasis_cgroups::Plan,
+    /// Working and root directories.
+    pub directories: Vec<FdRef>,
+    /// Descriptors of the engine's that stand for files: their names, and their numbers.
+    pub given: Vec<(FdRef, std::os::fd::RawFd)>,
+    /// Masters of terminals for the runtime.
+    pub orphans: Vec<FdRef>,
     /// Slots of the family's helpers.
     pub helper_slots: Vec<usize>,
     /// Start of the hole in which the reel goes.
@@ -78,10 +92,23 @@ pub struct Plan {
 pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     let holders = holders(images);
     let mut cx = PlanCx::new(o, dir, &images.files, &holders);
+    let grounds = Grounds::plan(o, dir, images)?;
+    if let Some(id) = grounds.made(Ns::Mnt) {
+        let mounts = crate::namespaces::mnt::plan(o, dir, id)?;
+        cx.warnings.extend(mounts.warnings.iter().cloned());
+        cx.mounts = Some(mounts.into());
+    }
     files(images, &mut cx)?;
     kinds::locks::plan(&mut cx).map_err(|e| e.of("locks").at(Phase::Plan))?;
     let shared = memory::shared(images, &mut cx)?;
-    let segments = kinds::sysv::plan(&mut cx).map_err(|e| e.of("sysv").at(Phase::Plan))?;
+    let labels = privileges::Labels {
+        image: images.lsm,
+        host: crate::lsm::of_host("/".as_ref()),
+        over: o.namespaces.lsm_profile.as_deref(),
+    };
+    let ipc = images.own_namespaces.iter().find(|n| n.0 == Ns::Ipc);
+    let segments =
+        kinds::sysv::plan(&mut cx, ipc.map(|n| n.1)).map_err(|e| e.of("sysv").at(Phase::Plan))?;
     let own_vdso = super::vdso::own()?;
     let hole = hole(images)?;
     let used: std::collections::BTreeSet<i32> = images
@@ -100,12 +127,38 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         birth: clone3(libc::CLONE_PARENT as u64, 0, images.tasks[0].entry.pid, 1),
         family: family(images, o)?,
         clocks: images.clocks,
+        grounds,
+        cgroups: crate::cgroups::plan(&o.cgroups, dir, images)?,
+        mounts: cx.mounts.clone(),
+        directories: images
+            .tasks
+            .iter()
+            .filter(|t| !t.is_zombie())
+            .flat_map(|t| [FdRef(t.fs.root_id), FdRef(t.fs.cwd_id)])
+            .collect(),
+        given: Vec::new(),
+        orphans: Vec::new(),
         helper_slots: Vec::new(),
         hole,
         service_fd,
         slots: 1,
         warnings: Vec::new(),
     };
+    if plan.grounds.has(Ns::Pid) {
+        let new = if plan.grounds.makes(Ns::Pid) {
+            libc::CLONE_NEWPID
+        } else {
+            0
+        };
+        // the answer is the number by which the stub, and so the engine, knows the root
+        plan.birth = clone3(
+            (libc::CLONE_PARENT | new) as u64,
+            0,
+            images.tasks[0].entry.pid,
+            1,
+        );
+        plan.birth.expect = stasis_kernel::call::Expect::Ok;
+    }
     let mut tables = BTreeMap::new();
     let mut spaces = BTreeMap::new();
     let mut fs = BTreeMap::new();
@@ -169,7 +222,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
                 .push((*tid, slot + k, thread_birth(*tid, slot + k)));
         }
         habits::plan(t, own_hands, by_id, &mut p).map_err(on)?;
-        privileges::plan(t, &images.seccomp, &mut p).map_err(on)?;
+        privileges::plan(t, &images.seccomp, &labels, &mut p).map_err(on)?;
         for (_, stage, call) in cx.task.iter().filter(|r| r.0 == t.entry.pid) {
             match stage {
                 TaskStage::Placed => p.placed.push(call.clone()),
@@ -184,6 +237,8 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     waves(images, &spaces, &plan.family, &mut plan.tasks);
     plan.helper_slots = (plan.slots..).take(plan.family.helpers.len()).collect();
     plan.slots += plan.family.helpers.len();
+    plan.given = cx.given;
+    plan.orphans = cx.orphans;
     plan.host = cx.host;
     plan.warnings = cx.warnings;
     Ok(plan)
@@ -244,9 +299,16 @@ fn holders(images: &Images) -> BTreeMap<u32, Vec<(u32, i32)>> {
 
 /// Every open file of the tree, those first that others need.
 fn files(images: &Images, cx: &mut PlanCx) -> Result<()> {
+    let mut brought = std::collections::BTreeSet::new();
+    cx.enter(Stage::First);
+    for f in images.files.values() {
+        if kinds::inherit::plan(f, cx).map_err(|e| e.at(Phase::Plan))? {
+            brought.insert(f.id);
+        }
+    }
     for stage in [Stage::First, Stage::Second, Stage::Tasks] {
         cx.enter(stage);
-        for f in images.files.values() {
+        for f in images.files.values().filter(|f| !brought.contains(&f.id)) {
             let Some(kind) = kinds::by_type(f.r#type) else {
                 return Err(Error::new(
                     "E5012",
@@ -375,6 +437,23 @@ fn family(images: &Images, o: &Options) -> Result<Family> {
 }
 
 impl Plan {
+    /// Files that tasks are given, or that memory is mapped from.
+    pub fn wanted(&self) -> std::collections::BTreeSet<FdRef> {
+        let mut all: std::collections::BTreeSet<FdRef> = self
+            .directories
+            .iter()
+            .chain(&self.orphans)
+            .copied()
+            .collect();
+        for t in &self.tasks {
+            all.extend(t.table.iter().flatten().map(|s| s.0));
+            if let Some(m) = &t.memory {
+                all.extend(m.files.iter().copied());
+                all.extend(m.rings.iter().map(|r| r.file));
+            }
+        }
+        all
+    }
     /// The slot of a task or helper of the family.
     pub fn slot_of(&self, n: Node) -> usize {
         match self.tasks.get(n) {
@@ -565,6 +644,21 @@ pub fn show(p: &Plan) -> String {
     }
     for (stage, c, why) in &p.host {
         let _ = writeln!(s, "engine {stage:?}: {c}    # {why}");
+    }
+    if let Some(m) = &p.mounts {
+        for (when, rows) in [
+            ("outside", &m.outside),
+            ("build", &m.build),
+            ("late", &m.late),
+        ] {
+            for r in rows {
+                let _ = writeln!(s, "mounts, {when}: {r}");
+            }
+        }
+    }
+    let g = &p.grounds;
+    for r in g.joining().iter().chain(&g.users()).chain(&g.making()) {
+        let _ = writeln!(s, "first stub: {r}");
     }
     if let Some(c) = &p.clocks {
         let (m, b) = (&c.monotonic, &c.boottime);

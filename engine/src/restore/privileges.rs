@@ -5,12 +5,15 @@
 use super::images::TaskImages;
 use super::plan::TaskPlan;
 use crate::error::{Blame, Error, Result};
+use crate::lsm;
 use stasis_kernel::call::{Arg, Call, Part};
 use stasis_kernel::names;
 use stasis_proto::pb;
 
 /// Highest capability number the format can hold.
 const CAPS: u64 = 64;
+/// The bit of CAP_SYS_ADMIN.
+const SYS_ADMIN: u64 = 1 << 21;
 
 fn prctl(op: u64, name: &str, args: &[u64]) -> Call {
     let mut a = vec![Arg::Named(op, name.into())];
@@ -18,20 +21,50 @@ fn prctl(op: u64, name: &str, args: &[u64]) -> Call {
     Call::new(libc::SYS_prctl, a)
 }
 
+/// Where security labels come from.
+pub struct Labels<'a> {
+    /// The module where the tree was dumped.
+    pub image: pb::Lsmtype,
+    /// That of this machine.
+    pub host: pb::Lsmtype,
+    /// What the caller says (`--lsm-profile`).
+    pub over: Option<&'a str>,
+}
+
 /// Plans the last rows of each thread.
-pub fn plan(t: &TaskImages, filters: &[pb::SeccompFilter], p: &mut TaskPlan) -> Result<()> {
+pub fn plan(
+    t: &TaskImages,
+    filters: &[pb::SeccompFilter],
+    labels: &Labels<'_>,
+    p: &mut TaskPlan,
+) -> Result<()> {
     for (i, (_, core)) in t.threads.iter().enumerate() {
         let tc = core
             .thread_core
             .as_ref()
             .ok_or_else(|| Error::bug("a thread without its part passed the checks"))?;
         let mut rows = Vec::new();
+        let mode = tc
+            .seccomp_mode
+            .or(if i == 0 { t.tc.old_seccomp_mode } else { None })
+            .unwrap_or(0);
+        // KERNEL: a filter is taken from a thread with no_new_privs or with CAP_SYS_ADMIN (seccomp_prepare_filter()); a
+        // container's runtime gave it before it dropped that capability, and so do we
+        let late = tc
+            .creds
+            .as_ref()
+            .filter(|c| mode == 2 && c.no_new_privs != Some(1) && set(&c.cap_eff) & SYS_ADMIN == 0);
         if let Some(c) = &tc.creds {
-            creds(c, &mut rows);
+            creds(c, late.map_or(0, |_| SYS_ADMIN), &mut rows);
         }
         // KERNEL: commit_creds() makes the whole address space undumpable when any thread changes its ids, so the rest waits
         // until all threads have
         p.privileges.push(std::mem::take(&mut rows));
+        if let Some(k) = tc.stasis.as_ref().and_then(|s| s.reqkey_keyring) {
+            let name = "KEYCTL_SET_REQKEY_KEYRING";
+            let args = vec![Arg::Named(14, name.into()), Arg::Int(k.into())];
+            rows.push(Call::new(libc::SYS_keyctl, args));
+        }
         if i == 0
             && let Some(d) = t.mm.as_ref().and_then(|m| m.dumpable)
         {
@@ -45,13 +78,14 @@ pub fn plan(t: &TaskImages, filters: &[pb::SeccompFilter], p: &mut TaskPlan) -> 
             "PR_SET_PDEATHSIG",
             &[u64::from(tc.pdeath_sig.unwrap_or(0))],
         ));
+        let label = tc.creds.as_ref().and_then(|c| c.lsm_profile.as_deref());
+        if let Some((lsm, name)) = lsm::decide(labels.image, labels.host, label, labels.over)? {
+            // no_new_privs would forbid it
+            rows.extend(lsm::rows(lsm, name, rows.len()));
+        }
         if tc.creds.as_ref().is_some_and(|c| c.no_new_privs == Some(1)) {
             rows.push(prctl(38, "PR_SET_NO_NEW_PRIVS", &[1, 0, 0, 0]));
         }
-        let mode = tc
-            .seccomp_mode
-            .or(if i == 0 { t.tc.old_seccomp_mode } else { None })
-            .unwrap_or(0);
         match mode {
             0 => {}
             1 => rows.push(prctl(22, "PR_SET_SECCOMP", &[1, 0, 0, 0])),
@@ -66,6 +100,10 @@ pub fn plan(t: &TaskImages, filters: &[pb::SeccompFilter], p: &mut TaskPlan) -> 
                     .advice("dump again"));
             }
         }
+        if let Some(c) = late {
+            // the filter may forbid it, but filters of traced threads are suspended
+            rows.push(capset(c, 0));
+        }
         p.sealing.push(rows);
     }
     Ok(())
@@ -75,15 +113,10 @@ fn set(v: &[u32]) -> u64 {
     u64::from(v.first().copied().unwrap_or(0)) | u64::from(v.get(1).copied().unwrap_or(0)) << 32
 }
 
-fn creds(c: &pb::CredsEntry, rows: &mut Vec<Call>) {
+/// `more`: capabilities kept for a while.
+fn creds(c: &pb::CredsEntry, more: u64, rows: &mut Vec<Call>) {
     const KEEP_CAPS_AND_NO_FIXUP: u64 = 1 << 4 | 1 << 2;
-    let (inh, prm, eff, bnd, amb) = (
-        set(&c.cap_inh),
-        set(&c.cap_prm),
-        set(&c.cap_eff),
-        set(&c.cap_bnd),
-        set(&c.cap_amb),
-    );
+    let (bnd, amb) = (set(&c.cap_bnd), set(&c.cap_amb));
     rows.push(prctl(28, "PR_SET_SECUREBITS", &[KEEP_CAPS_AND_NO_FIXUP]));
     let ids: Vec<u8> = c.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     rows.push(Call::new(
@@ -115,25 +148,32 @@ fn creds(c: &pb::CredsEntry, rows: &mut Vec<Call>) {
         );
     }
     rows.push(prctl(28, "PR_SET_SECUREBITS", &[u64::from(c.secbits)]));
-    let mut data = Vec::new();
-    for half in [0, 32] {
-        for s in [eff, prm, inh] {
-            data.extend_from_slice(&((s >> half) as u32).to_le_bytes());
-        }
-    }
-    let head: Vec<u8> = 0x2008_0522u32
-        .to_le_bytes()
-        .into_iter()
-        .chain([0; 4])
-        .collect();
-    rows.push(Call::new(
-        libc::SYS_capset,
-        vec![Arg::In(head), Arg::In(data)],
-    ));
+    rows.push(capset(c, more));
     rows.push(prctl(47, "PR_CAP_AMBIENT(CLEAR_ALL)", &[4, 0, 0, 0]).any());
     for cap in (0..CAPS).filter(|n| amb & 1 << n != 0) {
         rows.push(prctl(47, "PR_CAP_AMBIENT(RAISE)", &[2, cap, 0, 0]));
     }
+}
+
+/// The capability sets of the image, and `more` in the effective and permitted ones.
+fn capset(c: &pb::CredsEntry, more: u64) -> Call {
+    let sets = [
+        set(&c.cap_eff) | more,
+        set(&c.cap_prm) | more,
+        set(&c.cap_inh),
+    ];
+    let mut data = Vec::new();
+    for half in [0, 32] {
+        for s in sets {
+            data.extend_from_slice(&((s >> half) as u32).to_le_bytes());
+        }
+    }
+    // _LINUX_CAPABILITY_VERSION_3, of oneself
+    let head = 0x2008_0522u32.to_le_bytes().into_iter().chain([0; 4]);
+    Call::new(
+        libc::SYS_capset,
+        vec![Arg::In(head.collect()), Arg::In(data)],
+    )
 }
 
 /// A filter and those before it, oldest first.

@@ -7,13 +7,18 @@ use stasis_kernel::xstate::{self, Component};
 use stasis_proto::pb;
 
 /// Sets everything of a stopped thread.
-pub fn set(th: &Tracee, core: &pb::CoreEntry) -> Result<()> {
+///
+/// `area` is what an XSAVE area of this machine looks like, once one was read: a task that was just born has no components of its
+/// own, so one serves for all.
+pub fn set(th: &Tracee, core: &pb::CoreEntry, area: &mut Vec<u8>) -> Result<()> {
     let (Some(info), Some(tc)) = (&core.thread_info, &core.thread_core) else {
         return Err(Error::bug("a thread without registers passed the checks"));
     };
     let g = &info.gpregs;
-    let x = xsave(&th.xstate()?, &info.fpregs, tc.stasis.as_ref())?;
-    th.set_xstate(&x)?;
+    if area.is_empty() {
+        *area = th.xstate()?;
+    }
+    th.set_xstate(xsave(area, &info.fpregs, tc.stasis.as_ref())?)?;
     let mask = tc
         .blk_sigset
         .unwrap_or_else(|| core.tc.as_ref().map_or(0, |t| t.blk_sigset));
@@ -80,7 +85,7 @@ pub fn drop_reel(leaders: &[(&Tracee, &TaskPlan)], reel: &Reel) -> Result<()> {
             libc::SYS_munmap as u64,
             reel.addr(),
             reel.len() as u64,
-            syscall_instruction(t)?,
+            syscall_instruction(t, stasis_kernel::ids::HostPid(th.tid))?,
             u64::MAX,
         );
         th.set_regs(&r)?;
@@ -123,9 +128,8 @@ pub fn drop_reel(leaders: &[(&Tracee, &TaskPlan)], reel: &Reel) -> Result<()> {
 }
 
 /// Where a `syscall` instruction lies in the restored address space.
-fn syscall_instruction(t: &TaskPlan) -> Result<u64> {
-    use stasis_kernel::ids::{HostPid, RemotePtr};
-    let pid = HostPid(t.pid as i32);
+fn syscall_instruction(t: &TaskPlan, pid: stasis_kernel::ids::HostPid) -> Result<u64> {
+    use stasis_kernel::ids::RemotePtr;
     let vdso = t
         .memory
         .iter()
@@ -165,28 +169,28 @@ fn syscall_instruction(t: &TaskPlan) -> Result<u64> {
     .why("no mapping of it holds a syscall instruction"))
 }
 
-/// An XSAVE area for this CPU from what the image has.
-fn xsave(
-    now: &[u8],
+/// Makes an XSAVE area of this CPU hold what the image has.
+fn xsave<'a>(
+    b: &'a mut [u8],
     f: &pb::UserX86FpregsEntry,
-    ext: Option<&pb::StasisThreadEntry>,
-) -> Result<Vec<u8>> {
+    ext: Option<&'a pb::StasisThreadEntry>,
+) -> Result<&'a [u8]> {
     if let Some(x) = ext.and_then(|e| e.xstate.as_ref()) {
-        if x.len() != now.len() {
+        if x.len() != b.len() {
             return Err(Error::new("E5030", Blame::Image, "extended registers")
                 .why(format!(
                     "{} bytes on the dumping CPU, {} here",
                     x.len(),
-                    now.len()
+                    b.len()
                 ))
                 .advice("restore on a CPU of the same family"));
         }
-        return Ok(x.clone());
+        return Ok(x);
     }
     // KERNEL: bytes 464.. of the legacy part hold the mask of features the kernel manages; it stays
-    let mut b = now.to_vec();
+    let len = b.len();
     let mut put = |at: usize, v: &[u8]| {
-        if at + v.len() <= b.len() {
+        if at + v.len() <= len {
             b[at..at + v.len()].copy_from_slice(v);
         }
     };
@@ -197,29 +201,36 @@ fn xsave(
     put(8, &f.rip.to_le_bytes());
     put(16, &f.rdp.to_le_bytes());
     put(24, &f.mxcsr.to_le_bytes());
-    let w32 = |v: &[u32], n: usize| {
-        v.iter()
-            .chain(std::iter::repeat(&0))
-            .take(n)
-            .flat_map(|x| x.to_le_bytes())
-            .collect::<Vec<u8>>()
+    let mut words = |at: usize, v: &[u32], n: usize| {
+        for i in 0..n {
+            put(at + 4 * i, &v.get(i).unwrap_or(&0).to_le_bytes());
+        }
     };
-    put(32, &w32(&f.st_space, 32));
-    put(160, &w32(&f.xmm_space, 64));
+    words(32, &f.st_space, 32);
+    words(160, &f.xmm_space, 64);
     let mut bv = 3u64;
     if let Some(x) = &f.xsave {
         bv = x.xstate_bv;
-        let w64 = |v: &[u64]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        for (c, bytes) in [
-            (Component::Ymm, w32(&x.ymmh_space, x.ymmh_space.len())),
-            (Component::Opmask, w64(&x.opmask_reg)),
-            (Component::ZmmHi256, w64(&x.zmm_upper)),
-            (Component::Hi16Zmm, w64(&x.hi16_zmm)),
-            (Component::Pkru, w32(&x.pkru, x.pkru.len())),
+        let halves = |v: &[u64]| -> Vec<u32> {
+            let both = |x: &u64| [*x as u32, (*x >> 32) as u32];
+            v.iter().flat_map(both).collect()
+        };
+        let (opmask, hi256, hi16) = (
+            halves(&x.opmask_reg),
+            halves(&x.zmm_upper),
+            halves(&x.hi16_zmm),
+        );
+        for (c, v) in [
+            (Component::Ymm, &x.ymmh_space),
+            (Component::Opmask, &opmask),
+            (Component::ZmmHi256, &hi256),
+            (Component::Hi16Zmm, &hi16),
+            (Component::Pkru, &x.pkru),
         ] {
-            let place = xstate::place(c).filter(|(o, n)| o + n <= now.len() && bytes.len() <= *n);
+            let place = xstate::place(c).filter(|(o, n)| o + n <= len && v.len() * 4 <= *n);
             match place {
-                Some((o, _)) => put(o, &bytes),
+                // what another thread had in the rest of it goes
+                Some((o, n)) => words(o, v, n / 4),
                 None if bv & 1 << c as u32 != 0 => {
                     return Err(Error::new("E5030", Blame::Image, "extended registers")
                         .why(format!("this CPU has no {c:?} state"))
@@ -230,7 +241,7 @@ fn xsave(
         }
     }
     // what the image does not name is in its initial state
-    if b.len() >= xstate::HEADER + 16 {
+    if len >= xstate::HEADER + 16 {
         b[xstate::HEADER..xstate::HEADER + 8].copy_from_slice(&bv.to_le_bytes());
     }
     Ok(b)

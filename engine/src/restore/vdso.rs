@@ -9,13 +9,13 @@ use super::memory::Plan;
 use crate::dump::mm::status;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::PlanCx;
+use crate::pages::{Run, Source, Store};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::procfs::{MapName, ProcDir};
 use stasis_kernel::vm;
-use stasis_proto::{Kind, pb};
+use stasis_proto::pb;
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileExt;
 
 /// A piece of the vDSO (status bit VDSO) or its data (VVAR): kind, start, length; sorted by start.
 pub type Special = (u32, u64, u64);
@@ -107,8 +107,8 @@ impl Foreign {
         v: &pb::VmaEntry,
         cx: &PlanCx,
         own: &[u8],
-        pages_id: u32,
-        pages: &[(u64, u64, u64)],
+        sources: &[Source],
+        pages: &[Run],
     ) -> Result<Option<Self>> {
         let len = v.end - v.start;
         let run = pages
@@ -117,12 +117,8 @@ impl Foreign {
         let Some(run) = run.filter(|_| len <= 1 << 20) else {
             return Ok(None);
         };
-        let name = Kind::Pages.file_of(pages_id);
         let mut old = vec![0u8; len as usize];
-        cx.dir
-            .open_raw(&name)?
-            .read_exact_at(&mut old, run.2 + (v.start - run.0))
-            .map_err(|e| Error::new("E5020", Blame::Image, name).why(e))?;
+        Store::open(cx.dir, sources)?.read(&mut old, run.2 + (v.start - run.0))?;
         if old == own {
             return Ok(None);
         }

@@ -166,6 +166,11 @@ pub fn clone_flags(flags: u64) -> String {
     bits(CLONE_FLAGS, flags, "0")
 }
 
+/// Attributes of a mount, of mount_setattr(2) and fsmount(2): `MOUNT_ATTR_RDONLY|MOUNT_ATTR_NOSUID`.
+pub fn mount_attrs(attrs: u64) -> String {
+    bits(MOUNT_ATTRS, attrs, "0")
+}
+
 /// Name of an ioctl: `TCGETS`; unknown ones are shown with their fields: `ioctl 0x80045430 (read, type 'T', nr 48, 4 bytes)`.
 pub fn ioctl(cmd: u64) -> Cow<'static, str> {
     if let Some((_, name)) = ioctls::IOCTLS.iter().find(|(v, _)| *v == cmd) {

@@ -51,6 +51,19 @@ pub(super) static SIGNALS: &[(u64, &str)] = &[
     (31, "SIGSYS"),
 ];
 
+/// linux/mount.h
+pub(super) static MOUNT_ATTRS: &[(u64, &str)] = &[
+    (0x1, "MOUNT_ATTR_RDONLY"),
+    (0x2, "MOUNT_ATTR_NOSUID"),
+    (0x4, "MOUNT_ATTR_NODEV"),
+    (0x8, "MOUNT_ATTR_NOEXEC"),
+    (0x10, "MOUNT_ATTR_NOATIME"),
+    (0x20, "MOUNT_ATTR_STRICTATIME"),
+    (0x80, "MOUNT_ATTR_NODIRATIME"),
+    (0x100000, "MOUNT_ATTR_IDMAP"),
+    (0x200000, "MOUNT_ATTR_NOSYMFOLLOW"),
+];
+
 /// O_* without the access mode; combined flags (O_SYNC, O_TMPFILE) before their parts.
 pub(super) static OPEN_FLAGS: &[(u64, &str)] = &[
     (0x410000, "O_TMPFILE"),

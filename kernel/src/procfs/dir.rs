@@ -1,4 +1,6 @@
 //! [`ProcDir`]: one open directory of /proc, and the questions that can be asked of it.
+//!
+//! Long because every file of the folder has its reader here, next to the others.
 
 use std::cell::RefCell;
 use std::ffi::CString;
@@ -106,9 +108,25 @@ impl ProcDir {
 
     /// Reads a whole file and hands it to `f` together with its full name.
     fn with<T>(&self, name: &str, f: impl FnOnce(&str, &[u8]) -> Result<T>) -> Result<T> {
+        self.read_with(name, false, f)
+    }
+
+    /// [`ProcDir::with`] for a file that the kernel gives in one piece: a read that does not fill the buffer was the last.
+    ///
+    /// KERNEL: seq files of one record (`single_open()`, fs/seq_file.c) and files that are one number.
+    fn with_one<T>(&self, name: &str, f: impl FnOnce(&str, &[u8]) -> Result<T>) -> Result<T> {
+        self.read_with(name, true, f)
+    }
+
+    fn read_with<T>(
+        &self,
+        name: &str,
+        one: bool,
+        f: impl FnOnce(&str, &[u8]) -> Result<T>,
+    ) -> Result<T> {
         let fd = self.open_file(name, libc::O_RDONLY)?;
         let mut buf = self.buf.borrow_mut();
-        let len = self.fill(&fd, name, &mut buf)?;
+        let len = self.fill(&fd, name, one, &mut buf)?;
         let out = f(&self.name(name), &buf[..len]);
         // One huge file must not keep its memory for the life of the directory.
         if buf.len() > 16 * CHUNK {
@@ -118,7 +136,7 @@ impl ProcDir {
         out
     }
 
-    fn fill(&self, fd: &OwnedFd, name: &str, buf: &mut Vec<u8>) -> SysResult<usize> {
+    fn fill(&self, fd: &OwnedFd, name: &str, one: bool, buf: &mut Vec<u8>) -> SysResult<usize> {
         let mut len = 0;
         loop {
             if buf.len() - len < CHUNK / 2 {
@@ -127,7 +145,12 @@ impl ProcDir {
             }
             match nix::unistd::read(fd, &mut buf[len..]) {
                 Ok(0) => return Ok(len),
-                Ok(n) => len += n,
+                Ok(n) => {
+                    len += n;
+                    if one && len < buf.len() {
+                        return Ok(len);
+                    }
+                }
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(SysError::new("read", errno, self.name(name))),
             }
@@ -178,7 +201,7 @@ impl ProcDir {
     }
 
     fn number<T: text::Num>(&self, name: &str, radix: u32) -> Result<T> {
-        self.with(name, |file, b| {
+        self.with_one(name, |file, b| {
             text::number(b.trim_ascii(), radix)
                 .ok_or_else(|| ParseError::new(file, 1, "not a number").into())
         })
@@ -212,22 +235,22 @@ impl ProcDir {
 
     /// The numbers of stat.
     pub fn stat(&self) -> Result<Stat> {
-        self.with("stat", parse_stat)
+        self.with_one("stat", parse_stat)
     }
 
     /// Identity, credentials, signals.
     pub fn status(&self) -> Result<Status> {
-        self.with("status", parse_status)
+        self.with_one("status", parse_status)
     }
 
     /// [`ProcDir::stat`] of one thread, without opening a directory for it.
     pub fn task_stat(&self, tid: HostPid) -> Result<Stat> {
-        self.with(&format!("task/{tid}/stat"), parse_stat)
+        self.with_one(&format!("task/{tid}/stat"), parse_stat)
     }
 
     /// [`ProcDir::status`] of one thread, without opening a directory for it.
     pub fn task_status(&self, tid: HostPid) -> Result<Status> {
-        self.with(&format!("task/{tid}/status"), parse_status)
+        self.with_one(&format!("task/{tid}/status"), parse_status)
     }
 
     /// [`ProcDir::comm`] of one thread, without opening a directory for it.
@@ -247,8 +270,13 @@ impl ProcDir {
     /// Complete only while this process and its children are frozen (a child that exits during the read may hide its
     /// sibling). KERNEL(!CONFIG_PROC_CHILDREN): falls back to reading stat of every process.
     pub fn children(&self) -> Result<Vec<HostPid>> {
+        self.children_of(self.tasks()?)
+    }
+
+    /// [`ProcDir::children`] where the threads are known and stand still.
+    pub fn children_of(&self, threads: impl IntoIterator<Item = HostPid>) -> Result<Vec<HostPid>> {
         let mut out = Vec::new();
-        for tid in self.tasks()? {
+        for tid in threads {
             let found = self.with(&format!("task/{tid}/children"), |file, b| {
                 for w in text::words(b.trim_ascii_end()) {
                     let pid =
@@ -302,7 +330,7 @@ impl ProcDir {
 
     /// What the kernel tells of slot `fd`.
     pub fn fdinfo(&self, fd: RemoteFd) -> Result<FdInfo> {
-        self.with(&format!("fdinfo/{fd}"), parse_fdinfo)
+        self.with_one(&format!("fdinfo/{fd}"), parse_fdinfo)
     }
 
     /// The target of a link in the directory, as readlink(2) gives it.
@@ -376,7 +404,7 @@ impl ProcDir {
 
     /// The auxiliary vector of a 64-bit program. Empty for kernel threads and zombies.
     pub fn auxv(&self) -> Result<Vec<(u64, u64)>> {
-        self.with("auxv", |_, b| Ok(parse_auxv(b)))
+        self.with_one("auxv", |_, b| Ok(parse_auxv(b)))
     }
 
     /// POSIX timers, in the kernel's order.
@@ -386,7 +414,7 @@ impl ProcDir {
 
     /// Resource limits, indexed by RLIMIT_*.
     pub fn limits(&self) -> Result<[Limit; 16]> {
-        self.with("limits", parse_limits)
+        self.with_one("limits", parse_limits)
     }
 
     /// Audit login uid; 4294967295 when unset. `None` without CONFIG_AUDIT.
@@ -411,7 +439,7 @@ impl ProcDir {
 
     /// coredump_filter; `None` for a task without memory, whose file is empty.
     pub fn coredump_filter(&self) -> Result<Option<u32>> {
-        self.with("coredump_filter", |file, b| match b.trim_ascii() {
+        self.with_one("coredump_filter", |file, b| match b.trim_ascii() {
             b"" => Ok(None),
             v => Ok(Some(
                 text::number(v, 16).ok_or_else(|| ParseError::new(file, 1, "not a number"))?,

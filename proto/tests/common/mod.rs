@@ -57,6 +57,8 @@ macro_rules! for_message {
             "pagemap_entry" => $visit!(pb::PagemapEntry),
             "pagemap_head" => $visit!(pb::PagemapHead),
             "pidfd_entry" => $visit!(pb::PidfdEntry),
+            "stasis_packed_entry" => $visit!(pb::StasisPackedEntry),
+            "stasis_tracking_entry" => $visit!(pb::StasisTrackingEntry),
             "pidns_entry" => $visit!(pb::PidnsEntry),
             "pipe_data_entry" => $visit!(pb::PipeDataEntry),
             "pipe_entry" => $visit!(pb::PipeEntry),

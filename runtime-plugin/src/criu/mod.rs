@@ -2,8 +2,12 @@
 //!
 //! Callers know it by its options, its exit code (0 or 1), its log with `Error` lines, its statistics files and the line
 //! `Version: X.Y`. What is not supported yet is refused by name; nothing is silently ignored.
+mod external;
 mod options;
+mod page_server;
 mod parse;
+mod rpc;
+mod scripts;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -27,9 +31,14 @@ pub const VERSION: &str = "4.2";
 const USAGE: &str = "\
 Usage:
   criu dump -t PID [-D DIR] [<options>]
+  criu pre-dump -t PID [-D DIR] [<options>]
   criu restore [-D DIR] [<options>]
+  criu dedup [-D DIR]
   criu check [--feature FEAT]
   criu cpuinfo dump|check [-D DIR] [--cpu-cap[=LIST]]
+  criu page-server [-D DIR] [--address IP] [--port PORT] [-d] [--pidfile FILE]
+  criu service [--address PATH] [-d] [--pidfile FILE]
+  criu swrk FD
 
 This is stasis under the name of criu: the same options, the same images.
 
@@ -55,6 +64,10 @@ Options of dump and restore:
       --file-validation filesize
       --cpu-cap[=LIST]      none, fpu, ins, cpu, all; ^ inverts
       --manage-cgroups=ignore
+      --prev-images-dir DIR  folder of the dump before, relative to the image folder: only changes are dumped
+      --track-mem           track changes of memory from this dump on
+      --page-server         pages go to the page server at --address and --port
+      --auto-dedup          take pages out of older images once newer ones have them
       --display-stats       print statistics
       --close FD            close a descriptor first
       --config FILE         read options from a file
@@ -75,6 +88,12 @@ pub fn main(args: &[String]) -> ExitCode {
     if line.words.first().map(String::as_str) == Some("criu") {
         line.words.remove(0);
     }
+    // a request brings its own options, and its own log
+    match line.words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["swrk", fd] => return rpc::swrk(&line, fd, start),
+        ["service-worker"] => return rpc::service::work(&line, start),
+        _ => {}
+    }
     let settings = match settle(&line) {
         Ok(s) => s,
         Err(e) => return complain(&e),
@@ -90,21 +109,27 @@ pub fn main(args: &[String]) -> ExitCode {
     let words: Vec<&str> = line.words.iter().map(String::as_str).collect();
     let verb = match words[..] {
         ["dump"] => verbs::dump,
+        ["pre-dump"] => verbs::pre_dump,
+        ["dedup"] => verbs::dedup,
         ["restore"] => verbs::restore,
         ["check"] => verbs::check,
         ["cpuinfo", "dump"] => verbs::cpuinfo_dump,
         ["cpuinfo", "check"] => verbs::cpuinfo_check,
+        ["service"] => rpc::service::run,
+        ["swrk", ..] => return usage("swrk is followed by the number of a socket"),
         [] => return usage("no command is given"),
         ["cpuinfo", ..] => return usage("cpuinfo is followed by dump or check"),
-        ["dump" | "restore" | "check", word, ..] => {
-            return usage(&format!("'{word}' is no option and no command"));
-        }
         [
-            verb @ ("swrk" | "service" | "page-server" | "lazy-pages" | "dedup" | "pre-dump"),
+            "dump" | "pre-dump" | "restore" | "check" | "service" | "dedup",
+            word,
             ..,
         ] => {
+            return usage(&format!("'{word}' is no option and no command"));
+        }
+        ["page-server"] => page_server::run,
+        [verb @ ("page-server" | "lazy-pages"), ..] => {
             return complain(&format!(
-                "command {verb} is not in this version; dump, restore, check and cpuinfo are"
+                "command {verb} is not in this version; dump, restore, check, cpuinfo, service and swrk are"
             ));
         }
         [verb, ..] => return usage(&format!("unknown command {verb}")),
@@ -135,6 +160,7 @@ pub fn main(args: &[String]) -> ExitCode {
 fn fail(verb: &str, e: &Error, also_stderr: bool) {
     let what = match verb {
         "dump" => "Dumping FAILED.",
+        "pre-dump" => "Pre-dumping FAILED.",
         "restore" => "Restoring FAILED.",
         _ => "",
     };
@@ -159,33 +185,40 @@ fn complain(why: &str) -> ExitCode {
 
 /// Files first, then the command line, so that the latter wins.
 fn settle(line: &parse::Line) -> Result<Settings, String> {
-    let mut cli = Settings::default();
-    cli.take(&line.given)?;
     let mut s = Settings::default();
-    let env = std::env::var_os("CRIU_CONFIG_FILE").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map(|h| Path::new(&h).join(".criu/default.conf"));
-    let mut files: Vec<(PathBuf, bool)> = Vec::new();
-    if !cli.no_default_config {
-        files.push(("/etc/criu/default.conf".into(), false));
-        files.extend(home.map(|f| (f, false)));
-    }
-    files.extend(env.map(|f| (f, true)));
-    files.extend(cli.config.map(|f| (f, true)));
-    for (file, must) in files {
-        let text = match std::fs::read_to_string(&file) {
-            Ok(t) => t,
-            Err(e) if !must && e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(format!("configuration file {}: {e}", file.display())),
-        };
-        let place = |e| format!("configuration file {}: {e}", file.display());
-        s.take(&parse::config(&text).map_err(place)?)
-            .map_err(place)?;
-    }
+    files(&mut s, line)?;
     s.take(&line.given)?;
-    if s.sibling && !s.detach {
+    if s.options.sibling && !s.options.detach {
         return Err("option --restore-sibling only goes with --restore-detached (-d)".into());
     }
     Ok(s)
+}
+
+/// Takes over the files of options that this command line leads to.
+fn files(s: &mut Settings, line: &parse::Line) -> Result<(), String> {
+    let mut cli = Settings::default();
+    cli.take(&line.given)?;
+    let env = std::env::var_os("CRIU_CONFIG_FILE").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|h| Path::new(&h).join(".criu/default.conf"));
+    if !cli.no_default_config {
+        one_file(s, Path::new("/etc/criu/default.conf"), false)?;
+        home.map_or(Ok(()), |f| one_file(s, &f, false))?;
+    }
+    for file in env.iter().chain(cli.config.iter()) {
+        one_file(s, file, true)?;
+    }
+    Ok(())
+}
+
+/// Takes over a file of options; one that is not there is an error if it `must` be.
+fn one_file(s: &mut Settings, file: &Path, must: bool) -> Result<(), String> {
+    let text = match std::fs::read_to_string(file) {
+        Ok(t) => t,
+        Err(e) if !must && e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(format!("configuration file {}: {e}", file.display())),
+    };
+    let place = |e| format!("configuration file {}: {e}", file.display());
+    s.take(&parse::config(&text).map_err(place)?).map_err(place)
 }
 
 /// Starts the log; true if it goes to a file.

@@ -50,28 +50,27 @@ const fn opt(long: &'static str, short: Option<char>, takes: Takes, fate: Fate) 
 use Fate::{Harmless, Honoured, Refused};
 use Takes::{Maybe, Nothing, Value};
 
-const NO_SOCKETS: Fate = Harmless(
-    "sockets are not carried in this version: a tree that has one is refused by name, so nothing depends on it",
-);
-const NO_MOUNTS: Fate = Harmless(
-    "mount namespaces are not dumped or restored in this version: the tree lives in the caller's",
-);
 const EXTERNAL: Fate = Refused(
     "external resources are not in this version; leave the option out: what cannot be carried is then named",
 );
-const INCREMENTAL: Fate =
-    Refused("incremental dumps are not in this version; leave the option out to dump all memory");
-const REMOTE: Fate =
-    Refused("pages over the network are not in this version; dump to a folder and copy that");
-const NAMESPACES: Fate = Refused(
-    "namespaces of a tree are not restored in this version; enter the namespace first, for instance with nsenter(1)",
+const REMOTE: Fate = Refused(
+    "encrypted connections and pages that stay at a page server are not in this version; use --page-server in a trusted network, or stasis restore --lazy",
 );
-const CGROUPS: Fate = Refused(
-    "cgroups are not restored in this version; start the restore in the cgroup the tree shall live in",
-);
-const LSM: Fate = Refused(
-    "security labels are not restored in this version; start the restore under the label the tree shall have",
-);
+const LSM: Fate = Refused("contexts of mounts are not replaced in this version; leave it out");
+
+/// The sorts of `--external`: each is turned on by its own line.
+pub static EXTERNALS: &[(&str, Fate)] = &[
+    ("mnt", Honoured),
+    ("net", Honoured),
+    ("pid", Honoured),
+    ("unix", Honoured),
+    ("veth", Honoured),
+    ("macvlan", Honoured),
+    ("netdev", Honoured),
+    ("tty", Honoured),
+    ("file", Honoured),
+    ("dev", EXTERNAL),
+];
 
 /// All options, in the order of the manual.
 pub static OPTIONS: &[Opt] = &[
@@ -83,7 +82,7 @@ pub static OPTIONS: &[Opt] = &[
     opt("restore-sibling", Some('S'), Nothing, Honoured),
     opt("images-dir", Some('D'), Value, Honoured),
     opt("work-dir", Some('W'), Value, Honoured),
-    opt("prev-images-dir", None, Value, INCREMENTAL),
+    opt("prev-images-dir", None, Value, Honoured),
     opt("log-file", Some('o'), Value, Honoured),
     opt(
         "log-pid",
@@ -98,66 +97,44 @@ pub static OPTIONS: &[Opt] = &[
     opt("version", Some('V'), Nothing, Honoured),
     opt("help", Some('h'), Nothing, Honoured),
     opt("pidfile", None, Value, Honoured),
-    opt(
-        "status-fd",
-        None,
-        Value,
-        Refused("it belongs to services, which are not in this version; leave it out"),
-    ),
-    opt(
-        "action-script",
-        None,
-        Value,
-        Refused(
-            "scripts inside a dump or restore are not in this version; run the script before or after the command",
-        ),
-    ),
+    opt("status-fd", None, Value, Honoured),
+    opt("action-script", None, Value, Honoured),
+    // of our own
+    opt("hooks-dir", None, Value, Honoured),
     opt("exec-cmd", None, Nothing, Honoured),
     opt("shell-job", Some('j'), Nothing, Honoured),
-    opt("tcp-established", None, Nothing, NO_SOCKETS),
-    opt("tcp-close", None, Nothing, NO_SOCKETS),
-    opt("skip-in-flight", None, Nothing, NO_SOCKETS),
-    opt("ext-unix-sk", Some('x'), Maybe, NO_SOCKETS),
-    opt("external", None, Value, EXTERNAL),
-    opt("ext-mount-map", Some('M'), Value, EXTERNAL),
-    opt("veth-pair", None, Value, EXTERNAL),
-    opt("inherit-fd", None, Value, EXTERNAL),
-    opt("join-ns", Some('J'), Value, NAMESPACES),
+    opt("tcp-established", None, Nothing, Honoured),
+    opt("tcp-close", None, Nothing, Honoured),
+    opt("skip-in-flight", None, Nothing, Honoured),
+    opt("ext-unix-sk", Some('x'), Maybe, Honoured),
+    opt("external", None, Value, Honoured),
+    opt("ext-mount-map", Some('M'), Value, Honoured),
+    opt("veth-pair", None, Value, Honoured),
+    opt("inherit-fd", None, Value, Honoured),
+    opt("join-ns", Some('J'), Value, Honoured),
+    opt("empty-ns", None, Value, Honoured),
+    opt("root", Some('r'), Value, Honoured),
+    opt("skip-mnt", None, Value, Honoured),
+    opt("enable-fs", None, Value, Honoured),
+    opt("enable-external-sharing", None, Nothing, Honoured),
+    opt("enable-external-masters", None, Nothing, Honoured),
     opt(
-        "empty-ns",
+        "mntns-compat-mode",
         None,
-        Value,
-        Harmless("network namespaces are not dumped or restored in this version"),
+        Nothing,
+        Harmless("mounts are built in one way only, which needs no older kernel's help"),
     ),
-    opt(
-        "root",
-        Some('r'),
-        Value,
-        Refused("another root directory is not in this version; restore inside a chroot instead"),
-    ),
-    opt("skip-mnt", None, Value, NO_MOUNTS),
-    opt("enable-fs", None, Value, NO_MOUNTS),
-    opt("enable-external-sharing", None, Nothing, NO_MOUNTS),
-    opt("enable-external-masters", None, Nothing, NO_MOUNTS),
-    opt("mntns-compat-mode", None, Nothing, NO_MOUNTS),
     opt("manage-cgroups", None, Maybe, Honoured),
-    opt("cgroup-root", None, Value, CGROUPS),
-    opt("cgroup-props", None, Value, CGROUPS),
-    opt("cgroup-props-file", None, Value, CGROUPS),
-    opt("cgroup-dump-controller", None, Value, CGROUPS),
-    opt("cgroup-yard", None, Value, CGROUPS),
-    opt(
-        "freeze-cgroup",
-        None,
-        Value,
-        Refused(
-            "freezing by cgroup is not in this version; leave it out: every task is seized instead",
-        ),
-    ),
+    opt("cgroup-root", None, Value, Honoured),
+    opt("cgroup-props", None, Value, Honoured),
+    opt("cgroup-props-file", None, Value, Honoured),
+    opt("cgroup-dump-controller", None, Value, Honoured),
+    opt("cgroup-yard", None, Value, Honoured),
+    opt("freeze-cgroup", None, Value, Honoured),
     opt("cpu-cap", None, Maybe, Honoured),
-    opt("lsm-profile", None, Value, LSM),
+    opt("lsm-profile", None, Value, Honoured),
     opt("lsm-mount-context", None, Value, LSM),
-    opt("network-lock", None, Value, NO_SOCKETS),
+    opt("network-lock", None, Value, Honoured),
     opt("evasive-devices", None, Nothing, Honoured),
     opt("file-locks", Some('l'), Nothing, Honoured),
     opt("file-validation", None, Value, Honoured),
@@ -183,12 +160,7 @@ pub static OPTIONS: &[Opt] = &[
         Refused("scanning for the names of watched files is not in this version; leave it out"),
     ),
     opt("timeout", None, Value, Honoured),
-    opt(
-        "weak-sysctls",
-        None,
-        Nothing,
-        Harmless("sysctls are not restored in this version"),
-    ),
+    opt("weak-sysctls", None, Nothing, Honoured),
     opt(
         "allow-uprobes",
         None,
@@ -197,14 +169,14 @@ pub static OPTIONS: &[Opt] = &[
             "the mapping of uprobes is not carried in this version; remove the probes before the dump",
         ),
     ),
-    opt("track-mem", None, Nothing, INCREMENTAL),
-    opt("auto-dedup", None, Nothing, INCREMENTAL),
-    opt("pre-dump-mode", None, Value, INCREMENTAL),
+    opt("track-mem", None, Nothing, Honoured),
+    opt("auto-dedup", None, Nothing, Honoured),
+    opt("pre-dump-mode", None, Value, Honoured),
     opt("lazy-pages", None, Nothing, REMOTE),
-    opt("page-server", None, Nothing, REMOTE),
-    opt("address", None, Value, REMOTE),
-    opt("port", None, Value, REMOTE),
-    opt("ps-socket", None, Value, REMOTE),
+    opt("page-server", None, Nothing, Honoured),
+    opt("address", None, Value, Honoured),
+    opt("port", None, Value, Honoured),
+    opt("ps-socket", None, Value, Honoured),
     opt(
         "stream",
         None,

@@ -1,45 +1,25 @@
 //! Given options into one value that says what to do, with all contradictions and refusals found before anything starts.
+use super::external;
 use super::options::Fate;
 use super::parse::Given;
+use stasis_engine::options::{CgroupMode, NetworkLock};
+use stasis_engine::remote::Server;
 use stasis_engine::{After, Options};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Everything the verbs need.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Settings {
-    /// `-t`
-    pub tree: Option<i32>,
-    /// `-D`; the current folder if it is not given.
-    pub images: PathBuf,
+    /// What the engine is asked for. `images` is the current folder and `pid` 0 as long as nothing is said; `pidfile` is as it
+    /// was given: [`Settings::engine`] makes the options whole.
+    pub options: Options,
     /// `-W`
     pub work: Option<PathBuf>,
     /// `-o`
     pub log: Option<PathBuf>,
     /// 0 nothing, 1 errors, 2 warnings, 3 information and times, 4 debug, 5 every call.
     pub verbosity: u32,
-    /// `-R`, `-s`: the last one counts.
-    pub after: After,
-    /// `-d`
-    pub detach: bool,
-    /// `-S`
-    pub sibling: bool,
-    /// `--pidfile`
-    pub pidfile: Option<PathBuf>,
-    /// `-j`
-    pub shell_job: bool,
-    /// `-l`
-    pub file_locks: bool,
-    /// `--link-remap`
-    pub link_remap: bool,
-    /// `--ghost-limit`, bytes.
-    pub ghost_limit: Option<u64>,
-    /// `--timeout`
-    pub timeout: Duration,
-    /// `--evasive-devices`
-    pub evasive_devices: bool,
-    /// `--skip-file-rwx-check`
-    pub skip_file_rwx_check: bool,
     /// `--exec-cmd`
     pub exec_cmd: bool,
     /// `--display-stats`
@@ -48,6 +28,20 @@ pub struct Settings {
     pub cpu_cap: CpuCap,
     /// `--feature`
     pub features: Vec<String>,
+    /// `--action-script`, in order.
+    pub scripts: Vec<PathBuf>,
+    /// `--hooks-dir`
+    pub hooks: Vec<PathBuf>,
+    /// `--status-fd`
+    pub status_fd: Option<i32>,
+    /// `--address`
+    pub address: Option<String>,
+    /// `--page-server`
+    pub page_server: bool,
+    /// `--port`
+    pub port: u16,
+    /// `--ps-socket`
+    pub ps_socket: Option<i32>,
     /// `--close`
     pub close: Vec<i32>,
     /// `-V`
@@ -76,26 +70,21 @@ pub struct CpuCap {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            tree: None,
-            images: PathBuf::from("."),
+            options: Options::new("."),
             work: None,
             log: None,
             verbosity: 2,
-            after: After::Default,
-            detach: false,
-            sibling: false,
-            pidfile: None,
-            shell_job: false,
-            file_locks: false,
-            link_remap: false,
-            ghost_limit: None,
-            timeout: Duration::from_secs(10),
-            evasive_devices: false,
-            skip_file_rwx_check: false,
             exec_cmd: false,
             display_stats: false,
             cpu_cap: CpuCap::default(),
             features: Vec::new(),
+            scripts: Vec::new(),
+            hooks: Vec::new(),
+            status_fd: None,
+            address: None,
+            page_server: false,
+            port: 0,
+            ps_socket: None,
             close: Vec::new(),
             version: false,
             help: false,
@@ -128,6 +117,7 @@ impl Settings {
         Ok(())
     }
 
+    /// Every option of the table that is not harmless has its row here, also those that are still refused.
     fn one(&mut self, g: &Given) -> Result<(), String> {
         let on = !g.off;
         let text = g.value.as_deref().unwrap_or_default();
@@ -138,14 +128,16 @@ impl Settings {
                 .filter(|n| *n >= least)
                 .ok_or_else(|| bad(&format!("a whole number from {least} is needed")))
         };
+        let o = &mut self.options;
         match g.opt.long {
-            "tree" => self.tree = Some(number(1)?),
-            "leave-stopped" => self.after = if on { After::Stopped } else { After::Default },
-            "leave-running" => self.after = if on { After::Running } else { After::Default },
-            "restore-detached" | "daemon" => self.detach = on,
-            "restore-sibling" => self.sibling = on,
-            "images-dir" => self.images = text.into(),
+            "tree" => o.pid = number(1)?,
+            "leave-stopped" => o.after = if on { After::Stopped } else { After::Default },
+            "leave-running" => o.after = if on { After::Running } else { After::Default },
+            "restore-detached" | "daemon" => o.detach = on,
+            "restore-sibling" => o.sibling = on,
+            "images-dir" => o.images = text.into(),
             "work-dir" => self.work = Some(text.into()),
+            "prev-images-dir" => o.memory.parent = Some(text.into()),
             "log-file" => self.log = Some(text.into()),
             "verbosity" => {
                 self.verbosity = verbosity(self.verbosity, g.value.as_deref())
@@ -154,21 +146,89 @@ impl Settings {
             "display-stats" => self.display_stats = on,
             "version" => self.version = on,
             "help" => self.help = on,
-            "pidfile" => self.pidfile = Some(text.into()),
+            "pidfile" => o.pidfile = Some(text.into()),
+            "status-fd" => self.status_fd = Some(number(0)?),
+            "action-script" => self.scripts.push(text.into()),
+            "hooks-dir" => self.hooks.push(text.into()),
             "exec-cmd" => self.exec_cmd = on,
-            "shell-job" => self.shell_job = on,
-            "manage-cgroups" => match g.value.as_deref() {
-                Some("none" | "ignore") => self.notes.push("cgroups are left alone".into()),
-                _ => {
-                    return Err(format!(
-                        "option {}: cgroups are not dumped or restored in this version; say --manage-cgroups=ignore and start the restore in the cgroup the tree shall live in",
-                        g.spelt
-                    ));
+            "shell-job" => o.shell_job = on,
+            "tcp-established" => o.network.tcp_established = on,
+            "tcp-close" => o.network.tcp_close = on,
+            "skip-in-flight" => o.network.skip_in_flight = on,
+            "ext-unix-sk" if text.is_empty() => o.network.external_unix = true,
+            "ext-unix-sk" => {
+                for ino in text.split(',') {
+                    let ino = ino.parse().map_err(|_| bad("inode numbers are needed"))?;
+                    o.network.external_unix_inodes.push(ino);
                 }
+            }
+            "external" => external::take(o, text).map_err(|w| bad(&w))?,
+            "ext-mount-map" => external::mount_map(o, text).map_err(|w| bad(&w))?,
+            "veth-pair" => external::veth_pair(o, text).map_err(|w| bad(&w))?,
+            "inherit-fd" => external::inherit(o, text).map_err(|w| bad(&w))?,
+            "join-ns" => external::join(o, text).map_err(|w| bad(&w))?,
+            "empty-ns" => match text {
+                "net" => o.namespaces.empty_net = true,
+                _ => return Err(bad("only net can be left empty")),
             },
+            "root" => o.mounts.root = Some(text.into()),
+            "skip-mnt" => o.mounts.skip.push(text.into()),
+            "enable-fs" => {
+                let names = text.split(',').filter(|n| !n.is_empty());
+                o.mounts.enable_fs.extend(names.map(str::to_owned));
+            }
+            "enable-external-sharing" => o.mounts.external_sharing = on,
+            "enable-external-masters" => o.mounts.external_masters = on,
+            "manage-cgroups" => {
+                let mode = match text {
+                    _ if g.off => CgroupMode::Ignore,
+                    "ignore" => CgroupMode::Ignore,
+                    "none" => CgroupMode::CgNone,
+                    "props" => CgroupMode::Props,
+                    "" | "soft" => CgroupMode::Soft,
+                    "full" => CgroupMode::Full,
+                    "strict" => CgroupMode::Strict,
+                    _ => return Err(bad("none, props, soft, full, strict or ignore")),
+                };
+                o.cgroups.mode = mode;
+            }
+            "cgroup-root" => {
+                let root = match text.split_once(':') {
+                    Some((ctrl, path)) if !text.starts_with('/') => {
+                        (Some(ctrl.to_owned()), path.to_owned())
+                    }
+                    _ => (None, text.to_owned()),
+                };
+                if !root.1.starts_with('/') {
+                    return Err(bad("a path that begins with / is needed"));
+                }
+                o.cgroups.roots.push(root);
+            }
+            "cgroup-props" => o.cgroups.props = Some(text.into()),
+            "cgroup-props-file" => o.cgroups.props_file = Some(text.into()),
+            "cgroup-dump-controller" => o.cgroups.controllers.push(text.into()),
+            "cgroup-yard" => o.cgroups.yard = Some(text.into()),
+            "freeze-cgroup" => o.cgroups.freeze = Some(text.into()),
             "cpu-cap" => self.cpu_cap = cpu_cap(text).map_err(|w| bad(&w))?,
-            "evasive-devices" => self.evasive_devices = on,
-            "file-locks" => self.file_locks = on,
+            "lsm-profile" => {
+                let known = ["apparmor:", "selinux:"];
+                if !known.iter().any(|k| text.starts_with(k)) {
+                    return Err(bad("apparmor:NAME or selinux:NAME"));
+                }
+                o.namespaces.lsm_profile = Some(text.into());
+            }
+            "lsm-mount-context" => o.mounts.context = Some(text.into()),
+            "network-lock" => {
+                o.network.lock = match text {
+                    "auto" => NetworkLock::Auto,
+                    "ebpf" => NetworkLock::Ebpf,
+                    "iptables" | "nftables" => NetworkLock::Nftables,
+                    "skip" => NetworkLock::Skip,
+                    _ => return Err(bad("iptables, nftables, ebpf, auto or skip")),
+                }
+            }
+            "evasive-devices" => o.evasive_devices = on,
+            "file-locks" => o.file_locks = on,
             "file-validation" => match text {
                 "filesize" => self
                     .notes
@@ -181,14 +241,28 @@ impl Settings {
                 }
                 _ => return Err(bad("filesize or buildid")),
             },
-            "skip-file-rwx-check" => self.skip_file_rwx_check = on,
+            "skip-file-rwx-check" => o.skip_file_rwx_check = on,
             "ghost-limit" => {
-                self.ghost_limit = Some(
+                o.ghost_limit = Some(
                     size(text).ok_or_else(|| bad("a number of bytes, with K, M or G behind it"))?,
                 )
             }
-            "link-remap" => self.link_remap = on,
-            "timeout" => self.timeout = Duration::from_secs(number(0)? as u64),
+            "link-remap" => o.link_remap = on,
+            "timeout" => o.timeout = Duration::from_secs(number(0)? as u64),
+            "weak-sysctls" => o.network.weak_sysctls = on,
+            "track-mem" => o.memory.track = on,
+            "pre-dump-mode" => match text {
+                "splice" | "read" => self
+                    .notes
+                    .push("pages of a pre-dump are read while the tree runs".into()),
+                _ => return Err(bad("splice or read")),
+            },
+            "auto-dedup" => o.memory.auto_dedup = on,
+            "lazy-pages" => o.memory.lazy = on,
+            "page-server" => self.page_server = on,
+            "port" => self.port = number(0)?.try_into().map_err(|_| bad("up to 65535"))?,
+            "ps-socket" => self.ps_socket = Some(number(0)?),
+            "address" => self.address = Some(text.into()),
             "config" => self.config = Some(text.into()),
             "no-default-config" => self.no_default_config = on,
             "feature" => self.features.push(text.into()),
@@ -208,28 +282,23 @@ impl Settings {
 
     /// The folder that logs, the pidfile and statistics are relative to.
     pub fn work_dir(&self) -> &Path {
-        self.work.as_deref().unwrap_or(&self.images)
+        self.work.as_deref().unwrap_or(&self.options.images)
     }
 
     /// What the engine is asked for.
     pub fn engine(&self) -> Options {
-        let mut o = Options::new(&self.images);
-        o.pid = self.tree.unwrap_or(0);
-        o.after = self.after;
-        o.shell_job = self.shell_job;
-        o.file_locks = self.file_locks;
-        o.link_remap = self.link_remap;
-        o.ghost_limit = self.ghost_limit;
-        o.timeout = self.timeout;
-        o.evasive_devices = self.evasive_devices;
-        o.skip_file_rwx_check = self.skip_file_rwx_check;
-        o.detach = self.detach;
-        o.sibling = self.sibling;
-        o.pidfile = self.pidfile.as_ref().map(|f| self.work_dir().join(f));
+        let mut o = self.options.clone();
+        if self.page_server {
+            o.memory.page_server = Some(match (self.ps_socket, &self.address) {
+                (Some(fd), _) => Server::Connected(fd),
+                (None, Some(a)) => Server::At(a.clone(), self.port),
+                (None, None) => Server::At("127.0.0.1".into(), self.port),
+            });
+        }
+        o.pidfile = o.pidfile.map(|f| self.work_dir().join(f));
         o
     }
 }
-
 fn verbosity(now: u32, value: Option<&str>) -> Option<u32> {
     match value {
         None => Some(now + 1),

@@ -1,55 +1,72 @@
 //! The commands of the `criu` command line.
+use super::scripts::Script;
 use super::settings::Settings;
 use crate::{cpu, figures};
-use stasis_engine::{Blame, Error, Result};
+use stasis_engine::{Blame, DumpReport, Error, Options, RestoreReport, Result};
 use stasis_proto::ImageDir;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
 fn folder(s: &Settings) -> Result<ImageDir> {
-    Ok(ImageDir::open(&s.images)?)
+    Ok(ImageDir::open(&s.options.images)?)
 }
 
 fn caller(what: impl Into<String>, advice: &str) -> Error {
     Error::new("E2001", Blame::Caller, what).advice(advice)
 }
 
-/// `criu dump`
-pub fn dump(s: &Settings, _: &[String]) -> Result<ExitCode> {
-    if s.tree.is_none() {
-        return Err(caller(
-            "pid not specified",
-            "name the root of the tree: -t PID",
-        ));
+/// Adds a script of the caller's to those who are told of moments.
+pub fn watch_script(s: &mut Settings, script: &Path) -> Result<()> {
+    let root = Some(s.options.pid).filter(|p| *p != 0);
+    let script = Script::new(script, &s.options.images, s.work_dir(), root)?;
+    s.options.events.0.push(Arc::new(script));
+    Ok(())
+}
+
+/// The engine's options, with whoever wants to be told.
+fn options(s: &Settings) -> Result<Options> {
+    let mut s = s.clone();
+    for script in std::mem::take(&mut s.scripts) {
+        watch_script(&mut s, &script)?;
     }
+    let mut o = s.engine();
+    crate::hooks::watch(&mut o, &s.hooks, None)?;
+    o.kill_at = crate::kill_at()?;
+    Ok(o)
+}
+
+/// Dumps, and writes the statistics.
+pub fn dump_tree(s: &Settings) -> Result<DumpReport> {
     let images = folder(s)?;
     if s.cpu_cap.asked {
         cpu::dump(&images)?;
     }
-    let mut options = s.engine();
-    options.kill_at = crate::kill_at()?;
-    let report = stasis_engine::dump(&options)?;
+    let report = stasis_engine::dump(&options(s)?)?;
     for w in &report.warnings {
         tracing::warn!("{w}");
     }
     figures::write_dump(s.work_dir(), &report);
-    if s.display_stats {
-        say!("{}", figures::dump_text(&report));
-    }
     tracing::info!("Dumping finished successfully");
-    Ok(ExitCode::SUCCESS)
+    Ok(report)
 }
 
-/// `criu restore`
-pub fn restore(s: &Settings, rest: &[String]) -> Result<ExitCode> {
-    if s.exec_cmd && rest.is_empty() {
-        return Err(caller(
-            "option --exec-cmd: no command",
-            "put the command's words behind --",
-        ));
+/// Dumps memory only, and writes the statistics.
+pub fn pre_dump_tree(s: &Settings) -> Result<DumpReport> {
+    folder(s)?;
+    let report = stasis_engine::pre_dump(&options(s)?)?;
+    for w in &report.warnings {
+        tracing::warn!("{w}");
     }
-    let mut options = s.engine();
-    options.kill_at = crate::kill_at()?;
+    figures::write_dump(s.work_dir(), &report);
+    tracing::info!("Pre-dumping finished successfully");
+    Ok(report)
+}
+
+/// Restores, and writes the statistics.
+pub fn restore_tree(s: &Settings) -> Result<RestoreReport> {
+    let mut options = options(s)?;
     // a command that takes our place waits for the root itself
     options.detach |= s.exec_cmd;
     crate::verbs::restore::free_pidfile(&options)?;
@@ -62,10 +79,60 @@ pub fn restore(s: &Settings, rest: &[String]) -> Result<ExitCode> {
         tracing::warn!("{w}");
     }
     figures::write_restore(s.work_dir(), &report);
+    tracing::info!("Restore finished successfully. Tasks resumed.");
+    Ok(report)
+}
+
+/// `criu dump`
+pub fn dump(s: &Settings, _: &[String]) -> Result<ExitCode> {
+    if s.options.pid == 0 {
+        return Err(caller(
+            "pid not specified",
+            "name the root of the tree: -t PID",
+        ));
+    }
+    let report = dump_tree(s)?;
+    if s.display_stats {
+        say!("{}", figures::dump_text(&report));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `criu pre-dump`
+pub fn pre_dump(s: &Settings, _: &[String]) -> Result<ExitCode> {
+    if s.options.pid == 0 {
+        return Err(caller(
+            "pid not specified",
+            "name the root of the tree: -t PID",
+        ));
+    }
+    let report = pre_dump_tree(s)?;
+    if s.display_stats {
+        say!("{}", figures::dump_text(&report));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `criu dedup`
+pub fn dedup(s: &Settings, _: &[String]) -> Result<ExitCode> {
+    let named = s.options.memory.parent.as_deref();
+    stasis_engine::dedup(&folder(s)?.with_parents(named)?)?;
+    tracing::info!("Deduplicated");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `criu restore`
+pub fn restore(s: &Settings, rest: &[String]) -> Result<ExitCode> {
+    if s.exec_cmd && rest.is_empty() {
+        return Err(caller(
+            "option --exec-cmd: no command",
+            "put the command's words behind --",
+        ));
+    }
+    let report = restore_tree(s)?;
     if s.display_stats {
         say!("{}", figures::restore_text(&report));
     }
-    tracing::info!("Restore finished successfully. Tasks resumed.");
     if s.exec_cmd {
         let e = Command::new(&rest[0])
             .args(&rest[1..])

@@ -113,7 +113,7 @@ const FEATURES: &[(&str, &str)] = &[
     ("clone3_set_tid", "clone3-set-tid"),
     ("get_rseq_conf", "ptrace-rseq"),
     ("kcmp_epoll", "kcmp-epoll"),
-    ("mem_dirty_track", "soft-dirty"),
+    ("mem_dirty_track", "userfaultfd-wp-async"),
     ("pagemap_scan", "pagemap-scan"),
     ("pagemap_scan_guard_pages", "guard-regions"),
     ("seccomp_filters", "seccomp-get-filter"),
@@ -143,15 +143,28 @@ pub fn criu(features: &[String]) -> Result<ExitCode> {
         }
     }
     if features.is_empty() {
-        for r in all.iter().filter(|r| !r.outcome.is_present()) {
-            match r.is_fatal() {
-                true => return Err(missing(r)),
-                false => tracing::warn!("{}: {}", r.probe.name, plain(r.outcome.text())),
-            }
-        }
+        judge(&all)?;
         sayln!("Looks good.");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Can anything be dumped and restored here at all?
+///
+/// # Errors
+/// The first feature that nothing works without.
+pub fn usable() -> Result<()> {
+    judge(&stasis_engine::check())
+}
+
+fn judge(all: &[Report]) -> Result<()> {
+    for r in all.iter().filter(|r| !r.outcome.is_present()) {
+        match r.is_fatal() {
+            true => return Err(missing(r)),
+            false => tracing::warn!("{}: {}", r.probe.name, plain(r.outcome.text())),
+        }
+    }
+    Ok(())
 }
 
 fn missing(r: &Report) -> Error {

@@ -3,6 +3,7 @@ use super::{bytes, time};
 use crate::criu::size;
 use clap::Args;
 use serde_json::json;
+use stasis_engine::packed::Compression;
 use stasis_engine::{After, Options, Result};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use std::time::Duration;
 Examples:
   stasis dump 4242 -D /var/tmp/frozen
   stasis dump 4242 -D /var/tmp/frozen --leave-running
+  stasis dump 4242 -D 1 --pre && stasis dump 4242 -D 2 --parent ../1
   stasis check --pid 4242          what could not be dumped, without touching anything")]
 pub struct Dump {
     /// Root of the tree
@@ -31,6 +33,24 @@ pub struct Dump {
     /// Leave the processes stopped (SIGSTOP)
     #[arg(short = 's', long)]
     leave_stopped: bool,
+    /// Memory only, of processes that run on: the dump after it has less to do
+    #[arg(long, conflicts_with_all = ["leave_running", "leave_stopped"])]
+    pre: bool,
+    /// Folder of the dump before, relative to DIR: only memory that changed since is dumped
+    #[arg(long, value_name = "DIR")]
+    parent: Option<PathBuf>,
+    /// Track changes of memory from this dump on, for the next one to build on it
+    #[arg(long)]
+    track: bool,
+    /// Compress pages (lz4), with checksums; CRIU cannot read the folder then
+    #[arg(long, value_name = "HOW", value_parser = parse_compression, conflicts_with = "auto_dedup")]
+    compress: Option<Compression>,
+    /// Take pages out of older images once newer ones have them
+    #[arg(long)]
+    auto_dedup: bool,
+    /// Folder of hooks, in place of /usr/share/stasis/hooks.d and /etc/stasis/hooks.d; may be given again
+    #[arg(long, value_name = "DIR")]
+    hooks_dir: Vec<PathBuf>,
     #[command(flatten)]
     carry: Carry,
     /// Give up if the tree does not stop in time
@@ -56,6 +76,22 @@ pub struct Carry {
     /// Any path to a device node will do
     #[arg(long)]
     evasive_devices: bool,
+    /// Keep TCP connections
+    #[arg(long)]
+    tcp_established: bool,
+    /// TCP connections come back closed
+    #[arg(long)]
+    tcp_close: bool,
+    /// Leave behind TCP connections that the program has not accepted
+    #[arg(long)]
+    skip_in_flight: bool,
+}
+
+fn parse_compression(text: &str) -> Result<Compression, String> {
+    match text {
+        "lz4" => Ok(Compression::Lz4),
+        _ => Err("only lz4 is in this version".into()),
+    }
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
@@ -70,6 +106,9 @@ impl Carry {
         o.link_remap = self.link_remap;
         o.ghost_limit = self.ghost_limit;
         o.evasive_devices = self.evasive_devices;
+        o.network.tcp_established = self.tcp_established;
+        o.network.tcp_close = self.tcp_close;
+        o.network.skip_in_flight = self.skip_in_flight;
     }
 }
 
@@ -88,7 +127,15 @@ impl Dump {
         o.timeout = Duration::from_secs(self.timeout);
         o.kill_at = crate::kill_at()?;
         self.carry.apply(&mut o);
-        let r = stasis_engine::dump(&o)?;
+        o.memory.parent = self.parent.clone();
+        o.memory.compress = self.compress;
+        o.memory.track = self.track;
+        o.memory.auto_dedup = self.auto_dedup;
+        crate::hooks::watch(&mut o, &self.hooks_dir, None)?;
+        let r = match self.pre {
+            true => stasis_engine::pre_dump(&o)?,
+            false => stasis_engine::dump(&o)?,
+        };
         for w in &r.warnings {
             tracing::warn!("{w}");
         }
@@ -98,6 +145,7 @@ impl Dump {
             sayln!(
                 "{}",
                 json!({"pid": self.pid, "tasks": r.tasks, "threads": r.threads, "bytes_written": written,
+                    "bytes_unchanged": r.pages_skipped_parent.saturating_mul(4096),
                     "freezing_us": r.freezing_us, "frozen_us": r.frozen_us, "memdump_us": r.memdump_us,
                     "warnings": r.warnings})
             );

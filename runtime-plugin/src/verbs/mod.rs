@@ -1,7 +1,10 @@
 //! The verbs of `stasis`: one file each.
 pub mod check;
+pub mod checkpoint;
+pub mod dedup;
 pub mod dump;
 pub mod kinds;
+pub mod netlock;
 pub mod plan;
 pub mod restore;
 pub mod show;

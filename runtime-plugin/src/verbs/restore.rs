@@ -1,11 +1,15 @@
 //! `stasis restore`
 use super::dump::Carry;
 use super::time;
+use crate::hooks;
+use crate::oci::{self, Bundle};
 use clap::Args;
 use serde_json::json;
 use stasis_engine::{After, Blame, Error, Options, Result};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Bring a frozen tree back
 ///
@@ -16,6 +20,7 @@ use std::process::ExitCode;
 Examples:
   stasis restore -D /var/tmp/frozen
   stasis restore -D /var/tmp/frozen --detach --pidfile /run/mine.pid
+  stasis restore --bundle /srv/web -D /var/tmp/web --detach      an OCI container
   stasis plan /var/tmp/frozen      every call of the restore, run by nobody")]
 pub struct Restore {
     /// Folder of the images
@@ -30,11 +35,37 @@ pub struct Restore {
     /// Leave the processes stopped (SIGSTOP)
     #[arg(short = 's', long)]
     leave_stopped: bool,
+    /// Let the processes run at once; their memory comes when it is touched, and all of it meanwhile
+    #[arg(long)]
+    lazy: bool,
     /// Do not compare permissions of files with those at the dump
     #[arg(long)]
     skip_file_rwx_check: bool,
+    /// Sockets that had the local address OLD get NEW
+    #[arg(long, value_name = "OLD=NEW", value_parser = parse_moved)]
+    tcp_remap: Vec<(IpAddr, IpAddr)>,
+    /// The bundle of the OCI container that was frozen by `stasis checkpoint`, or by its runtime
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Id of the container: for hooks, and its control group if the bundle names none [default: the bundle's folder]
+    #[arg(long, requires = "bundle")]
+    id: Option<String>,
+    /// Socket that gets the container's terminal
+    #[arg(long, value_name = "PATH", requires = "bundle")]
+    console_socket: Option<PathBuf>,
+    /// Folder of hooks, in place of /usr/share/stasis/hooks.d and /etc/stasis/hooks.d; may be given again
+    #[arg(long, value_name = "DIR")]
+    hooks_dir: Vec<PathBuf>,
     #[command(flatten)]
     carry: Carry,
+}
+
+fn parse_moved(text: &str) -> Result<(IpAddr, IpAddr), String> {
+    let both = text.split_once('=').and_then(|(old, new)| {
+        let (old, new): (IpAddr, IpAddr) = (old.parse().ok()?, new.parse().ok()?);
+        (old.is_ipv4() == new.is_ipv4()).then_some((old, new))
+    });
+    both.ok_or_else(|| "two addresses of one version of IP with = between them".into())
 }
 
 impl Restore {
@@ -42,12 +73,30 @@ impl Restore {
     pub fn run(&self, json: bool) -> Result<ExitCode> {
         let mut o = Options::new(&self.dir);
         self.carry.apply(&mut o);
+        o.network.addresses = self.tcp_remap.clone();
         o.detach = self.detach;
         o.pidfile = self.pidfile.clone();
+        o.memory.lazy = self.lazy;
         o.skip_file_rwx_check = self.skip_file_rwx_check;
         o.kill_at = crate::kill_at()?;
         if self.leave_stopped {
             o.after = After::Stopped;
+        }
+        match &self.bundle {
+            Some(dir) => {
+                let bundle = Bundle::open(dir)?;
+                let folder = dir.canonicalize().unwrap_or_default();
+                let id = self.id.clone().unwrap_or_else(|| {
+                    let name = folder.file_name().unwrap_or_default();
+                    name.to_string_lossy().into_owned()
+                });
+                bundle.restore(&mut o, &id)?;
+                oci::watch(&mut o, &bundle, &id, &self.hooks_dir)?;
+                if let Some(s) = &self.console_socket {
+                    o.events.0.push(Arc::new(oci::Console(s.clone())));
+                }
+            }
+            None => hooks::watch(&mut o, &self.hooks_dir, None)?,
         }
         free_pidfile(&o)?;
         let r = stasis_engine::restore(&o)?;
@@ -101,6 +150,15 @@ mod tests {
         same(ended(0), 0);
         same(ended(15), 143);
         same(ended(0x80 | 11), 139);
+    }
+
+    #[test]
+    fn addresses_that_moved_are_of_one_version() {
+        let ok = parse_moved("10.0.0.1=10.0.0.2").unwrap();
+        assert_eq!(ok.1.to_string(), "10.0.0.2");
+        assert!(parse_moved("::1=fe80::1").is_ok());
+        assert!(parse_moved("10.0.0.1=::1").is_err());
+        assert!(parse_moved("10.0.0.1").is_err());
     }
 
     #[test]

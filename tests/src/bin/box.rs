@@ -2,6 +2,7 @@
 
 fn main() {
     stasis_tests::init::main_if_box();
+    stasis_tests::runtimes::main_if_runtimes();
     eprintln!("this program is started by the test harness only");
     std::process::exit(2);
 }

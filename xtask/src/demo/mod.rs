@@ -1,4 +1,6 @@
-//! The demo: a program is frozen into a folder, is gone, and goes on where it was.
+//! The demo: a container is frozen into a folder, is gone, and goes on where it was; then a plain program, by stasis alone.
+mod container;
+
 use crate::run::{close_inherited, inside, release_binary};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -45,6 +47,9 @@ fn story(stasis: &Path) -> Result<()> {
         None::<&str>,
     )
     .context("a tmpfs on /mnt of the private mount namespace")?;
+    println!("== a container, by the commands of runc\n");
+    container::story(dir, stasis)?;
+    println!("\n== a process, by those of stasis\n");
     let (log, images) = (dir.join("count"), dir.join("images"));
     let child = Command::new("setsid")
         .args(["sh", "-c", COUNTER, "counter"])

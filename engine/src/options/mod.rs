@@ -1,4 +1,17 @@
 //! What a caller may ask of a dump or a restore. Every field is honoured or refused; none is silently ignored.
+mod cgroups;
+mod memory;
+mod mounts;
+mod namespaces;
+mod network;
+
+pub use cgroups::{CgroupMode, CgroupOptions};
+pub use memory::MemoryOptions;
+pub use mounts::MountOptions;
+pub use namespaces::NamespaceOptions;
+pub use network::{NetworkLock, NetworkOptions};
+
+use crate::events::EventSink;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +56,20 @@ pub struct Options {
     pub sibling: bool,
     /// Restore: write the root's pid (host view) here.
     pub pidfile: Option<PathBuf>,
+    /// Orphaned masters of terminals are handed to the caller (`--orphan-pts-master`).
+    pub orphan_pts_master: bool,
+    /// Mounts.
+    pub mounts: MountOptions,
+    /// Control groups.
+    pub cgroups: CgroupOptions,
+    /// Sockets and networks.
+    pub network: NetworkOptions,
+    /// Memory.
+    pub memory: MemoryOptions,
+    /// Namespaces and things from outside.
+    pub namespaces: NamespaceOptions,
+    /// Who is told at each stage: scripts, runtimes, hooks.
+    pub events: EventSink,
     /// Tests only: die by SIGKILL when this point is reached (`STASIS_KILL_AT`, "phase:n").
     pub kill_at: Option<u32>,
 }
@@ -64,6 +91,13 @@ impl Options {
             detach: false,
             sibling: false,
             pidfile: None,
+            orphan_pts_master: false,
+            mounts: MountOptions::default(),
+            cgroups: CgroupOptions::default(),
+            network: NetworkOptions::default(),
+            memory: MemoryOptions::default(),
+            namespaces: NamespaceOptions::default(),
+            events: EventSink::default(),
             kill_at: None,
         }
     }

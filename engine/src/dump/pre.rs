@@ -1,0 +1,209 @@
+//! A pre-dump: memory only, of a tree that runs on, so that the dump after it has less to do.
+//!
+//! The tree is stopped while its pages are listed and write-protected; they are read when it runs again. What it writes
+//! meanwhile counts as changed, so a page that is read half old and half new does no harm: the next dump has it again.
+use super::facts::Facts;
+use super::memory::{self, Sink, Space};
+use super::process::GadgetCache;
+use super::ready::Ready;
+use super::task::Task;
+use super::tracking::{Range, Tracking};
+use super::{facts, folder, micros, mm, seize, thread};
+use crate::error::{Error, Result};
+use crate::options::Options;
+use crate::phase::Phase;
+use crate::remote::Client;
+use crate::report::DumpReport;
+use stasis_kernel::fds::{self, Kcmp};
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::pagemap::Scanner;
+use stasis_kernel::procfs::MapsLine;
+use stasis_proto::{ImageDir, Kind, pb};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::time::Instant;
+use tracing::info;
+
+/// Writes the memory of the tree under `o.pid` into `o.images`, and tracks changes from then on.
+///
+/// # Errors
+/// The tree runs on as it was, the folder holds no inventory, and nothing is tracked.
+pub fn pre_dump(o: &Options) -> Result<DumpReport> {
+    stasis_kernel::limits::raise_nofile();
+    super::as_tracer(|| pre_dump_here(o))
+}
+
+/// An address space that is listed.
+struct Listed {
+    pid: HostPid,
+    /// In its own pid namespace.
+    own: u32,
+    image: String,
+    runs: Vec<mm::Run>,
+}
+
+fn pre_dump_here(o: &Options) -> Result<DumpReport> {
+    let prepared = || {
+        super::exists(o)?;
+        let dir = folder(o)?;
+        let tracking = Tracking::prepare(o, true, &dir)?;
+        Ok((dir, tracking))
+    };
+    let (dir, mut tracking) = prepared().map_err(|e: Error| e.at(Phase::Prepare))?;
+    let ready = Ready::make(HostPid(o.pid), &dir, false);
+    let begun = Instant::now();
+    let mut report = DumpReport::default();
+    let mut held = Vec::new();
+    let seized = seize::tree(HostPid(o.pid), 0, begun + o.timeout, &mut held)
+        .map_err(|e| e.at(Phase::Seize));
+    report.freezing_us = micros(begun);
+    let listed = seized.and_then(|()| {
+        list(&mut held, &mut tracking, ready.gadgets).map_err(|e| e.at(Phase::Memory))
+    });
+    report.tasks = held.len() as u32;
+    report.threads = held.iter().map(|t| t.threads.len() as u32).sum();
+    crate::kill_point();
+    let released = seize::let_go(held).map_err(|e| e.at(Phase::Release));
+    report.frozen_us = micros(begun);
+    let sealed = listed.and_then(|l| {
+        released?;
+        seal(o, &dir, &tracking, &l, &mut report)?;
+        tracking.stay()
+    });
+    if let Err(e) = sealed {
+        let _ = dir.invalidate();
+        return Err(e);
+    }
+    if o.memory.auto_dedup
+        && dir.parent().is_some()
+        && let Err(e) = crate::dedup(&dir)
+    {
+        report.warnings.push(e.to_string());
+    }
+    info!(
+        "pre-dumped {} tasks, {} pages, {} unchanged",
+        report.tasks, report.pages_written, report.pages_skipped_parent
+    );
+    Ok(report)
+}
+
+/// Lists and protects all address spaces of the stopped tree.
+fn list(
+    held: &mut [Task],
+    tracking: &mut Tracking,
+    mut gadgets: GadgetCache,
+) -> Result<Vec<Listed>> {
+    tracking.take(held)?;
+    let mut listed: Vec<Listed> = Vec::new();
+    let status: Vec<_> = held
+        .iter()
+        .map(|t| t.proc.status())
+        .collect::<std::result::Result<_, _>>()?;
+    std::thread::scope(|scope| {
+        let facts = facts::gather_all(scope, held, &status);
+        for t in held.iter_mut().filter(|t| t.zombie.is_none()) {
+            let gone = |_| Error::bug("the reader of /proc has ended early");
+            let f = facts.recv().map_err(gone)??;
+            let same =
+                |l: &Listed| fds::kcmp(l.pid, t.pid, Kcmp::Vm).is_ok_and(|o| o == Ordering::Equal);
+            if listed.iter().any(same) {
+                continue;
+            }
+            let one = one(t, &f, tracking, &mut gadgets);
+            listed.push(one.map_err(|e| e.on(format!("task {}", t.pid.0)))?);
+            crate::kill_point();
+        }
+        Ok(())
+    })
+    .and_then(|()| tracking.keep())
+    .map(|()| listed)
+}
+
+fn one(
+    t: &mut Task,
+    f: &Facts,
+    tracking: &mut Tracking,
+    gadgets: &mut GadgetCache,
+) -> Result<Listed> {
+    let pid = t.pid;
+    thread::look(&mut t.threads[0], pid)?;
+    super::suspend_seccomp(t, f)?;
+    let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
+    let watch = tracking.watch(t, f, &maps, gadgets)?;
+    let mut scanner = Scanner::of(&t.proc)?;
+    let mut runs = Vec::new();
+    for s in f.smaps.iter().filter(|s| super::tracking::trackable(s)) {
+        mm::pages(&mut scanner, s, &watch, &mut runs)?;
+        watch.protect(&mut scanner, s)?;
+    }
+    let own = f.threads[0].ns_tgid.last().copied().unwrap_or(pid.0);
+    Ok(Listed {
+        pid,
+        own: own as u32,
+        image: Kind::Pagemap.file_of(own as u32),
+        runs,
+    })
+}
+
+/// Reads and writes the pages of the running tree.
+fn seal(
+    o: &Options,
+    dir: &ImageDir,
+    tracking: &Tracking,
+    listed: &[Listed],
+    report: &mut DumpReport,
+) -> Result<()> {
+    let begun = Instant::now();
+    let mut lost: BTreeMap<HostPid, Vec<Range>> = BTreeMap::new();
+    let mut server = match o.memory.page_server.as_ref() {
+        Some(s) => Some(Client::connect(s)?),
+        None => None,
+    };
+    for (l, id) in listed.iter().zip(1..) {
+        let on = |e: Error| {
+            e.on(format!("memory of task {}", l.pid.0))
+                .at(Phase::Memory)
+        };
+        let before = tracking.before(dir, l.pid, &l.image);
+        let space = Space {
+            pid: l.pid,
+            before: &before,
+            running: true,
+        };
+        let w = match &mut server {
+            Some(to) => memory::send(to, &space, l.own, &l.runs),
+            None => {
+                let to = Sink::create(dir, id, o.memory.compress)?;
+                memory::write(dir, &space, &l.image, (id, to), &l.runs)
+            }
+        };
+        let w = w.map_err(on)?;
+        report.pages_written += w.pages;
+        report.pages_skipped_parent += w.skipped;
+        report.pages_scanned += w.pages + w.skipped;
+        lost.insert(l.pid, w.lost);
+        crate::kill_point();
+    }
+    if let Some(to) = &mut server {
+        to.close().map_err(|e| e.at(Phase::Memory))?;
+    }
+    report.memdump_us = micros(begun);
+    report.memwrite_us = report.memdump_us;
+    tracking
+        .write(dir, &lost)
+        .map_err(|e| e.at(Phase::Memory))?;
+    let uptime = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    let uptime = uptime.map_or(0, |t| {
+        t.tv_sec() as u64 * 1_000_000 + t.tv_nsec() as u64 / 1000
+    });
+    let inventory = pb::InventoryEntry {
+        img_version: 2,
+        dump_uptime: Some(uptime),
+        // what criu calls "read": pages are taken from the running tree
+        pre_dump_mode: Some(2),
+        stasis_memory: memory::announce(o),
+        ..Default::default()
+    };
+    dir.commit_inventory(&inventory)
+        .map_err(|e| Error::from(e).at(Phase::Seal))
+}

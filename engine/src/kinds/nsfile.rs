@@ -1,0 +1,85 @@
+//! Handles of namespaces: open files of /proc/PID/ns.
+//!
+//! **Dump.** The handle's inode number is the namespace's. It must be one the tree lives in: such a namespace is there again after a
+//! restore, any other is not.
+//!
+//! **Restore.** /proc/PID/ns/NAME of the tree's first task, once it exists.
+//!
+//! **What does not come back.** Handles of namespaces that no task of the tree is in: the dump refuses them.
+use super::common::{at_cwd, body, settle};
+use super::{DumpCx, FileKind, PlanCx, Seen, Stage, malformed};
+use crate::error::Result;
+use stasis_kernel::call::{Arg, Call};
+use stasis_kernel::ns::Ns;
+use stasis_proto::pb;
+
+/// The kind.
+pub struct NsFile;
+
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+impl FileKind for NsFile {
+    fn name(&self) -> &'static str {
+        "nsfile"
+    }
+    fn about(&self) -> &'static str {
+        "handles of the tree's namespaces"
+    }
+    fn fd_type(&self) -> pb::FdTypes {
+        pb::FdTypes::Ns
+    }
+    fn claims(&self, seen: &Seen) -> bool {
+        seen.fs_type == NSFS_MAGIC && seen.flags & libc::O_PATH as u32 == 0
+    }
+    fn late(&self) -> bool {
+        false
+    }
+    fn dump(&self, seen: &Seen, id: u32, cx: &mut DumpCx) -> Result<pb::FileEntry> {
+        let Some((ns, ns_id)) = cx.namespaces.get(&seen.stat.st_ino) else {
+            return Err(seen.unsupported(
+                "no task of the tree is in that namespace, so it will not be there again",
+                "close it before the dump",
+            ));
+        };
+        let nsf = pb::NsFileEntry {
+            id,
+            ns_id: *ns_id,
+            ns_cflag: ns.flag().bits() as u32,
+            flags: seen.flags,
+        };
+        Ok(pb::FileEntry {
+            r#type: self.fd_type() as i32,
+            id,
+            nsf: Some(Box::new(nsf)),
+            ..Default::default()
+        })
+    }
+    fn stage(&self) -> Stage {
+        Stage::Tasks
+    }
+    fn plan(&self, entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<()> {
+        let e = body(entry, &entry.nsf, "nsf")?;
+        let ns = Ns::ALL
+            .into_iter()
+            .find(|n| n.flag().bits() as u32 == e.ns_cflag)
+            .ok_or_else(|| malformed(entry, "a namespace of no known sort"))?;
+        let tree = cx.image::<pb::PstreeEntry>("pstree.img")?;
+        let root = tree.first().map_or(0, |t| t.pid);
+        let file = cx.file(entry.id);
+        let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+        let open = Call::new(
+            libc::SYS_openat,
+            vec![
+                at_cwd(),
+                Arg::Str(format!("/proc/{root}/ns/{}", ns.name()).into_bytes()),
+                Arg::OpenFlags(flags),
+            ],
+        );
+        cx.host(
+            open.binds(file),
+            format!("a handle of the {} namespace", ns.name()),
+        );
+        settle(cx, file, e.flags, &pb::FownEntry::default());
+        Ok(())
+    }
+}

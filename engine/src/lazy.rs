@@ -1,0 +1,330 @@
+//! Memory that is brought while the tree runs: pages are served when they are touched, and all others meanwhile.
+//!
+//! A *space* is one address space with the pages it still lacks. One thread reads what the kernel tells of all spaces: faults,
+//! and what the tasks do with their memory (fork, mremap, munmap, madvise); others bring pages in order. A page is brought at most
+//! once, and never after the task has given it up:
+//! - Whoever brings pages holds the space's gate for reading, from taking them off the list until they are in place. What is on
+//!   no list and in nobody's hands is zeroes, which only the gate's writer decides.
+//! - Events are read with the gate held for writing: the task that caused one goes on when it is read, and may then use the
+//!   addresses anew.
+//! - KERNEL: while an event waits to be read, UFFDIO_COPY is EAGAIN (mm/userfaultfd.c, mmap_changing).
+use crate::error::{Blame, Error, Result};
+use crate::pages::{PAGE, Run, Store};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use stasis_kernel::ids::{HostPid, RemotePtr};
+use stasis_kernel::uffd::{self, Event};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// What the kernel must tell.
+pub const FEATURES: u64 = uffd::FEATURE_EVENT_FORK
+    | uffd::FEATURE_EVENT_REMAP
+    | uffd::FEATURE_EVENT_REMOVE
+    | uffd::FEATURE_EVENT_UNMAP;
+
+/// Brought around a page that somebody waits for.
+const WINDOW: u64 = 64 * 1024;
+/// Brought at a time otherwise: what one page table maps, because two threads would wait for each other there.
+const PIECE: u64 = 2 << 20;
+/// Read and copied at a time: fits the second-level cache.
+const STEP: u64 = 256 * 1024;
+/// More threads than these fight over the page allocator.
+const MOST: usize = 4;
+
+/// Pages that are still to be brought: by first address, (end, place).
+type Left = BTreeMap<u64, (u64, u64)>;
+
+/// An address space.
+pub struct Space {
+    /// The process, for messages.
+    pub pid: HostPid,
+    fd: OwnedFd,
+    source: usize,
+    left: Mutex<Left>,
+    gate: RwLock<()>,
+    /// Its processes have ended.
+    gone: AtomicBool,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Space {
+    /// A space whose ranges are registered with `fd`. `source`: the index of its store.
+    pub fn new(pid: HostPid, fd: OwnedFd, source: usize, runs: &[Run]) -> Self {
+        Self {
+            pid,
+            fd,
+            source,
+            left: Mutex::new(runs.iter().map(|r| (r.0, (r.0 + r.1, r.2))).collect()),
+            gate: RwLock::default(),
+            gone: AtomicBool::new(false),
+        }
+    }
+    /// The userfaultfd.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+    fn is_done(&self) -> bool {
+        self.gone.load(Ordering::Relaxed) || lock(&self.left).is_empty()
+    }
+    /// Takes the pages of a window off the list.
+    fn take(&self, from: u64, to: u64) -> Option<Run> {
+        let mut left = lock(&self.left);
+        let (start, (end, _)) = left.range(..to).next_back().map(|(s, v)| (*s, *v))?;
+        if end <= from {
+            return None;
+        }
+        // the last run that reaches into the window: what lies before it is taken another time
+        let (a, b) = (start.max(from), end.min(to));
+        Some(cut_one(&mut left, start, a, b))
+    }
+    /// Takes the first pages off the list, none behind the end of a page table.
+    fn next(&self) -> Option<Run> {
+        let mut left = lock(&self.left);
+        let (start, (end, _)) = left.first_key_value().map(|(s, v)| (*s, *v))?;
+        let to = end.min((start + 1).next_multiple_of(PIECE));
+        Some(cut_one(&mut left, start, start, to))
+    }
+    fn put_back(&self, (addr, len, place): Run) {
+        lock(&self.left).insert(addr, (addr + len, place));
+    }
+    /// Brings a run, with the gate held. What cannot be brought now is put back.
+    fn bring(&self, run: Run, store: &Store, buf: &mut [u8]) -> Result<()> {
+        let (mut addr, end, mut place) = (run.0, run.0 + run.1, run.2);
+        while addr < end {
+            let n = STEP.min(end - addr) as usize;
+            // KERNEL(<6.6): UFFDIO_COPY wants its source at a page address too
+            let shift = buf.as_ptr().align_offset(PAGE as usize);
+            let buf = &mut buf[shift..shift + n];
+            store.read(buf, place)?;
+            let (done, errno) = match uffd::copy_some(self.fd.as_fd(), RemotePtr(addr), buf) {
+                Ok(()) => (n, None),
+                Err((done, e)) => (done, Some(e)),
+            };
+            addr += done as u64;
+            place += done as u64;
+            match errno {
+                None => {}
+                // there already, or unmapped: what the task did is told, or was
+                Some(Errno::EEXIST | Errno::ENOENT) => {
+                    let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), PAGE);
+                    addr += PAGE;
+                    place += PAGE;
+                }
+                Some(Errno::EAGAIN) => {
+                    self.put_back((addr, end - addr, place));
+                    // who waits there asks again, once what happened is read
+                    let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), end - addr);
+                    std::thread::yield_now();
+                    return Ok(());
+                }
+                Some(Errno::ESRCH) => {
+                    self.gone.store(true, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Some(e) => {
+                    return Err(Error::new(
+                        "E6703",
+                        Blame::Host,
+                        format!("cannot bring pages at {addr:#x} to task {}", self.pid),
+                    )
+                    .why(format!("UFFDIO_COPY: {e}"))
+                    .advice("free memory, and restore again"));
+                }
+            }
+        }
+        Ok(())
+    }
+    /// Serves a fault.
+    fn fault(&self, addr: u64, store: &Store, buf: &mut [u8]) -> Result<()> {
+        let reader = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let window = addr / WINDOW * WINDOW;
+        // the page itself first
+        if let Some(run) = self.take(addr, addr + PAGE) {
+            self.bring(run, store, buf)?;
+            for _ in 0..WINDOW / PAGE {
+                let Some(run) = self.take(window, window + WINDOW) else {
+                    break;
+                };
+                self.bring(run, store, buf)?;
+            }
+            return Ok(());
+        }
+        drop(reader);
+        let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(run) = self.take(addr, addr + PAGE) {
+            return self.bring(run, store, buf);
+        }
+        match uffd::zero(self.fd.as_fd(), RemotePtr(addr), PAGE) {
+            Err(e) if e.errno == Errno::ESRCH => self.gone.store(true, Ordering::Relaxed),
+            Err(_) => {
+                let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), PAGE);
+            }
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+    /// What a task has given up is nobody's to bring.
+    fn forget(&self, from: u64, to: u64) {
+        let mut left = lock(&self.left);
+        while let Some((start, (end, _))) = left.range(..to).next_back().map(|(s, v)| (*s, *v)) {
+            if end <= from {
+                return;
+            }
+            cut_one(&mut left, start, start.max(from), end.min(to));
+        }
+    }
+    fn moved(&self, from: u64, to: u64, len: u64) {
+        let mut left = lock(&self.left);
+        let mut runs = Vec::new();
+        while let Some((start, (end, _))) =
+            left.range(..from + len).next_back().map(|(s, v)| (*s, *v))
+        {
+            if end <= from {
+                break;
+            }
+            let (a, b) = (start.max(from), end.min(from + len));
+            runs.push(cut_one(&mut left, start, a, b));
+        }
+        for (a, n, place) in runs {
+            let a = to + (a - from);
+            left.insert(a, (a + n, place));
+        }
+    }
+    /// Reads what has happened. Gives faults, and children.
+    fn events(&self) -> Result<(Vec<u64>, Vec<Space>)> {
+        let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let (mut faults, mut children, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        uffd::events(self.fd.as_fd(), &mut all)?;
+        for e in all {
+            match e {
+                Event::Fault(addr) => faults.push(addr),
+                Event::Remap(from, to, len) => self.moved(from, to, len),
+                Event::Remove(from, to) | Event::Unmap(from, to) => self.forget(from, to),
+                Event::Fork(fd) => children.push(Space {
+                    pid: self.pid,
+                    fd,
+                    source: self.source,
+                    left: Mutex::new(lock(&self.left).clone()),
+                    gate: RwLock::default(),
+                    gone: AtomicBool::new(false),
+                }),
+            }
+        }
+        Ok((faults, children))
+    }
+}
+
+/// Takes `a..b` out of the run that begins at `start`.
+fn cut_one(left: &mut Left, start: u64, a: u64, b: u64) -> Run {
+    let (end, place) = left.remove(&start).unwrap_or((b, 0));
+    if start < a {
+        left.insert(start, (a, place));
+    }
+    if b < end {
+        left.insert(b, (end, place + (b - start)));
+    }
+    (a, b - a, place + (a - start))
+}
+
+/// Serves all spaces until none lacks anything, or all have ended. `more`: whether tasks may still be about to run.
+///
+/// # Errors
+/// E6703, E5020: pages that cannot be brought. The tasks must not run on then.
+pub fn serve(spaces: Vec<Space>, stores: &[Store]) -> Result<()> {
+    let spaces: Mutex<Vec<Arc<Space>>> = Mutex::new(spaces.into_iter().map(Arc::new).collect());
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    let over = AtomicBool::new(false);
+    let fail = |e: Error| {
+        lock(&failed).get_or_insert(e);
+        over.store(true, Ordering::Relaxed);
+    };
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST));
+    std::thread::scope(|s| {
+        for _ in 0..workers {
+            s.spawn(|| {
+                let mut buf = vec![0u8; (STEP + PAGE) as usize];
+                while !over.load(Ordering::Relaxed) {
+                    let todo = lock(&spaces).iter().find(|s| !s.is_done()).cloned();
+                    let Some(space) = todo else {
+                        // something may come back to a list, or a child be born
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                        continue;
+                    };
+                    let _reader = space.gate.read().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(run) = space.next()
+                        && let Err(e) = space.bring(run, &stores[space.source], &mut buf)
+                    {
+                        return fail(e);
+                    }
+                }
+            });
+        }
+        let mut buf = vec![0u8; (STEP + PAGE) as usize];
+        while !over.load(Ordering::Relaxed) {
+            let all: Vec<Arc<Space>> = lock(&spaces).clone();
+            // what is in somebody's hands may come back to the list
+            let done = |s: &Arc<Space>| {
+                s.is_done() && {
+                    let _writer = s.gate.write().unwrap_or_else(PoisonError::into_inner);
+                    s.is_done()
+                }
+            };
+            if all.iter().all(done) {
+                break;
+            }
+            if let Err(e) = turn(&all, &spaces, stores, &mut buf) {
+                fail(e);
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    // everything is in place: who waits is woken, and the kernel forgets the registration, when the descriptors close
+    failed
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .map_or(Ok(()), Err)
+}
+
+/// Waits a moment for something to happen, and sees to it.
+fn turn(
+    all: &[Arc<Space>],
+    spaces: &Mutex<Vec<Arc<Space>>>,
+    stores: &[Store],
+    buf: &mut [u8],
+) -> Result<()> {
+    const MOMENT_MS: u8 = 5;
+    let mut polls: Vec<PollFd> = all
+        .iter()
+        .map(|s| PollFd::new(s.fd.as_fd(), PollFlags::POLLIN))
+        .collect();
+    match nix::poll::poll(&mut polls, PollTimeout::from(MOMENT_MS)) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(e) => {
+            return Err(stasis_kernel::error::SysError::new("poll", e, "userfaultfds").into());
+        }
+    }
+    let ready: Vec<&Arc<Space>> = polls
+        .iter()
+        .zip(all)
+        .filter(|(p, _)| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN)))
+        .map(|(_, s)| s)
+        .collect();
+    for s in ready {
+        let (faults, children) = s.events()?;
+        lock(spaces).extend(children.into_iter().map(Arc::new));
+        for addr in faults {
+            s.fault(addr, &stores[s.source], buf)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "lazy_tests.rs"]
+mod tests;

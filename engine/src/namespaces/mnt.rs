@@ -1,0 +1,202 @@
+//! Mount namespaces: `mountpoints-N.img`, and `tmpfs-dev-N.tar.gz.img` for the contents of each tmpfs.
+//!
+//! **Dump.** mountinfo is read by a visitor in the namespace, so a task's chroot(2) does not matter. What cannot come back is
+//! refused by name (`stasis_mounts::look`). Contents are read through a detached copy of the mount.
+//!
+//! **Restore.** The plan (`stasis_mounts::plan`) is performed by the worker in the tree's namespaces, so whatever is made there
+//! belongs to them; until its last step /proc is the machine's.
+use crate::error::{Blame, Error, Result};
+use crate::kinds::DumpCx;
+use crate::options::Options;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, lstat};
+use stasis_kernel::error::SysError;
+use stasis_kernel::host::Host;
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::mnt;
+use stasis_kernel::ns::{self, Ns};
+use stasis_kernel::procfs::{MountInfo, ProcDir};
+use stasis_mounts::look::{self, View, Wishes};
+use stasis_mounts::{Caller, Ids, Performer, Plan, Row, Tree, archive, reach};
+use stasis_proto::{ImageDir, Kind, pb};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::rc::Rc;
+
+/// A mount namespace that is in the image.
+#[derive(Debug, Clone)]
+pub struct MntNs {
+    /// Its root.
+    pub root: Rc<OwnedFd>,
+    /// Its mounts, by the numbers that fdinfo and the image have.
+    pub mounts: BTreeSet<u32>,
+}
+
+/// What a visitor saw.
+struct Visit {
+    infos: Vec<MountInfo>,
+    devices: BTreeMap<i32, u64>,
+    root: OwnedFd,
+}
+
+/// Describes the mount namespace of a task under this number, contents included.
+///
+/// # Errors
+/// E4300 to E4310: mounts that would not come back, each by name.
+pub fn dump(cx: &mut DumpCx, id: u32, task: HostPid) -> Result<()> {
+    let handle = Ns::Mnt.of(task)?;
+    let proc = File::open("/proc").map_err(|e| io("openat", &e, "/proc"))?;
+    // KERNEL: mountinfo shows the part of a cgroup hierarchy that is mounted as the reader's cgroup namespace has it
+    let groups = Ns::Cgroup.of(task)?;
+    let places = [(Ns::Cgroup, groups.as_fd()), (Ns::Mnt, handle.as_fd())];
+    let seen = ns::visit(&places, || visit(&proc))??;
+    let host = ProcDir::open(HostPid::own())?.mountinfo()?;
+    let ids = ids_of(task)?;
+    let o = &cx.options.mounts;
+    let wishes = Wishes {
+        external: &o.external,
+        auto_external: o.auto_external,
+        external_sharing: o.external_sharing,
+        skip: &o.skip,
+        enable_fs: &o.enable_fs,
+    };
+    let view = View {
+        infos: &seen.infos,
+        host: &host,
+        devices: &seen.devices,
+        ids: &ids,
+    };
+    let told = look::describe(&view, &wishes)?;
+    for c in &told.contents {
+        let copy = reach::copy(handle.as_fd(), proc.as_fd(), c)?;
+        let image = Kind::TmpfsDev.file_of(c.dev);
+        let out = std::io::BufWriter::new(cx.dir.create_raw(&image)?);
+        archive::pack(copy.as_fd(), out, &ids)
+            .map_err(|e| Error::from(e).on(format!("mount {} ({})", c.mnt_id, c.mountpoint)))?;
+    }
+    cx.dir.write_all(&Kind::Mnts.file_of(id), &told.entries)?;
+    cx.warnings.extend(told.warnings);
+    let own = ProcDir::open(task)?.ns("mnt")?;
+    let here = MntNs {
+        root: Rc::new(seen.root),
+        mounts: told.entries.iter().map(|e| e.mnt_id).collect(),
+    };
+    cx.mount_namespaces.insert(own, here);
+    Ok(())
+}
+
+fn visit(proc: &File) -> Result<Visit> {
+    let infos = mnt::own_mountinfo(proc.as_fd())?;
+    let mut devices = BTreeMap::new();
+    for m in infos.iter().filter(|m| m.root != b"/") {
+        // one that is hidden leads to what hides it, which is no device then
+        if let Ok(st) = lstat(Path::new(std::ffi::OsStr::from_bytes(&m.mountpoint)))
+            && st.st_mode & libc::S_IFMT == libc::S_IFCHR
+        {
+            devices.insert(m.id, st.st_rdev);
+        }
+    }
+    let root = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|e| SysError::new("openat", e, "/"))?;
+    Ok(Visit {
+        infos,
+        devices,
+        root,
+    })
+}
+
+/// Owners as the task's user namespace numbers them.
+fn ids_of(task: HostPid) -> Result<Ids> {
+    let (theirs, ours) = (ProcDir::open(task)?, ProcDir::open(HostPid::own())?);
+    if theirs.ns("user")? == ours.ns("user")? {
+        return Ok(Ids::default());
+    }
+    let rows = |name: &str| -> Result<Vec<(u32, u32, u32)>> {
+        Ids::rows(&theirs.bytes(name)?)
+            .ok_or_else(|| Error::bug(format!("/proc/{}/{name} cannot be read", task.0)))
+    };
+    Ok(Ids {
+        users: rows("uid_map")?,
+        groups: rows("gid_map")?,
+    })
+}
+
+fn io(call: &'static str, e: &std::io::Error, what: &str) -> Error {
+    let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0));
+    SysError::new(call, errno, what).into()
+}
+
+/// Plans how the mount namespace with this number is built.
+///
+/// # Errors
+/// E5300 to E5304: hostile or damaged entries; E2300 to E2302: the caller did not give what must come from outside.
+pub fn plan(o: &Options, dir: &ImageDir, id: u32) -> Result<Plan> {
+    let entries: Vec<pb::MntEntry> = dir.read_all(&Kind::Mnts.file_of(id))?;
+    let tree = Tree::from_entries(&entries)?;
+    let archive = |dev: u32| {
+        let image = Kind::TmpfsDev.file_of(dev);
+        dir.exists(&image).unwrap_or(false).then_some(image)
+    };
+    let caller = Caller {
+        root: o.mounts.root.as_deref(),
+        external: &o.mounts.external,
+        external_sharing: o.mounts.external_sharing,
+        enable_fs: &o.mounts.enable_fs,
+        skip: &o.mounts.skip,
+        archive: &archive,
+        cgroup: &str::to_owned,
+    };
+    Ok(stasis_mounts::plan(&tree, caller)?)
+}
+
+/// Opens what the caller gave, where the caller's paths mean something. The rest of the plan needs it in `host`.
+///
+/// # Errors
+/// E6300 to E6303: the machine refused a step.
+pub fn fetch(dir: &ImageDir, plan: &Plan, host: &mut Host) -> Result<()> {
+    perform(dir, &plan.outside, host, &archive::Devices::default())
+}
+
+/// Builds the namespace the caller is in, but for what needs terminals. Afterwards the caller's root is the tree's.
+///
+/// # Errors
+/// E6300 to E6311: the machine refused a step; E5305, E5306: an archive that cannot be unpacked.
+pub fn build(o: &Options, dir: &ImageDir, plan: &Plan, host: &mut Host) -> Result<()> {
+    let devices = archive::Devices::of(o.mounts.external.iter().map(|e| e.1.as_str()));
+    perform(dir, &plan.build, host, &devices)
+}
+
+/// Mounts the names of terminals, which are open by now.
+///
+/// # Errors
+/// E6300 to E6302.
+pub fn finish(dir: &ImageDir, plan: &Plan, host: &mut Host) -> Result<()> {
+    perform(dir, &plan.late, host, &archive::Devices::default())
+}
+
+fn perform(
+    dir: &ImageDir,
+    rows: &[Row],
+    host: &mut Host,
+    devices: &archive::Devices,
+) -> Result<()> {
+    Ok(Performer { host, dir, devices }.perform(rows)?)
+}
+
+impl From<stasis_mounts::Error> for Error {
+    fn from(e: stasis_mounts::Error) -> Self {
+        let blame = match e.blame {
+            stasis_mounts::Blame::Kernel => Blame::Kernel,
+            stasis_mounts::Blame::Container => Blame::Container,
+            stasis_mounts::Blame::Image => Blame::Image,
+            stasis_mounts::Blame::Host => Blame::Host,
+            stasis_mounts::Blame::Caller => Blame::Caller,
+        };
+        Error::new(e.code, blame, e.what)
+            .why(e.why)
+            .advice(e.advice)
+    }
+}

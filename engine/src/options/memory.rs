@@ -1,0 +1,21 @@
+//! What the caller says of memory.
+use crate::packed::Compression;
+use crate::remote::Server;
+use std::path::PathBuf;
+
+/// Memory.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryOptions {
+    /// `--track-mem`: changes are tracked from this dump on.
+    pub track: bool,
+    /// `--prev-images-dir`: the parent folder, relative to the image folder.
+    pub parent: Option<PathBuf>,
+    /// `--auto-dedup`: pages are dropped from images once they are not needed there.
+    pub auto_dedup: bool,
+    /// `--lazy-pages`.
+    pub lazy: bool,
+    /// `--compress`: how pages of private memory are compressed.
+    pub compress: Option<Compression>,
+    /// `--page-server` of a dump: pages go there instead of into the folder.
+    pub page_server: Option<Server>,
+}

@@ -1,0 +1,293 @@
+//! Where the pages of a pagemap lie: in the pages image of its own folder, or of a dump before it.
+//!
+//! An incremental dump writes what changed; for the rest its pagemap says "as in the parent". Resolved, a pagemap is a list of
+//! runs, each with its *place*: the number of a source (one pages image of one folder) and the offset in it.
+use crate::error::{Blame, Error, Result};
+use crate::packed::Packed;
+use stasis_proto::{ImageDir, Kind, pb};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// The page size of the format, in bytes.
+pub const PAGE: u64 = 4096;
+
+/// `pagemap_entry.flags`: the pages are in the images of the dump before.
+pub const IN_PARENT: u32 = 1;
+/// May be brought later, after the tree runs.
+pub const LAZY: u32 = 2;
+/// The pages are in the pages image.
+pub const PRESENT: u32 = 4;
+
+/// Bits of a place that are the offset; those above are the source's number.
+const OFFSET_BITS: u32 = 46;
+
+/// A run of pages: address (or offset in a shared object), length, place; all in bytes.
+pub type Run = (u64, u64, u64);
+
+/// A pages image: how many dumps before, and its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// 0: the folder itself; 1: its parent; and so on.
+    pub level: usize,
+    /// N of pages-N.img.
+    pub id: u32,
+}
+
+impl Source {
+    fn open(self, dir: &ImageDir) -> Result<(Image, String)> {
+        let name = Kind::Pages.file_of(self.id);
+        let folder = dir
+            .ancestor(self.level)
+            .ok_or_else(|| Error::bug("a parent folder is not open"))?;
+        let file = match Packed::open(folder, self.id)? {
+            Some(p) => Image::Packed(p),
+            None => Image::Plain(folder.open_raw(&name)?),
+        };
+        let name = match self.level {
+            0 => name,
+            1 => format!("{name} of the dump before"),
+            n => format!("{name} of {n} dumps before"),
+        };
+        Ok((file, name))
+    }
+}
+
+/// A resolved pagemap.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pages {
+    /// In order, without overlaps.
+    pub runs: Vec<Run>,
+    /// What their places lie in.
+    pub sources: Vec<Source>,
+}
+
+/// Offset `at` in source `source`.
+fn place(source: usize, at: u64) -> u64 {
+    (source as u64) << OFFSET_BITS | at
+}
+
+fn split(place: u64) -> (usize, u64) {
+    (
+        (place >> OFFSET_BITS) as usize,
+        place & ((1 << OFFSET_BITS) - 1),
+    )
+}
+
+fn bad(name: &str, why: &str) -> Error {
+    Error::new("E5001", Blame::Image, name)
+        .why(why)
+        .advice("the image is damaged or was made by something else: dump again")
+}
+
+/// The entries of a pagemap as they are, checked: in order, without overlaps, lengths and flags filled in; and the number of
+/// its pages image.
+///
+/// # Errors
+/// E5001, and those of reading.
+pub fn entries(dir: &ImageDir, name: &str) -> Result<(u32, Vec<pb::PagemapEntry>)> {
+    let mut r = dir.reader(name)?;
+    let head: pb::PagemapHead = r.read()?.ok_or_else(|| bad(name, "it is empty"))?;
+    let mut all: Vec<pb::PagemapEntry> = r.read_rest()?;
+    let mut end = 0;
+    for e in &mut all {
+        let n = *e.nr_pages.get_or_insert(u64::from(e.compat_nr_pages));
+        // images from before 2016 have no flags and mark only what the parent has
+        e.flags = Some(match (e.in_parent, e.flags) {
+            (Some(true), f) => f.unwrap_or(0) | IN_PARENT,
+            (_, Some(f)) => f,
+            (_, None) => PRESENT,
+        });
+        let next = n
+            .checked_mul(PAGE)
+            .and_then(|n| n.checked_add(e.vaddr))
+            .filter(|n| *n <= u64::MAX >> 1);
+        match next {
+            Some(n) if e.vaddr >= end && e.vaddr % PAGE == 0 => end = n,
+            _ => return Err(bad(name, "its entries overlap or leave the address space")),
+        }
+    }
+    Ok((head.pages_id, all))
+}
+
+impl Pages {
+    /// Reads a pagemap and finds the place of every page, through all folders before; checks that the images are long enough.
+    ///
+    /// # Errors
+    /// E5001, E5002, E5021, E5701; those of reading.
+    pub fn load(dir: &ImageDir, name: &str) -> Result<Self> {
+        let pages = Self::level(dir, dir, name, 0)?;
+        if pages.sources.len() >= 1 << (63 - OFFSET_BITS) {
+            return Err(bad(name, "too many dumps build on each other"));
+        }
+        Ok(pages)
+    }
+
+    fn level(base: &ImageDir, dir: &ImageDir, name: &str, level: usize) -> Result<Self> {
+        let (id, all) = entries(dir, name)?;
+        let mut pages = Pages {
+            runs: Vec::with_capacity(all.len()),
+            sources: vec![Source { level, id }],
+        };
+        let mut before: Option<Pages> = None;
+        let mut at = 0;
+        for e in &all {
+            let (len, flags) = (e.nr_pages.unwrap_or(0) * PAGE, e.flags.unwrap_or(0));
+            if flags & IN_PARENT != 0 {
+                let before = match &mut before {
+                    Some(b) => b,
+                    None => before.insert(Self::before(base, dir, name, level)?),
+                };
+                before
+                    .take(e.vaddr, len, &mut pages.runs)
+                    .ok_or_else(|| gap(name, e.vaddr, level))?;
+            } else if flags & PRESENT != 0 {
+                if at + len >= 1 << OFFSET_BITS {
+                    return Err(bad(name, "it names more pages than a file can hold"));
+                }
+                pages.runs.push((e.vaddr, len, place(0, at)));
+                at += len;
+            } else {
+                return Err(Error::new("E5002", Blame::Image, name)
+                    .why("some of its pages were left with a page server (lazy pages), not written")
+                    .advice("restore with --lazy-pages while the page server runs"));
+            }
+        }
+        pages
+            .sources
+            .extend(before.map(|b| b.sources).into_iter().flatten());
+        if at > 0 {
+            let (image, name) = pages.sources[0].open(base)?;
+            let size = match image {
+                Image::Packed(p) => p.size(),
+                Image::Plain(f) => f.metadata().map_err(|e| bad(&name, &e.to_string()))?.len(),
+            };
+            if size < at {
+                return Err(Error::new("E5021", Blame::Image, name)
+                    .why("it is shorter than its pagemap says")
+                    .advice("the image is truncated: copy or dump it again"));
+            }
+        }
+        Ok(pages)
+    }
+
+    /// The pagemap of the same name one dump before, its sources numbered from 1.
+    fn before(base: &ImageDir, dir: &ImageDir, name: &str, level: usize) -> Result<Self> {
+        let Some(parent) = dir.parent() else {
+            return Err(Error::new("E5701", Blame::Image, name)
+                .why("some of its pages are in the images of the dump before, and the folder has no link `parent` to them")
+                .advice("put the folders of all dumps next to each other again, or name the one before by --prev-images-dir"));
+        };
+        if !parent.exists(name)? {
+            return Err(gap(name, 0, level));
+        }
+        let mut b = Self::level(base, parent, name, level + 1)?;
+        for r in &mut b.runs {
+            r.2 += place(1, 0);
+        }
+        Ok(b)
+    }
+
+    /// Copies the runs of `start..start+len`; `None` if not all of it is there.
+    fn take(&self, start: u64, len: u64, into: &mut Vec<Run>) -> Option<()> {
+        let end = start + len;
+        let mut at = start;
+        let first = self.runs.partition_point(|r| r.0 + r.1 <= start);
+        for (a, n, place) in &self.runs[first..] {
+            if at >= end {
+                break;
+            }
+            if *a > at {
+                return None;
+            }
+            let stop = end.min(a + n);
+            into.push((at, stop - at, place + (at - a)));
+            at = stop;
+        }
+        (at >= end).then_some(())
+    }
+
+    /// Takes the pages out of their images, by holes.
+    ///
+    /// # Errors
+    /// Those of opening; E6701.
+    pub fn free(&self, dir: &ImageDir) -> Result<()> {
+        for (i, s) in self.sources.iter().enumerate() {
+            let own = |r: &&Run| split(r.2).0 == i;
+            let holes = self.runs.iter().filter(own).map(|r| (split(r.2).1, r.1));
+            let holes: Vec<(u64, u64)> = holes.collect();
+            if let Some(folder) = dir.ancestor(s.level).filter(|_| !holes.is_empty()) {
+                let file = folder.open_to_change(&Kind::Pages.file_of(s.id))?;
+                crate::dedup::free(&file, &holes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the images.
+    ///
+    /// # Errors
+    /// Those of opening.
+    pub fn open(&self, dir: &ImageDir) -> Result<Store> {
+        Store::open(dir, &self.sources)
+    }
+}
+
+fn gap(name: &str, addr: u64, level: usize) -> Error {
+    Error::new("E5701", Blame::Image, name)
+        .why(format!(
+            "it says that pages at {addr:#x} are in the images of the dump before it ({} before the last), and they are not",
+            level + 1
+        ))
+        .advice("name the right folder by --prev-images-dir, or dump again without a parent")
+}
+
+/// Open pages images.
+pub struct Store(Vec<(Image, String)>);
+
+enum Image {
+    Plain(File),
+    Packed(Packed),
+}
+
+impl Store {
+    /// Opens the images of these sources.
+    ///
+    /// # Errors
+    /// Those of opening.
+    pub fn open(dir: &ImageDir, sources: &[Source]) -> Result<Self> {
+        sources
+            .iter()
+            .map(|p| p.open(dir))
+            .collect::<Result<_>>()
+            .map(Self)
+    }
+    /// Numbers of the open images.
+    pub fn descriptors(&self) -> impl Iterator<Item = i32> {
+        use std::os::fd::AsRawFd;
+        self.0.iter().map(|(i, _)| match i {
+            Image::Plain(f) => f.as_raw_fd(),
+            Image::Packed(p) => p.file.as_raw_fd(),
+        })
+    }
+    /// Reads bytes of one run.
+    ///
+    /// # Errors
+    /// E5020.
+    pub fn read(&self, buf: &mut [u8], at: u64) -> Result<()> {
+        let (source, at) = split(at);
+        let (image, name) = self
+            .0
+            .get(source)
+            .ok_or_else(|| Error::bug("a place in no pages image"))?;
+        let file = match image {
+            Image::Packed(p) => return p.read(buf, at),
+            Image::Plain(f) => f,
+        };
+        file.read_exact_at(buf, at)
+            .map_err(|e| Error::new("E5020", Blame::Image, name.clone()).why(e))
+    }
+}
+
+#[cfg(test)]
+#[path = "pages_tests.rs"]
+mod tests;

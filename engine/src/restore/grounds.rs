@@ -1,0 +1,231 @@
+//! The namespaces a tree is restored into: which are made, which are joined, and the rows by which the first stub goes there.
+//!
+//! The stub goes alone: first into namespaces the caller gave, then into a user namespace of its own, then it makes the
+//! others, which belong to that one. All tasks are born of it and inherit them. A pid namespace is made by the birth of its
+//! first task, whose number in it is 1.
+use super::images::Images;
+use crate::error::{Blame, Error, Result};
+use crate::options::Options;
+use stasis_kernel::call::{Arg, Call};
+use stasis_kernel::ns::Ns;
+use stasis_proto::{ImageDir, Kind, pb};
+use std::path::PathBuf;
+
+/// Where a tree comes to live.
+#[derive(Debug, Clone, Default)]
+pub struct Grounds {
+    /// Namespaces made anew, with their ids in the image.
+    pub fresh: Vec<(Ns, u32)>,
+    /// Namespaces the caller gave, each by a path that leads to its handle.
+    pub joined: Vec<(Ns, PathBuf)>,
+    /// Pid, in the tree's pid namespace, of the engine's worker there.
+    pub worker: Option<i32>,
+}
+
+impl Grounds {
+    /// From the images and what the caller says.
+    ///
+    /// # Errors
+    /// Namespaces that cannot be made, or external ones that the caller did not give.
+    pub fn plan(o: &Options, dir: &ImageDir, images: &Images) -> Result<Self> {
+        let mut g = Grounds::default();
+        for (name, path) in &o.namespaces.join {
+            let Some(ns) = Ns::by_name(name) else {
+                return Err(Error::new(
+                    "E2030",
+                    Blame::Caller,
+                    format!("--join-ns {name}:{}", path.display()),
+                )
+                .why("there is no such sort of namespace")
+                .advice("name one of user, pid, mnt, net, ipc, uts, cgroup, time"));
+            };
+            g.joined.push((ns, handle(ns, path)));
+        }
+        for (ns, id) in &images.own_namespaces {
+            if g.joined.iter().any(|j| j.0 == *ns) {
+                continue;
+            }
+            match external(dir, *ns, *id)? {
+                Some(key) => {
+                    let fd = o.namespaces.inherit.iter().find(|i| i.0 == key);
+                    let Some((_, fd)) = fd else {
+                        return Err(Error::new(
+                            "E2031",
+                            Blame::Caller,
+                            format!("the tree's {} namespace is external: {key}", ns.name()),
+                        )
+                        .why("it was left to the caller at the dump, who gives none now")
+                        .advice(format!("pass --inherit-fd 'fd[N]:{key}' with an open namespace file, or --join-ns {}:PATH", ns.name())));
+                    };
+                    let own = std::process::id();
+                    g.joined.push((*ns, format!("/proc/{own}/fd/{fd}").into()));
+                }
+                None => g.fresh.push((*ns, *id)),
+            }
+        }
+        let root = &images.tasks[0].entry;
+        if g.makes(Ns::Pid) && root.pid != 1 {
+            return Err(Error::new(
+                "E5850",
+                Blame::Image,
+                format!("task {} is the first of a pid namespace", root.pid),
+            )
+            .why("the kernel gives number 1 to that task")
+            .advice("dump the tree from the first process of its pid namespace"));
+        }
+        // users first: rights over the others come from there
+        g.joined.sort_by_key(|j| j.0);
+        g.fresh.sort_by_key(|f| f.0);
+        if g.has(Ns::Pid) {
+            let used: std::collections::BTreeSet<u32> = images
+                .tasks
+                .iter()
+                .flat_map(|t| {
+                    let e = &t.entry;
+                    [e.pid, e.sid, e.pgid].into_iter().chain(e.threads.clone())
+                })
+                .collect();
+            g.worker = (2..=i32::MAX as u32)
+                .find(|n| !used.contains(n))
+                .map(|n| n as i32)
+                .filter(|_| g.makes(Ns::Pid));
+        }
+        Ok(g)
+    }
+    /// Is this sort made anew?
+    pub fn makes(&self, ns: Ns) -> bool {
+        self.fresh.iter().any(|f| f.0 == ns)
+    }
+    /// The image's id of one that is made anew.
+    pub fn made(&self, ns: Ns) -> Option<u32> {
+        self.fresh.iter().find(|f| f.0 == ns).map(|f| f.1)
+    }
+    /// Is this sort another than the engine's?
+    pub fn has(&self, ns: Ns) -> bool {
+        self.makes(ns) || self.joined.iter().any(|j| j.0 == ns)
+    }
+    /// Does the tree live where the engine does? A time namespace does not count: nothing is opened there.
+    pub fn are_ours(&self) -> bool {
+        !Ns::ALL.iter().any(|n| *n != Ns::Time && self.has(*n))
+    }
+    /// What the worker enters: all but the clocks, which nothing it does depends on.
+    pub fn for_worker(&self) -> Vec<Ns> {
+        Ns::ALL
+            .into_iter()
+            .filter(|n| *n != Ns::Time && self.has(*n))
+            .collect()
+    }
+    /// Rows by which the stub joins what the caller gave.
+    pub fn joining(&self) -> Vec<Call> {
+        let mut rows = Vec::new();
+        for (ns, path) in &self.joined {
+            let n = rows.len();
+            use std::os::unix::ffi::OsStrExt;
+            rows.push(Call::new(
+                libc::SYS_openat,
+                vec![
+                    Arg::Named(libc::AT_FDCWD as u64, "AT_FDCWD".into()),
+                    Arg::Str(path.as_os_str().as_bytes().to_vec()),
+                    Arg::Named(
+                        (libc::O_RDONLY | libc::O_CLOEXEC) as u64,
+                        "O_RDONLY|O_CLOEXEC".into(),
+                    ),
+                    Arg::Int(0),
+                ],
+            ));
+            rows.push(Call::new(
+                libc::SYS_setns,
+                vec![Arg::Ret(n), flags(std::iter::once(*ns))],
+            ));
+            rows.push(Call::new(libc::SYS_close, vec![Arg::Ret(n)]));
+        }
+        if self.joined.iter().any(|j| j.0 == Ns::User) {
+            rows.extend(become_root());
+        }
+        rows
+    }
+    /// The row by which the stub makes a user namespace; the engine writes its maps then, and [`become_root`] follows.
+    pub fn users(&self) -> Option<Call> {
+        self.makes(Ns::User)
+            .then(|| Call::new(libc::SYS_unshare, vec![flags(std::iter::once(Ns::User))]))
+    }
+    /// The row by which the stub makes the others, but for pids (made by the birth of the root) and clocks.
+    pub fn making(&self) -> Option<Call> {
+        let all: Vec<Ns> = self
+            .fresh
+            .iter()
+            .map(|f| f.0)
+            .filter(|n| !matches!(n, Ns::User | Ns::Pid | Ns::Time))
+            .collect();
+        (!all.is_empty()).then(|| Call::new(libc::SYS_unshare, vec![flags(all.into_iter())]))
+    }
+}
+
+/// A number of a process may stand for its namespace.
+fn handle(ns: Ns, path: &std::path::Path) -> PathBuf {
+    match path.to_str().and_then(|p| p.parse::<u32>().ok()) {
+        Some(pid) => format!("/proc/{pid}/ns/{}", ns.name()).into(),
+        None => path.to_owned(),
+    }
+}
+
+fn flags(of: impl Iterator<Item = Ns>) -> Arg {
+    let all: Vec<Ns> = of.collect();
+    let bits = all.iter().fold(0, |f, n| f | n.flag().bits() as u64);
+    let names: Vec<_> = all
+        .iter()
+        .map(|n| {
+            let upper = match n {
+                Ns::Mnt => "NS".to_string(),
+                n => n.name().to_uppercase(),
+            };
+            format!("CLONE_NEW{upper}")
+        })
+        .collect();
+    Arg::Named(bits, names.join("|"))
+}
+
+/// Rows: uid and gid 0 of the user namespace the player is in.
+pub fn become_root() -> Vec<Call> {
+    let zero = || Arg::Int(0);
+    vec![
+        // a namespace that forbids it has none to give away
+        Call::new(libc::SYS_setgroups, vec![zero(), Arg::Null]).any(),
+        Call::new(libc::SYS_setresgid, vec![zero(), zero(), zero()]),
+        Call::new(libc::SYS_setresuid, vec![zero(), zero(), zero()]),
+        // KERNEL: a change of credentials takes both away (kernel/cred.c, commit_creds())
+        Call::new(
+            libc::SYS_prctl,
+            vec![
+                Arg::Named(1, "PR_SET_PDEATHSIG".into()),
+                Arg::Named(libc::SIGKILL as u64, "SIGKILL".into()),
+            ],
+        ),
+        Call::new(
+            libc::SYS_prctl,
+            vec![Arg::Named(4, "PR_SET_DUMPABLE".into()), Arg::Int(1)],
+        ),
+    ]
+}
+
+/// The key under which the caller keeps an external namespace, if it is one.
+fn external(dir: &ImageDir, ns: Ns, id: u32) -> Result<Option<String>> {
+    let key = match ns {
+        Ns::Net => {
+            let name = Kind::Netns.file_of(id);
+            if !dir.exists(&name)? {
+                return Ok(None);
+            }
+            dir.read_one::<pb::NetnsEntry>(&name)?.ext_key
+        }
+        Ns::Pid => {
+            let name = Kind::Pidns.file_of(id);
+            if !dir.exists(&name)? {
+                return Ok(None);
+            }
+            dir.read_one::<pb::PidnsEntry>(&name)?.ext_key
+        }
+        _ => None,
+    };
+    Ok(key)
+}

@@ -1,0 +1,290 @@
+//! bpf(2) for programs that somebody loaded already: where they are attached, whose they are, and the words in their maps.
+//!
+//! Loading is a library's business. What is here is what must also work from another process than the one that loaded.
+use crate::error::SysError;
+use nix::errno::Errno;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Commands of bpf(2) (linux/bpf.h).
+#[derive(Debug, Clone, Copy)]
+enum Command {
+    MapLookup = 1,
+    MapUpdate = 2,
+    ProgAttach = 8,
+    ProgDetach = 9,
+    ProgNextId = 11,
+    ProgById = 13,
+    MapById = 14,
+    Info = 15,
+    ProgQuery = 16,
+}
+
+/// Where in a device's path a program stands (tcx).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Packets that arrive.
+    Ingress = 46,
+    /// Packets that leave.
+    Egress = 47,
+}
+
+/// Before all that are there.
+const BPF_F_BEFORE: u32 = 1 << 3;
+/// More programs than this on one side of a device are not looked at.
+const MOST_PROGRAMS: usize = 64;
+/// The most maps a program of ours has, and then some.
+const MOST_MAPS: usize = 16;
+
+/// The attribute block of bpf(2), as bytes: what a command does not name is zero.
+struct Attr([u64; 16]);
+
+impl Attr {
+    fn new() -> Self {
+        Attr([0; 16])
+    }
+    fn u32(mut self, at: usize, value: u32) -> Self {
+        let shift = (at % 8) * 8;
+        self.0[at / 8] = (self.0[at / 8] & !(0xffff_ffff << shift)) | (u64::from(value) << shift);
+        self
+    }
+    fn ptr<T>(mut self, at: usize, value: *const T) -> Self {
+        self.0[at / 8] = value as u64;
+        self
+    }
+    fn get(&self, at: usize) -> u32 {
+        (self.0[at / 8] >> ((at % 8) * 8)) as u32
+    }
+    /// # Safety
+    /// Pointers in the block must be good for what the command reads and writes there.
+    #[allow(unsafe_code)]
+    unsafe fn call(&mut self, name: &'static str, command: Command) -> Result<i32, SysError> {
+        // SAFETY: the block is 128 bytes, which is told; what it points to is the caller's promise.
+        let r = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                command as libc::c_int,
+                self.0.as_mut_ptr(),
+                size_of_val(&self.0),
+            )
+        };
+        match r {
+            -1 => Err(SysError::last(name, "")),
+            r => Ok(r as i32),
+        }
+    }
+}
+
+fn fd(r: i32) -> OwnedFd {
+    // SAFETY: the call has just made this descriptor; nobody else knows it.
+    #[allow(unsafe_code)]
+    unsafe {
+        OwnedFd::from_raw_fd(r as RawFd)
+    }
+}
+
+/// Puts a program before all others on one side of a device of the caller's network namespace, where it stays until it is taken
+/// away or the device goes. Takes a grace period of the kernel (about 10 ms).
+///
+/// # Errors
+/// EEXIST: it is there; EINVAL: the kernel is older than 6.6.
+pub fn attach(program: BorrowedFd<'_>, device: u32, side: Side) -> Result<(), SysError> {
+    let mut a = Attr::new()
+        .u32(0, device)
+        .u32(4, program.as_raw_fd() as u32)
+        .u32(8, side as u32)
+        .u32(12, BPF_F_BEFORE);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(PROG_ATTACH)", Command::ProgAttach) }.map(drop)
+}
+
+/// Takes a program away from a device of the caller's network namespace.
+///
+/// # Errors
+/// ENOENT: it is not there; ENODEV: the device is gone.
+pub fn detach(program: BorrowedFd<'_>, device: u32, side: Side) -> Result<(), SysError> {
+    let mut a = Attr::new()
+        .u32(0, device)
+        .u32(4, program.as_raw_fd() as u32)
+        .u32(8, side as u32);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(PROG_DETACH)", Command::ProgDetach) }.map(drop)
+}
+
+/// Ids of the programs on one side of a device of the caller's network namespace.
+///
+/// # Errors
+/// As bpf(2).
+pub fn attached(device: u32, side: Side) -> Result<Vec<u32>, SysError> {
+    let mut ids = vec![0u32; MOST_PROGRAMS];
+    let mut a = Attr::new()
+        .u32(0, device)
+        .u32(4, side as u32)
+        .ptr(16, ids.as_mut_ptr())
+        .u32(24, MOST_PROGRAMS as u32);
+    // SAFETY: the pointer has room for as many ids as is told, and lives through the call.
+    #[allow(unsafe_code)]
+    let r = unsafe { a.call("bpf(PROG_QUERY)", Command::ProgQuery) };
+    match r {
+        Ok(_) => {
+            ids.truncate((a.get(24) as usize).min(MOST_PROGRAMS));
+            Ok(ids)
+        }
+        Err(e) if e.errno == Errno::ENOENT => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// The next program of the system after an id; `None` after the last. Needs CAP_SYS_ADMIN.
+///
+/// # Errors
+/// As bpf(2).
+pub fn next_program(after: u32) -> Result<Option<u32>, SysError> {
+    let mut a = Attr::new().u32(0, after);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    match unsafe { a.call("bpf(PROG_GET_NEXT_ID)", Command::ProgNextId) } {
+        Ok(_) => Ok(Some(a.get(4))),
+        Err(e) if e.errno == Errno::ENOENT => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A program by its id.
+///
+/// # Errors
+/// ENOENT: it is gone.
+pub fn program(id: u32) -> Result<OwnedFd, SysError> {
+    let mut a = Attr::new().u32(0, id);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(PROG_GET_FD_BY_ID)", Command::ProgById) }.map(fd)
+}
+
+/// A map by its id.
+///
+/// # Errors
+/// ENOENT: it is gone.
+pub fn map(id: u32) -> Result<OwnedFd, SysError> {
+    let mut a = Attr::new().u32(0, id);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(MAP_GET_FD_BY_ID)", Command::MapById) }.map(fd)
+}
+
+/// What the kernel tells about a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Its id.
+    pub id: u32,
+    /// Its name, of at most 15 bytes.
+    pub name: String,
+    /// Ids of the maps it uses.
+    pub maps: Vec<u32>,
+}
+
+/// `struct bpf_prog_info`: offsets of fields.
+const INFO_SIZE: usize = 232;
+
+/// What the kernel tells about a program.
+///
+/// # Errors
+/// As bpf(2).
+pub fn program_info(program: BorrowedFd<'_>) -> Result<ProgramInfo, SysError> {
+    let mut ids = [0u32; MOST_MAPS];
+    // id at 4, nr_map_ids at 52, map_ids at 56, name at 64
+    let mut info = [0u64; INFO_SIZE / 8];
+    info[6] = (MOST_MAPS as u64) << 32;
+    info[7] = ids.as_mut_ptr() as u64;
+    let mut a = Attr::new()
+        .u32(0, program.as_raw_fd() as u32)
+        .u32(4, INFO_SIZE as u32)
+        .ptr(8, info.as_mut_ptr());
+    // SAFETY: both blocks are as large as is told and live through the call; the other pointers of `info` are null.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(OBJ_GET_INFO_BY_FD)", Command::Info) }?;
+    let name: Vec<u8> = info[8..10].iter().flat_map(|w| w.to_ne_bytes()).collect();
+    let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+    let n = ((info[6] >> 32) as usize).min(MOST_MAPS);
+    Ok(ProgramInfo {
+        id: (info[0] >> 32) as u32,
+        name: String::from_utf8_lossy(&name[..end]).into_owned(),
+        maps: ids[..n].to_vec(),
+    })
+}
+
+/// `struct bpf_map_info`: type, id, key size, value size, entries, flags, name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapInfo {
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Its name, of at most 15 bytes.
+    pub name: String,
+}
+
+/// What the kernel tells about a map.
+///
+/// # Errors
+/// As bpf(2).
+pub fn map_info(map: BorrowedFd<'_>) -> Result<MapInfo, SysError> {
+    let mut info = [0u64; 11];
+    let mut a = Attr::new()
+        .u32(0, map.as_raw_fd() as u32)
+        .u32(4, size_of_val(&info) as u32)
+        .ptr(8, info.as_mut_ptr());
+    // SAFETY: the block is as large as is told and lives through the call.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(OBJ_GET_INFO_BY_FD)", Command::Info) }?;
+    let name: Vec<u8> = info[3..5].iter().flat_map(|w| w.to_ne_bytes()).collect();
+    let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+    Ok(MapInfo {
+        value_size: (info[1] >> 32) as u32,
+        name: String::from_utf8_lossy(&name[..end]).into_owned(),
+    })
+}
+
+/// The value under index 0 of an array map whose values have this size.
+///
+/// # Errors
+/// EINVAL if its values have another size.
+pub fn read_word<const N: usize>(map: BorrowedFd<'_>) -> Result<[u8; N], SysError> {
+    if map_info(map)?.value_size as usize != N {
+        return Err(SysError::new(
+            "bpf(MAP_LOOKUP_ELEM)",
+            Errno::EINVAL,
+            "another size",
+        ));
+    }
+    let (key, mut value) = (0u32, [0u8; N]);
+    let mut a = Attr::new()
+        .u32(0, map.as_raw_fd() as u32)
+        .ptr(8, &raw const key)
+        .ptr(16, value.as_mut_ptr());
+    // SAFETY: the key is an index, the value has the map's size; both live through the call.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(MAP_LOOKUP_ELEM)", Command::MapLookup) }?;
+    Ok(value)
+}
+
+/// Replaces the value under index 0 of an array map whose values have this size.
+///
+/// # Errors
+/// EINVAL if its values have another size.
+pub fn write_word<const N: usize>(map: BorrowedFd<'_>, value: &[u8; N]) -> Result<(), SysError> {
+    if map_info(map)?.value_size as usize != N {
+        return Err(SysError::new(
+            "bpf(MAP_UPDATE_ELEM)",
+            Errno::EINVAL,
+            "another size",
+        ));
+    }
+    let key = 0u32;
+    let mut a = Attr::new()
+        .u32(0, map.as_raw_fd() as u32)
+        .ptr(8, &raw const key)
+        .ptr(16, value.as_ptr());
+    // SAFETY: the key is an index, the value has the map's size; both live through the call.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(MAP_UPDATE_ELEM)", Command::MapUpdate) }.map(drop)
+}

@@ -1,0 +1,230 @@
+//! A process of the engine's inside the namespaces of a restored tree.
+//!
+//! It is a copy of the engine (fork), which enters the namespaces of a task and stays there: what it opens, mounts or binds is
+//! seen as the tree sees it. Entering a pid namespace takes effect for children only, so there are two forks: the *gate*
+//! enters everything and waits, its child does the work. Both die with the engine.
+use crate::error::SysError;
+use crate::fds;
+use crate::ids::HostPid;
+use crate::ns::Ns;
+use nix::errno::Errno;
+use nix::sched::setns;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// The worker, seen from the engine. Dropping it ends it.
+#[derive(Debug)]
+pub struct Inner {
+    gate: i32,
+    /// The worker, by the engine's number.
+    worker: i32,
+    /// The engine's end of a SOCK_SEQPACKET pair.
+    pub channel: OwnedFd,
+}
+
+impl Inner {
+    /// Closes the channel and waits until gate and worker are gone.
+    pub fn end(&mut self) {
+        if self.gate > 0 {
+            // the worker ends when it reads the end of the channel; a stuck one must not hold the engine
+            let _ = nix::sys::socket::shutdown(
+                self.channel.as_raw_fd(),
+                nix::sys::socket::Shutdown::Both,
+            );
+            wait(self.gate);
+            self.gate = 0;
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.gate > 0 {
+            // The worker must be gone, and waited for by the gate, before the first task of its pid namespace is killed:
+            // KERNEL: that one waits for all others to be reaped (kernel/pid_namespace.c, zap_pid_ns_processes()), and without
+            // the gate a zombie would go to somebody who may never look.
+            // SAFETY: a child of our child, which waits for it: the number cannot be another's.
+            unsafe { libc::kill(self.worker, libc::SIGKILL) };
+            wait(self.gate);
+        }
+    }
+}
+
+fn wait(pid: i32) -> i32 {
+    let mut st = 0;
+    loop {
+        // SAFETY: a child of ours.
+        let r = unsafe { libc::waitpid(pid, &mut st, libc::__WALL) };
+        if r == pid || Errno::last() != Errno::EINTR {
+            return st;
+        }
+    }
+}
+
+/// Starts a worker in these namespaces of the task behind `pidfd`; there it runs `work` with its end of the channel and ends with
+/// what that returns. `number`: its pid in the innermost pid namespace, if it must have one (clone3(2) set_tid).
+///
+/// With [`Ns::User`] among them the worker is uid and gid 0 of that namespace, with all rights in it.
+///
+/// Call it while the process has no other threads that may hold locks of the allocator or of the log.
+///
+/// # Errors
+/// fork, or the reason for which the gate could not enter.
+pub fn start(
+    task: HostPid,
+    which: &[Ns],
+    number: Option<i32>,
+    work: impl FnOnce(OwnedFd) -> i32,
+) -> Result<Inner, SysError> {
+    let (ours, theirs) = fds::seqpacket_pair()?;
+    let pidfd = fds::pidfd_open(task, 0)?;
+    let engine = std::process::id() as i32;
+    // SAFETY: the child runs our code on a copy of our memory; see above for threads.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(SysError::last("fork", "a worker in the tree's namespaces"));
+    }
+    if pid == 0 {
+        drop(ours);
+        let code = match enter(&pidfd, which, engine) {
+            Ok(()) => {
+                drop(pidfd);
+                bear(number, theirs, work)
+            }
+            Err(e) => {
+                tell(&theirs, e);
+                1
+            }
+        };
+        // SAFETY: ends this copy without running what the engine registered for its own end.
+        unsafe { libc::_exit(code) };
+    }
+    drop(theirs);
+    let mut inner = Inner {
+        gate: pid,
+        worker: pid,
+        channel: ours,
+    };
+    let mut first = [0u8; 4];
+    let got = loop {
+        match nix::unistd::read(&inner.channel, &mut first) {
+            Err(Errno::EINTR) => {}
+            r => break r,
+        }
+    };
+    let refused = |e: i32| {
+        let names: Vec<_> = which.iter().map(|n| n.name()).collect();
+        SysError::new(
+            "setns",
+            Errno::from_raw(e),
+            format!("the tree's namespaces ({})", names.join(", ")),
+        )
+    };
+    match got {
+        Ok(4) => match i32::from_le_bytes(first) {
+            n if n > 0 => {
+                inner.worker = n;
+                Ok(inner)
+            }
+            e => Err(refused(-e)),
+        },
+        _ => Err(refused(libc::ECHILD)),
+    }
+}
+
+fn tell(to: &OwnedFd, e: Errno) {
+    let _ = nix::unistd::write(to, &(-(e as i32)).to_le_bytes());
+}
+
+fn die_with_parent(parent: i32) -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // SAFETY: no arguments.
+    match unsafe { libc::getppid() } == parent {
+        true => Ok(()),
+        false => Err(Errno::ESRCH),
+    }
+}
+
+fn enter(pidfd: &OwnedFd, which: &[Ns], engine: i32) -> Result<(), Errno> {
+    die_with_parent(engine)?;
+    let all = which
+        .iter()
+        .map(|n| n.flag())
+        .reduce(|a, b| a | b)
+        .unwrap_or(nix::sched::CloneFlags::empty());
+    if !all.is_empty() {
+        // KERNEL(>=5.8): a pidfd stands for all namespaces of its task
+        setns(pidfd.as_fd(), all)?;
+    }
+    if which.contains(&Ns::User) {
+        // SAFETY: plain numbers; this process has one thread, so raw calls change all of it.
+        unsafe {
+            libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>());
+            libc::syscall(libc::SYS_setresgid, 0, 0, 0);
+            libc::syscall(libc::SYS_setresuid, 0, 0, 0);
+            // a change of credentials made us undumpable (no access to our own /proc) and took the death signal away
+            libc::prctl(libc::PR_SET_DUMPABLE, 1);
+        }
+        die_with_parent(engine)?;
+    }
+    Ok(())
+}
+
+/// The gate's second half.
+fn bear(number: Option<i32>, theirs: OwnedFd, work: impl FnOnce(OwnedFd) -> i32) -> i32 {
+    let tid = number.unwrap_or(0);
+    // clone_args of clone3(2), 88 bytes
+    let mut args = [0u64; 11];
+    args[4] = libc::SIGCHLD as u64;
+    if number.is_some() {
+        args[8] = (&raw const tid) as u64;
+        args[9] = 1;
+    }
+    // SAFETY: like fork: the child has a copy of everything; `args` outlives the call.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), 88usize) };
+    if pid < 0 {
+        tell(&theirs, Errno::last());
+        return 1;
+    }
+    if pid == 0 {
+        // getppid() would be 0 in a pid namespace of its own, so the gate's end is seen by the channel as well
+        // SAFETY: plain numbers.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        let code = work(theirs);
+        // SAFETY: as above.
+        unsafe { libc::_exit(code) };
+    }
+    let told = nix::unistd::write(&theirs, &(pid as i32).to_le_bytes());
+    drop(theirs);
+    if told != Ok(4) {
+        // SAFETY: our own child.
+        unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+    }
+    wait(pid as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_runs_as_a_copy_and_answers() {
+        let mut i = start(HostPid::own(), &[], None, |s| {
+            let mut b = [0u8; 8];
+            let n = nix::unistd::read(&s, &mut b).unwrap_or(0);
+            let _ = nix::unistd::write(&s, &b[..n]);
+            0
+        })
+        .unwrap();
+        nix::unistd::write(&i.channel, b"hello").unwrap();
+        let mut b = [0u8; 8];
+        assert_eq!(nix::unistd::read(&i.channel, &mut b).unwrap(), 5);
+        assert_eq!(&b[..5], b"hello");
+        i.end();
+    }
+
+    #[test]
+    fn a_task_that_is_gone_has_no_namespaces() {
+        assert!(start(HostPid(i32::MAX - 1), &[Ns::Net], None, |_| 0).is_err());
+    }
+}

@@ -1,0 +1,162 @@
+//! Namespaces: their handles, and visits to foreign ones.
+use crate::error::SysError;
+use crate::ids::HostPid;
+use nix::sched::{CloneFlags, setns, unshare};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A sort of namespace (namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Ns {
+    /// Users.
+    User,
+    /// Process numbers.
+    Pid,
+    /// Mounts.
+    Mnt,
+    /// Networks.
+    Net,
+    /// System V and POSIX IPC.
+    Ipc,
+    /// Host and domain name.
+    Uts,
+    /// Roots of control groups.
+    Cgroup,
+    /// Clocks.
+    Time,
+}
+
+impl Ns {
+    /// All sorts, in the order in which they are entered: users first, as the rest needs their rights.
+    pub const ALL: [Ns; 8] = [
+        Ns::User,
+        Ns::Pid,
+        Ns::Mnt,
+        Ns::Net,
+        Ns::Ipc,
+        Ns::Uts,
+        Ns::Cgroup,
+        Ns::Time,
+    ];
+    /// The name in /proc/PID/ns.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ns::User => "user",
+            Ns::Pid => "pid",
+            Ns::Mnt => "mnt",
+            Ns::Net => "net",
+            Ns::Ipc => "ipc",
+            Ns::Uts => "uts",
+            Ns::Cgroup => "cgroup",
+            Ns::Time => "time",
+        }
+    }
+    /// The sort with this name.
+    pub fn by_name(name: &str) -> Option<Ns> {
+        Ns::ALL.into_iter().find(|n| n.name() == name)
+    }
+    /// `CLONE_NEW...` of clone(2), unshare(2) and setns(2).
+    pub fn flag(self) -> CloneFlags {
+        match self {
+            Ns::User => CloneFlags::CLONE_NEWUSER,
+            Ns::Pid => CloneFlags::CLONE_NEWPID,
+            Ns::Mnt => CloneFlags::CLONE_NEWNS,
+            Ns::Net => CloneFlags::CLONE_NEWNET,
+            Ns::Ipc => CloneFlags::CLONE_NEWIPC,
+            Ns::Uts => CloneFlags::CLONE_NEWUTS,
+            Ns::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+            // linux/sched.h; the crate has no name for it
+            Ns::Time => CloneFlags::from_bits_retain(0x80),
+        }
+    }
+    /// A handle of the namespace a task is in (/proc/PID/ns/NAME).
+    ///
+    /// # Errors
+    /// As open(2): the task is gone, or may not be looked at.
+    pub fn of(self, pid: HostPid) -> Result<OwnedFd, SysError> {
+        let path = format!("/proc/{}/ns/{}", pid.0, self.name());
+        File::open(&path).map(OwnedFd::from).map_err(|e| {
+            SysError::new(
+                "openat",
+                nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+                path,
+            )
+        })
+    }
+}
+
+/// Runs `f` in a thread of its own that has entered these namespaces and ends with the visit. Descriptors are those of the whole
+/// process, so what `f` opens there can be used here.
+///
+/// A thread can enter all sorts but user (setns(2): EINVAL), and pid or time only for children it may have. Entering a mount
+/// namespace sets its root and working directory to the root of that namespace.
+///
+/// # Errors
+/// setns(2) or unshare(2) refused; `f` did not run then.
+pub fn visit<R: Send>(
+    places: &[(Ns, BorrowedFd<'_>)],
+    f: impl FnOnce() -> R + Send,
+) -> Result<R, SysError> {
+    std::thread::scope(|s| {
+        let visitor = s.spawn(|| {
+            for (ns, fd) in places {
+                if *ns == Ns::Mnt {
+                    // KERNEL: a mount namespace is entered only with directories that nobody shares (fs/namespace.c, mntns_install)
+                    unshare(CloneFlags::CLONE_FS)
+                        .map_err(|e| SysError::new("unshare", e, "CLONE_FS"))?;
+                }
+                setns(fd, ns.flag())
+                    .map_err(|e| SysError::new("setns", e, format!("a {} namespace", ns.name())))?;
+            }
+            Ok(f())
+        });
+        visitor
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// [`visit`] to namespaces of a task.
+///
+/// # Errors
+/// As for [`Ns::of`] and [`visit`].
+pub fn visit_task<R: Send>(
+    pid: HostPid,
+    which: &[Ns],
+    f: impl FnOnce() -> R + Send,
+) -> Result<R, SysError> {
+    let handles = which
+        .iter()
+        .map(|n| Ok((*n, n.of(pid)?)))
+        .collect::<Result<Vec<_>, SysError>>()?;
+    let places: Vec<_> = handles.iter().map(|(n, h)| (*n, h.as_fd())).collect();
+    visit(&places, f)
+}
+
+/// Host and domain name of the caller's UTS namespace (uname(2)), as bytes without the terminating NUL.
+///
+/// # Errors
+/// uname(2) has none with a good buffer.
+pub fn names() -> Result<(Vec<u8>, Vec<u8>), SysError> {
+    let u = nix::sys::utsname::uname().map_err(|e| SysError::new("uname", e, ""))?;
+    let bytes = |s: &std::ffi::OsStr| s.as_encoded_bytes().to_vec();
+    Ok((bytes(u.nodename()), bytes(u.domainname())))
+}
+
+/// Sets host and domain name of the caller's UTS namespace (sethostname(2), setdomainname(2)).
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN in the user namespace it belongs to; EINVAL: longer than 64 bytes.
+pub fn set_names(host: &[u8], domain: &[u8]) -> Result<(), SysError> {
+    // SAFETY: pointer and length of a slice, which the call only reads.
+    let r = unsafe { libc::sethostname(host.as_ptr().cast(), host.len()) };
+    crate::error::check(r.into(), "sethostname", || {
+        String::from_utf8_lossy(host).into_owned()
+    })?;
+    // SAFETY: as above.
+    let r = unsafe { libc::setdomainname(domain.as_ptr().cast(), domain.len()) };
+    crate::error::check(r.into(), "setdomainname", || {
+        String::from_utf8_lossy(domain).into_owned()
+    })?;
+    Ok(())
+}

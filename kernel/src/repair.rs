@@ -1,0 +1,450 @@
+//! Reading TCP connections in repair mode, by a process that outlives the engine.
+//!
+//! Repair mode (TCP_REPAIR) belongs to the socket, not to who asks: while it is on, the program that owns the connection gets
+//! EPERM from recv(2) and EINVAL from send(2). An engine that is killed there would leave it so. Therefore a copy of the
+//! engine in a session of its own does the reading, one connection at a time: on, about ten questions, off. When the engine is
+//! killed the copy finishes the connection it is at and ends; when the copy is killed the engine turns repair mode off, while
+//! the program is still stopped.
+use crate::error::{SysError, SysResult, check};
+use nix::errno::Errno;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+/// Bytes that may come in between the question how many there are and the reading.
+const SLACK: usize = 128 << 10;
+/// Connections are read in portions of so many bytes of room, unless a single one needs more.
+const PORTION: usize = 64 << 20;
+
+const TCP_REPAIR: i32 = 19;
+const TCP_REPAIR_QUEUE: i32 = 20;
+const TCP_QUEUE_SEQ: i32 = 21;
+const TCP_TIMESTAMP: i32 = 24;
+const TCP_REPAIR_WINDOW: i32 = 29;
+const TCP_REPAIR_ON: i32 = 1;
+/// Off, without a window probe. KERNEL(>=4.19)
+const TCP_REPAIR_OFF_NO_WP: i32 = -1;
+const RECV_QUEUE: i32 = 1;
+const SEND_QUEUE: i32 = 2;
+const NO_QUEUE: i32 = 0;
+const SO_PEEK_OFF: i32 = 42;
+const SIOCINQ: libc::c_ulong = 0x541b;
+const SIOCOUTQ: libc::c_ulong = 0x5411;
+const SIOCOUTQNSD: libc::c_ulong = 0x894b;
+
+/// Length of what is kept of TCP_INFO.
+pub const INFO: usize = 32;
+
+/// What one connection is, as the kernel has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Connection {
+    /// The first bytes of `struct tcp_info`: state, options, window scales, sizes of segments.
+    pub info: [u8; INFO],
+    /// Bytes that wait to be read, without a FIN (SIOCINQ).
+    pub inq_len: u32,
+    /// Sequence number behind the last byte received, counting a FIN.
+    pub inq_seq: u32,
+    /// Bytes that are not acknowledged, counting a FIN (SIOCOUTQ).
+    pub outq_len: u32,
+    /// Of these, bytes that were never sent (SIOCOUTQNSD).
+    pub unsq_len: u32,
+    /// Sequence number behind the last byte to send, counting a FIN.
+    pub outq_seq: u32,
+    /// Largest segment the other end takes.
+    pub mss: u32,
+    /// TCP_TIMESTAMP.
+    pub timestamp: u32,
+    /// `struct tcp_repair_window`: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
+    pub window: [u32; 5],
+    /// The receive queue.
+    pub receive: Vec<u8>,
+    /// The send queue. May begin with bytes that are acknowledged already: the last ones count.
+    pub send: Vec<u8>,
+}
+
+/// Which step of reading a connection failed; for messages.
+const STEPS: [&str; 12] = [
+    "setsockopt(TCP_REPAIR)",
+    "getsockopt(TCP_INFO)",
+    "ioctl(SIOCINQ)",
+    "ioctl(SIOCOUTQ)",
+    "ioctl(SIOCOUTQNSD)",
+    "getsockopt(TCP_REPAIR_WINDOW)",
+    "getsockopt(TCP_MAXSEG)",
+    "setsockopt(TCP_REPAIR_QUEUE)",
+    "getsockopt(TCP_QUEUE_SEQ)",
+    "recv(MSG_PEEK)",
+    "setsockopt(TCP_REPAIR, off)",
+    "setsockopt(SO_REUSEADDR)",
+];
+
+/// What the copy writes down of one connection, in memory it shares with the engine.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Record {
+    fd: RawFd,
+    /// SO_REUSEADDR and SO_PEEK_OFF as they were: repair mode and reading change them.
+    reuse: i32,
+    peek: i32,
+    /// Where the bytes go, and for how many there is room.
+    at: usize,
+    receive_room: usize,
+    send_room: usize,
+    /// Repair mode may be on.
+    entered: u32,
+    /// It is certainly off again.
+    left: u32,
+    step: u32,
+    errno: i32,
+    received: usize,
+    sent: usize,
+    info: [u8; INFO],
+    inq_len: i32,
+    inq_seq: u32,
+    outq_len: i32,
+    unsq_len: i32,
+    outq_seq: u32,
+    mss: u32,
+    timestamp: u32,
+    window: [u32; 5],
+}
+
+fn get(fd: RawFd, level: i32, name: i32, to: *mut u8, len: usize) -> Result<(), i32> {
+    let mut n = len as libc::socklen_t;
+    // SAFETY: `to` points to `len` bytes that are ours alone; the kernel writes at most `n` of them.
+    let r = unsafe { libc::getsockopt(fd, level, name, to.cast(), &mut n) };
+    if r == 0 { Ok(()) } else { Err(last()) }
+}
+
+fn get_int(fd: RawFd, level: i32, name: i32) -> Result<i32, i32> {
+    let mut v = 0i32;
+    get(fd, level, name, (&raw mut v).cast(), 4)?;
+    Ok(v)
+}
+
+fn set_int(fd: RawFd, level: i32, name: i32, v: i32) -> Result<(), i32> {
+    // SAFETY: four bytes are read from `v`, which lives through the call.
+    let r = unsafe { libc::setsockopt(fd, level, name, (&raw const v).cast(), 4) };
+    if r == 0 { Ok(()) } else { Err(last()) }
+}
+
+fn ask(fd: RawFd, request: libc::c_ulong) -> Result<i32, i32> {
+    let mut v = 0i32;
+    // SAFETY: these requests write one int.
+    let r = unsafe { libc::ioctl(fd, request, &raw mut v) };
+    if r == 0 { Ok(v) } else { Err(last()) }
+}
+
+fn last() -> i32 {
+    Errno::last_raw()
+}
+
+/// Leaves repair mode and gives back what it changed; best effort.
+fn leave(fd: RawFd, reuse: i32, peek: i32) -> Result<(), (u32, i32)> {
+    let _ = set_int(fd, libc::SOL_TCP, TCP_REPAIR_QUEUE, NO_QUEUE);
+    set_int(fd, libc::SOL_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
+        .or_else(|_| set_int(fd, libc::SOL_TCP, TCP_REPAIR, 0))
+        .map_err(|e| (10, e))?;
+    // KERNEL: leaving repair mode sets sk_reuse to 0 (net/ipv4/tcp.c, do_tcp_setsockopt())
+    set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse).map_err(|e| (11, e))?;
+    if peek >= 0 {
+        let _ = set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, peek);
+    }
+    Ok(())
+}
+
+/// Reads one connection. Makes system calls only: it runs in the copy of a process that had threads.
+///
+/// # Safety
+/// `data` must have room for `at` and both rooms of the record.
+unsafe fn read_one(r: &mut Record, data: *mut u8) {
+    let fd = r.fd;
+    r.entered = 1;
+    if let Err(e) = set_int(fd, libc::SOL_TCP, TCP_REPAIR, TCP_REPAIR_ON) {
+        (r.left, r.errno) = (1, e);
+        return;
+    }
+    if r.peek >= 0 {
+        let _ = set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, -1);
+    }
+    let done = (|| {
+        get(fd, libc::SOL_TCP, libc::TCP_INFO, r.info.as_mut_ptr(), INFO).map_err(|e| (1, e))?;
+        r.inq_len = ask(fd, SIOCINQ).map_err(|e| (2, e))?;
+        r.outq_len = ask(fd, SIOCOUTQ).map_err(|e| (3, e))?;
+        r.unsq_len = ask(fd, SIOCOUTQNSD).map_err(|e| (4, e))?;
+        get(
+            fd,
+            libc::SOL_TCP,
+            TCP_REPAIR_WINDOW,
+            r.window.as_mut_ptr().cast(),
+            20,
+        )
+        .map_err(|e| (5, e))?;
+        r.mss = get_int(fd, libc::SOL_TCP, libc::TCP_MAXSEG).map_err(|e| (6, e))? as u32;
+        r.timestamp = get_int(fd, libc::SOL_TCP, TCP_TIMESTAMP).unwrap_or(0) as u32;
+        let queue = |which: i32, at: usize, room: usize, some: bool| -> Result<_, (u32, i32)> {
+            set_int(fd, libc::SOL_TCP, TCP_REPAIR_QUEUE, which).map_err(|e| (7, e))?;
+            let seq = get_int(fd, libc::SOL_TCP, TCP_QUEUE_SEQ).map_err(|e| (8, e))?;
+            if !some {
+                return Ok((seq as u32, 0));
+            }
+            // SAFETY: the caller promises the room; the memory is shared with the engine, which waits.
+            let n = unsafe {
+                libc::recv(
+                    fd,
+                    data.add(at).cast(),
+                    room,
+                    libc::MSG_PEEK | libc::MSG_DONTWAIT,
+                )
+            };
+            match n {
+                n if n >= 0 => Ok((seq as u32, n as usize)),
+                _ => Err((9, last())),
+            }
+        };
+        (r.inq_seq, r.received) = queue(RECV_QUEUE, r.at, r.receive_room, r.inq_len > 0)?;
+        let at = r.at + r.receive_room;
+        (r.outq_seq, r.sent) = queue(SEND_QUEUE, at, r.send_room, r.outq_len > 0)?;
+        Ok(())
+    })();
+    let out = leave(fd, r.reuse, r.peek);
+    r.left = u32::from(out.is_ok());
+    if let Err((step, errno)) = done.and(out) {
+        (r.step, r.errno) = (step, errno);
+    }
+}
+
+/// Memory that a copy of this process shares with it.
+struct Shared {
+    at: *mut u8,
+    len: usize,
+}
+
+impl Shared {
+    fn new(len: usize) -> SysResult<Self> {
+        // SAFETY: a fresh anonymous mapping; nothing else is there.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(SysError::last("mmap", format!("{len} shared bytes")));
+        }
+        Ok(Self { at: at.cast(), len })
+    }
+    fn bytes(&self, at: usize, len: usize) -> Vec<u8> {
+        assert!(at + len <= self.len, "inside the mapping");
+        // SAFETY: inside the mapping, and whoever wrote to it has ended.
+        unsafe { std::slice::from_raw_parts(self.at.add(at), len).to_vec() }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, not used after this.
+        unsafe { libc::munmap(self.at.cast(), self.len) };
+    }
+}
+
+/// Reads connections of stopped programs through duplicates of their sockets. Afterwards no socket is in repair mode.
+///
+/// # Errors
+/// The outer one: there is no memory or no process for it. The inner ones are of one connection each; EPERM of TCP_REPAIR
+/// means that CAP_NET_ADMIN is missing in the user namespace of the socket's network namespace.
+pub fn read(sockets: &[BorrowedFd<'_>]) -> SysResult<Vec<SysResult<Connection>>> {
+    let mut out = Vec::with_capacity(sockets.len());
+    let mut rest = sockets;
+    while !rest.is_empty() {
+        let mut room = 0;
+        let mut records = Vec::new();
+        for s in rest {
+            let r = record(s.as_raw_fd(), room);
+            let need = r.receive_room + r.send_room;
+            if room > 0 && room + need > PORTION {
+                break;
+            }
+            room += need;
+            records.push(r);
+        }
+        rest = &rest[records.len()..];
+        portion(records, room, &mut out)?;
+    }
+    Ok(out)
+}
+
+fn record(fd: RawFd, at: usize) -> Record {
+    let bytes = |request| ask(fd, request).unwrap_or(0).max(0) as usize;
+    let room = |request| match bytes(request) {
+        0 => SLACK,
+        n => n + SLACK,
+    };
+    Record {
+        fd,
+        reuse: get_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap_or(0),
+        peek: get_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1),
+        at,
+        receive_room: room(SIOCINQ),
+        send_room: room(SIOCOUTQ),
+        entered: 0,
+        left: 0,
+        step: 0,
+        errno: 0,
+        received: 0,
+        sent: 0,
+        info: [0; INFO],
+        inq_len: 0,
+        inq_seq: 0,
+        outq_len: 0,
+        unsq_len: 0,
+        outq_seq: 0,
+        mss: 0,
+        timestamp: 0,
+        window: [0; 5],
+    }
+}
+
+fn portion(
+    records: Vec<Record>,
+    room: usize,
+    out: &mut Vec<SysResult<Connection>>,
+) -> SysResult<()> {
+    let n = records.len();
+    let table = n * size_of::<Record>();
+    let shared = Shared::new(table + room)?;
+    let list = shared.at.cast::<Record>();
+    for (i, r) in records.iter().enumerate() {
+        // SAFETY: the mapping is page-aligned and holds `n` records before anything else; nobody else has it yet.
+        unsafe { list.add(i).write(*r) };
+    }
+    let engine = std::process::id() as i32;
+    // SAFETY: the child makes system calls only and ends by _exit(2).
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: as above; `list` and the data behind it are in the mapping that both have, and only the child writes now.
+        unsafe {
+            // who kills the engine's process group does not mean the copy
+            libc::setsid();
+            for i in 0..n {
+                if libc::getppid() != engine {
+                    break;
+                }
+                read_one(&mut *list.add(i), shared.at.add(table));
+            }
+            libc::_exit(0)
+        }
+    }
+    check(pid.into(), "fork", || "a reader of connections")?;
+    let mut status = 0;
+    let ret = loop {
+        // SAFETY: `status` is a place for an int; the child is ours and was not reaped.
+        let r = unsafe { libc::waitpid(pid, &mut status, libc::__WALL) };
+        if r != -1 || Errno::last() != Errno::EINTR {
+            break r;
+        }
+    };
+    let clean = ret == pid && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
+    for i in 0..n {
+        // SAFETY: the child has ended, so the records are ours again.
+        let r = unsafe { list.add(i).read() };
+        if r.entered == 1 && r.left == 0 {
+            // the copy was killed, or the kernel refused: the program is still stopped and must not find it so
+            let _ = leave(r.fd, r.reuse, r.peek);
+        }
+        out.push(connection(&r, &shared, table, clean));
+    }
+    Ok(())
+}
+
+fn connection(r: &Record, shared: &Shared, table: usize, clean: bool) -> SysResult<Connection> {
+    if r.errno != 0 {
+        let call = STEPS.get(r.step as usize).copied().unwrap_or("a question");
+        return Err(SysError::new(
+            call,
+            Errno::from_raw(r.errno),
+            "a connection",
+        ));
+    }
+    if r.left == 0 || !clean && r.entered == 0 {
+        return Err(SysError::new(
+            "waitpid",
+            Errno::ECHILD,
+            "the reader of connections was killed",
+        ));
+    }
+    let positive = |n: i32| n.max(0) as u32;
+    Ok(Connection {
+        info: r.info,
+        inq_len: positive(r.inq_len),
+        inq_seq: r.inq_seq,
+        outq_len: positive(r.outq_len),
+        unsq_len: positive(r.unsq_len),
+        outq_seq: r.outq_seq,
+        mss: r.mss,
+        timestamp: r.timestamp,
+        window: r.window,
+        receive: shared.bytes(table + r.at, r.received.min(r.receive_room)),
+        send: shared.bytes(table + r.at + r.receive_room, r.sent.min(r.send_room)),
+    })
+}
+
+/// From now on the last close of this connection is silent: no FIN, no RST, nothing is left of it. For sockets whose program
+/// is dead.
+///
+/// # Errors
+/// setsockopt(2): EPERM without CAP_NET_ADMIN.
+pub fn silence(socket: BorrowedFd<'_>) -> SysResult<()> {
+    set_int(socket.as_raw_fd(), libc::SOL_TCP, TCP_REPAIR, TCP_REPAIR_ON)
+        .map_err(|e| SysError::new("setsockopt(TCP_REPAIR)", Errno::from_raw(e), "a connection"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_connection_is_read_and_goes_on() {
+        let l = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut a = TcpStream::connect(l.local_addr().unwrap()).unwrap();
+        let (mut b, _) = l.accept().unwrap();
+        b.write_all(b"to a").unwrap();
+        while ask(a.as_raw_fd(), SIOCINQ) != Ok(4) {}
+        set_int(a.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
+        let got = read(&[a.as_fd(), b.as_fd()]).unwrap();
+        let (x, y) = match &got[..] {
+            [Ok(x), Ok(y)] => (x, y),
+            // without the right nothing must have changed either
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(x.receive, b"to a");
+        assert_eq!(x.info[0], 1);
+        assert_eq!((x.inq_seq, x.outq_seq), (y.outq_seq, y.inq_seq));
+        assert!(x.mss > 500 && x.window[3] > 1000, "{x:?}");
+        assert_eq!(
+            get_int(a.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR),
+            Ok(1)
+        );
+        let mut buf = [0; 4];
+        a.read_exact(&mut buf).unwrap();
+        a.write_all(b"from a").unwrap();
+        let mut buf = [0; 6];
+        b.read_exact(&mut buf).unwrap();
+        assert_eq!(&buf, b"from a");
+    }
+
+    #[test]
+    fn what_is_no_connection_is_an_error_of_its_own() {
+        let l = TcpListener::bind("127.0.0.1:0").unwrap();
+        let a = TcpStream::connect(l.local_addr().unwrap()).unwrap();
+        let got = read(&[l.as_fd(), a.as_fd()]).unwrap();
+        let e = got[0].as_ref().unwrap_err();
+        assert_eq!(e.call, STEPS[0]);
+        assert!(got[1].is_ok());
+    }
+}

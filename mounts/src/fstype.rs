@@ -1,0 +1,93 @@
+use stasis_proto::pb;
+
+/// What a restore makes of a file system type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Make {
+    /// A new one, which shows what the namespaces of the tree hold.
+    Fresh,
+    /// A new one, filled from an archive in the image.
+    Filled,
+    /// One that shows the whole machine: only where the caller says so.
+    HostWide,
+    /// It is never made from an image: it must come from the caller.
+    Never,
+}
+
+/// A file system type with its number in images.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FsType {
+    /// Name in mountinfo, and for fsopen(2).
+    pub name: &'static str,
+    /// Number in images.
+    pub code: pb::Fstype,
+    /// What a restore makes of it.
+    pub make: Make,
+    /// Options that are given to it again; what others stand for is an error in an image.
+    pub options: &'static [&'static str],
+    /// Options that the kernel shows and that are not to be given again.
+    pub shown: &'static [&'static str],
+}
+
+/// All types that are not simply a disk's.
+#[rustfmt::skip] // one line per type
+pub static TYPES: &[FsType] = &[
+    FsType { name: "proc", code: pb::Fstype::Proc, make: Make::Fresh, options: &["hidepid", "gid", "subset"], shown: &[] },
+    FsType { name: "sysfs", code: pb::Fstype::Sysfs, make: Make::Fresh, options: &[], shown: &["seclabel"] },
+    FsType { name: "devtmpfs", code: pb::Fstype::Devtmpfs, make: Make::HostWide, options: &[], shown: &["size", "nr_inodes", "mode", "inode64", "inode32", "huge", "seclabel"] },
+    FsType { name: "binfmt_misc", code: pb::Fstype::BinfmtMisc, make: Make::HostWide, options: &[], shown: &[] },
+    FsType { name: "tmpfs", code: pb::Fstype::Tmpfs, make: Make::Filled, options: &["size", "nr_blocks", "nr_inodes", "mode", "uid", "gid", "huge", "mpol", "inode32", "inode64", "noswap"], shown: &["seclabel"] },
+    FsType { name: "devpts", code: pb::Fstype::Devpts, make: Make::Fresh, options: &["gid", "uid", "mode", "ptmxmode", "max"], shown: &["newinstance", "seclabel"] },
+    FsType { name: "simfs", code: pb::Fstype::Simfs, make: Make::Never, options: &[], shown: &[] },
+    FsType { name: "pstore", code: pb::Fstype::Pstore, make: Make::HostWide, options: &[], shown: &["seclabel"] },
+    FsType { name: "securityfs", code: pb::Fstype::Securityfs, make: Make::HostWide, options: &[], shown: &[] },
+    FsType { name: "fusectl", code: pb::Fstype::Fusectl, make: Make::HostWide, options: &[], shown: &[] },
+    FsType { name: "debugfs", code: pb::Fstype::Debugfs, make: Make::HostWide, options: &["uid", "gid", "mode"], shown: &["seclabel"] },
+    FsType { name: "cgroup", code: pb::Fstype::Cgroup, make: Make::Fresh, options: CONTROLLERS, shown: &["seclabel"] },
+    FsType { name: "aufs", code: pb::Fstype::Aufs, make: Make::Never, options: &[], shown: &[] },
+    FsType { name: "mqueue", code: pb::Fstype::Mqueue, make: Make::Fresh, options: &[], shown: &["seclabel"] },
+    FsType { name: "fuse", code: pb::Fstype::Fuse, make: Make::Never, options: &[], shown: &[] },
+    FsType { name: "overlay", code: pb::Fstype::Overlayfs, make: Make::Never, options: &[], shown: &[] },
+    FsType { name: "autofs", code: pb::Fstype::Autofs, make: Make::Never, options: &[], shown: &[] },
+    FsType { name: "tracefs", code: pb::Fstype::Tracefs, make: Make::HostWide, options: &["uid", "gid", "mode"], shown: &["seclabel"] },
+    // options of cgroup2 belong to the machine's one hierarchy: giving them again could change it
+    FsType { name: "cgroup2", code: pb::Fstype::Cgroup2, make: Make::Fresh, options: &[], shown: &["nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot", "memory_hugetlb_accounting", "pids_localevents", "seclabel"] },
+];
+
+/// Controllers and options of cgroup v1 that a mount may name; not release_agent, which names a program the kernel runs.
+static CONTROLLERS: &[&str] = &[
+    "name",
+    "none",
+    "xattr",
+    "noprefix",
+    "clone_children",
+    "cpuset_v2_mode",
+    "cpuset",
+    "cpu",
+    "cpuacct",
+    "blkio",
+    "memory",
+    "devices",
+    "freezer",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "hugetlb",
+    "pids",
+    "rdma",
+    "misc",
+    "debug",
+    "dmem",
+];
+
+/// A type by the name of it in mountinfo.
+pub fn by_name(name: &str) -> Option<&'static FsType> {
+    // fuse.sshfs and the like are fuse
+    let name = name.split('.').next().unwrap_or(name);
+    let name = if name == "fuseblk" { "fuse" } else { name };
+    TYPES.iter().find(|t| t.name == name)
+}
+
+/// A type by its number in images.
+pub fn by_code(code: u32) -> Option<&'static FsType> {
+    TYPES.iter().find(|t| t.code as u32 == code)
+}

@@ -1,0 +1,849 @@
+//! From a tree to rows: how a fresh mount namespace becomes the tree's.
+//!
+//! Nothing is looked up by a path of the image except below a mount that was made for the tree, one mount at a time, without
+//! following any link. The order:
+//!
+//! 1. `outside`, where the caller's paths mean something: detached copies of what comes from the caller, the root first.
+//! 2. `build`, in the new namespace: everything becomes private; the root is put on top of the old one; file systems are made,
+//!    filled, and copied for every mount that shows them. A file system of which several mounts show parts is attached to the
+//!    new root for that moment, because detached mounts cannot be copied before Linux 6.15.
+//! 3. Mounts are attached, parents first. The places of all children of a mount are opened before the first is attached, so
+//!    no child can hide the place of another.
+//! 4. Peer groups and masters, when everything is in place: nothing propagates while the tree is built.
+//! 5. The new root becomes the root; the old one goes.
+//! 6. `late`: mounts of a terminal's name exist only when the terminal does.
+//!
+//! Long because the order is one story, told by one maker.
+use crate::error::{Blame, Error, Result};
+use crate::flags;
+use crate::fstype::Make;
+use crate::look::DEVICES;
+use crate::tree::{Mount, Tree, below, from_root, part_of};
+use stasis_kernel::call::{Call, FdRef};
+use stasis_kernel::mnt::{self, attr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What the caller of a restore gives.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    /// What becomes the root; none: the machine's own root.
+    pub root: Option<&'a Path>,
+    /// The name in the image, and the path of what comes there.
+    pub external: &'a [(String, String)],
+    /// Mounts from outside may share with mounts outside.
+    pub external_sharing: bool,
+    /// File system types that show the whole machine and are made nevertheless; `all`.
+    pub enable_fs: &'a [String],
+    /// Mountpoints that are left out, with all below them.
+    pub skip: &'a [String],
+    /// Name of the image with the contents of the tmpfs with this number, if there is one.
+    pub archive: &'a dyn Fn(u32) -> Option<String>,
+    /// The part of a cgroup hierarchy that a mount shows now, for what it showed.
+    pub cgroup: &'a dyn Fn(&str) -> String,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// A system call.
+    Call(Call),
+    /// Fills a file system from an archive.
+    Unpack {
+        /// Name of the image.
+        image: String,
+        /// The mount.
+        into: FdRef,
+    },
+    /// A detached copy of a device of the machine, which must be the one expected.
+    Device {
+        /// Its path.
+        path: &'static str,
+        /// Major and minor number.
+        number: (u32, u32),
+        /// The name of the copy.
+        to: FdRef,
+    },
+    /// What hides a path that nobody provides: /dev/null over a file, an empty read-only tmpfs over a folder.
+    Mask {
+        /// The place.
+        at: FdRef,
+        /// A copy of /dev/null.
+        null: FdRef,
+    },
+    /// The working directory's mount becomes the root, and the old root goes.
+    Pivot,
+}
+
+/// A step with its reason.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// What is done.
+    pub step: Step,
+    /// For which mount, and why.
+    pub why: String,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.step {
+            Step::Call(c) => write!(f, "{c}")?,
+            Step::Unpack { image, into } => write!(f, "unpack({image}, file#{})", into.0)?,
+            Step::Device { path, number, to } => {
+                write!(
+                    f,
+                    "device({path:?}, {}:{}) -> file#{}",
+                    number.0, number.1, to.0
+                )?;
+            }
+            Step::Mask { at, null } => {
+                write!(f, "mask(file#{}, file#{} or an empty tmpfs)", at.0, null.0)?
+            }
+            Step::Pivot => {
+                f.write_str("pivot_root(\".\", \".\"), umount2(\".\", MNT_DETACH), chdir(\"/\")")?
+            }
+        }
+        write!(f, "  # {}", self.why)
+    }
+}
+
+/// How a tree is built.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// Where the caller's paths mean something.
+    pub outside: Vec<Row>,
+    /// In the new mount namespace, with the tree's other namespaces.
+    pub build: Vec<Row>,
+    /// When terminals are open.
+    pub late: Vec<Row>,
+    /// What will not come back as it was.
+    pub warnings: Vec<String>,
+    /// The mount of the image with this number is held open under this name when all is built.
+    pub mounts: BTreeMap<u32, FdRef>,
+    /// What is built.
+    pub tree: Tree,
+}
+
+impl Plan {
+    /// For a path on a mount (of this number) that others hide: the mount, and the path below its root.
+    pub fn hidden(&self, mnt_id: u32, path: &str) -> Option<(FdRef, String)> {
+        let i = self.tree.mounts.iter().position(|m| m.id == mnt_id)?;
+        let rest = below(path, &self.tree.mounts[i].mountpoint)?;
+        let mount = *self.mounts.get(&mnt_id)?;
+        (self.tree.at_path(path) != i).then(|| (mount, rest.to_owned()))
+    }
+}
+
+/// Where a mount comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Source {
+    Root,
+    /// A path of the caller's.
+    Path(PathBuf),
+    Device(usize),
+    Mask,
+    /// A new file system, or a part of it.
+    Fresh,
+    /// A part of another mount of the tree.
+    Part(usize),
+    /// A terminal's name.
+    Late,
+}
+
+/// Names from here on are the mounts': files have numbers from 1, temporary ones from 2^31.
+const FIRST_NAME: u32 = 0x4000_0000;
+
+struct Maker<'a> {
+    tree: &'a Tree,
+    caller: Caller<'a>,
+    sources: Vec<Source>,
+    plan: Plan,
+    next: u32,
+    /// The detached mount of each, once there is one.
+    mounts: BTreeMap<usize, FdRef>,
+    /// A copy of /dev/null for each mount that is only a mask.
+    masks: BTreeMap<usize, FdRef>,
+}
+
+/// Plans how the tree is built.
+///
+/// # Errors
+/// E2300: the caller gave no mount for one that must come from outside; E5302 to E5307: an image that asks for what no dump
+/// would write.
+pub fn plan(tree: &Tree, caller: Caller) -> Result<Plan> {
+    let skipped = skip(tree, caller.skip)?;
+    let tree = &skipped;
+    let sources = (0..tree.mounts.len())
+        .map(|i| source(tree, i, &caller))
+        .collect::<Result<_>>()?;
+    let mut m = Maker {
+        tree,
+        caller,
+        sources,
+        plan: Plan::default(),
+        next: FIRST_NAME,
+        mounts: BTreeMap::new(),
+        masks: BTreeMap::new(),
+    };
+    m.outside()?;
+    m.make()?;
+    m.attach();
+    m.share()?;
+    m.finish();
+    Ok(m.plan)
+}
+
+/// The tree without mountpoints the caller leaves out.
+fn skip(tree: &Tree, paths: &[String]) -> Result<Tree> {
+    let mut kept = Tree::default();
+    let mut index = BTreeMap::new();
+    for (i, m) in tree.mounts.iter().enumerate() {
+        let named = paths
+            .iter()
+            .any(|p| p.trim_end_matches('/') == m.mountpoint);
+        let Some(parent) = (if i == 0 {
+            Some(0)
+        } else {
+            index.get(&m.parent).copied()
+        }) else {
+            continue;
+        };
+        if !named {
+            index.insert(i, kept.mounts.len());
+            kept.mounts.push(Mount {
+                parent,
+                ..m.clone()
+            });
+        }
+    }
+    Ok(kept)
+}
+
+fn source(tree: &Tree, i: usize, caller: &Caller) -> Result<Source> {
+    let m = &tree.mounts[i];
+    if i == 0 {
+        return Ok(Source::Root);
+    }
+    let bad = |code: &'static str, blame, why: String| {
+        Error::new(code, blame, format!("cannot make {}", m.place())).why(why)
+    };
+    if let Some(name) = &m.external {
+        if let Some((_, path)) = caller.external.iter().find(|(n, _)| n == name) {
+            if !path.starts_with('/') || path.contains('\0') {
+                return Err(bad(
+                    "E2301",
+                    Blame::Caller,
+                    format!("{path:?}, given for {name}, is not an absolute path"),
+                )
+                .advice("give the whole path of what is to be mounted there"));
+            }
+            return Ok(Source::Path(path.into()));
+        }
+        if let Some(d) = DEVICES.iter().position(|d| d.2 == name)
+            && (m.root != "/" || m.fstype.is_none())
+        {
+            return Ok(Source::Device(d));
+        }
+        if m.inherited && caller.root.is_none() {
+            return Ok(Source::Path((&m.mountpoint).into()));
+        }
+        let system = |t: Option<&crate::fstype::FsType>| {
+            t.is_some_and(|t| matches!(t.name, "proc" | "sysfs"))
+        };
+        if system(tree.mounts[m.parent].fstype) {
+            return Ok(Source::Mask);
+        }
+        return Err(bad(
+            "E2300",
+            Blame::Caller,
+            format!("it came from outside, by the name {name}, and nothing was given for it"),
+        )
+        .advice(format!(
+            "pass --external mnt[{name}]:PATH with what is to be mounted there"
+        )));
+    }
+    if part_of(m, tree.root()).is_some() && !fresh(m, caller) {
+        return Ok(Source::Part(0));
+    }
+    if let Some(t) = m.fstype.filter(|t| t.name == "devpts") {
+        let index = m.root.strip_prefix('/').and_then(|n| n.parse::<u32>().ok());
+        let whole = tree
+            .mounts
+            .iter()
+            .any(|w| w.dev == m.dev && w.root == "/" && w.fstype == Some(t));
+        if index.is_some() && whole {
+            return Ok(Source::Late);
+        }
+    }
+    if fresh(m, caller) {
+        if from_root(m).is_none() {
+            return Err(bad(
+                "E5307",
+                Blame::Image,
+                format!("what it shows, {:?}, is not a plain path", m.root),
+            )
+            .advice("unmount it before the dump"));
+        }
+        return Ok(Source::Fresh);
+    }
+    // a part of something that comes from the caller
+    let whole = tree
+        .mounts
+        .iter()
+        .position(|w| w.id != m.id && w.external.is_some() && part_of(m, w).is_some());
+    if let Some(w) = whole {
+        return Ok(Source::Part(w));
+    }
+    Err(match m.fstype.map(|t| t.make) {
+        Some(Make::HostWide) => bad(
+            "E2302",
+            Blame::Caller,
+            format!(
+                "a {} file system shows the whole machine, and an image alone cannot ask for that",
+                m.type_name()
+            ),
+        )
+        .advice(format!(
+            "pass --enable-fs {} if the tree may have it, or --skip-mnt {}",
+            m.type_name(),
+            m.mountpoint
+        )),
+        _ => bad(
+            "E5302",
+            Blame::Image,
+            format!(
+                "it shows {} of {} file system that nothing else in the tree shows",
+                m.root,
+                m.type_name()
+            ),
+        )
+        .advice("dump again, and name the mount with --external"),
+    })
+}
+
+fn fresh(m: &Mount, caller: &Caller) -> bool {
+    let enabled = |t: &str| caller.enable_fs.iter().any(|e| e == t || e == "all");
+    match (m.fstype, &m.fsname) {
+        (Some(t), _) => match t.make {
+            Make::Fresh | Make::Filled => true,
+            Make::HostWide => enabled(t.name),
+            Make::Never => false,
+        },
+        (None, Some(n)) => enabled(n),
+        (None, None) => false,
+    }
+}
+
+impl Maker<'_> {
+    fn name(&mut self) -> FdRef {
+        self.next += 1;
+        FdRef(self.next)
+    }
+    fn row(&mut self, step: Step, why: impl Into<String>) {
+        self.plan.build.push(Row {
+            step,
+            why: why.into(),
+        });
+    }
+    fn call(&mut self, call: Call, why: impl Into<String>) {
+        self.row(Step::Call(call), why);
+    }
+    fn out(&mut self, call: Call, why: impl Into<String>) {
+        self.plan.outside.push(Row {
+            step: Step::Call(call),
+            why: why.into(),
+        });
+    }
+
+    // ---- what comes from the caller
+
+    fn outside(&mut self) -> Result<()> {
+        use std::os::unix::ffi::OsStrExt;
+        let root = self.caller.root.unwrap_or(Path::new("/"));
+        let name = self.name();
+        let call = mnt::clone_path(root.as_os_str().as_bytes()).binds(name);
+        self.out(
+            call,
+            format!(
+                "{}: the root comes from the caller",
+                self.tree.root().place()
+            ),
+        );
+        self.mounts.insert(0, name);
+        for i in 1..self.tree.mounts.len() {
+            let place = self.tree.mounts[i].place();
+            match self.sources[i].clone() {
+                Source::Path(p) => {
+                    let name = self.name();
+                    let call = mnt::clone_path(p.as_os_str().as_bytes()).binds(name);
+                    self.out(call, format!("{place}: it comes from the caller"));
+                    self.mounts.insert(i, name);
+                }
+                Source::Device(d) => {
+                    let name = self.device(d, &format!("{place}: a device of this machine"));
+                    self.mounts.insert(i, name);
+                }
+                Source::Mask => {
+                    let null = self.device(
+                        0,
+                        &format!("{place}: hides what nobody is to see, if that is a file"),
+                    );
+                    self.masks.insert(i, null);
+                    let name = self.tree.mounts[i].external.clone().unwrap_or_default();
+                    self.plan
+                        .warnings
+                        .push(format!("{place}: nobody gave {name} for it, it is masked"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+    fn device(&mut self, d: usize, why: &str) -> FdRef {
+        let to = self.name();
+        let (major, minor, path) = DEVICES[d];
+        let step = Step::Device {
+            path,
+            number: (major, minor),
+            to,
+        };
+        self.plan.outside.push(Row {
+            step,
+            why: why.into(),
+        });
+        to
+    }
+
+    // ---- file systems, and a detached mount for each place
+
+    fn make(&mut self) -> Result<()> {
+        self.call(mnt::all_private(), "nothing done here is seen elsewhere");
+        let root = self.mounts[&0];
+        self.call(
+            mnt::setattr(root, 0, 0, self.kept_sharing(0)),
+            "the root keeps its master only if the tree had one",
+        );
+        self.call(
+            mnt::attach_path(root, b"/"),
+            "the new root lies on the old one",
+        );
+        let mut groups: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (i, s) in self.sources.iter().enumerate() {
+            if *s == Source::Fresh {
+                groups.entry(self.tree.mounts[i].dev).or_default().push(i);
+            }
+        }
+        for members in groups.into_values() {
+            self.filesystem(&members)?;
+        }
+        for w in 0..self.tree.mounts.len() {
+            let parts: Vec<usize> = (0..self.tree.mounts.len())
+                .filter(|i| self.sources[*i] == Source::Part(w))
+                .collect();
+            if parts.is_empty() {
+                continue;
+            }
+            let whole = self.mounts[&w];
+            if w == 0 {
+                for i in parts {
+                    self.part(i, whole, |m, t| {
+                        part_of(m, &t.mounts[0]).unwrap_or_default().to_owned()
+                    });
+                }
+                continue;
+            }
+            self.call(
+                mnt::attach(whole, root),
+                "attached for the moment, to be copied",
+            );
+            let own = self.name();
+            self.call(mnt::clone_of(whole).binds(own), self.tree.mounts[w].place());
+            self.mounts.insert(w, own);
+            for i in parts {
+                self.part(i, whole, |m, t| {
+                    part_of(m, &t.mounts[w]).unwrap_or_default().to_owned()
+                });
+            }
+            self.detach(whole);
+        }
+        Ok(())
+    }
+    fn detach(&mut self, whole: FdRef) {
+        self.call(mnt::enter(whole), "to detach it again");
+        self.call(mnt::detach_here(), "the copies are made");
+    }
+    fn part(&mut self, i: usize, whole: FdRef, path: impl Fn(&Mount, &Tree) -> String) {
+        let place = self.tree.mounts[i].place();
+        let (at, copy) = (self.name(), self.name());
+        let path = path(&self.tree.mounts[i], self.tree);
+        self.call(
+            mnt::beneath(whole, &path).binds(at),
+            format!("{place}: the part it shows"),
+        );
+        self.call(mnt::clone_of(at).binds(copy), place);
+        self.mounts.insert(i, copy);
+    }
+    /// Makes a file system and a detached mount for each that shows it.
+    fn filesystem(&mut self, members: &[usize]) -> Result<()> {
+        // the one that shows all of it tells most about it
+        let lead = members
+            .iter()
+            .copied()
+            .find(|i| self.tree.mounts[*i].root == "/")
+            .unwrap_or(members[0]);
+        let m = self.tree.mounts[lead].clone();
+        let (context, whole) = (self.name(), self.name());
+        self.call(mnt::fsopen(m.type_name()).binds(context), m.place());
+        if !m.source.is_empty() {
+            self.call(mnt::fsconfig(context, "source", Some(&m.source)), m.place());
+        }
+        let archive = match m.fstype.map(|t| t.make) {
+            Some(Make::Filled) => (self.caller.archive)(m.dev),
+            _ => None,
+        };
+        for (key, value) in self.options(&m)? {
+            self.call(mnt::fsconfig(context, &key, value.as_deref()), m.place());
+        }
+        let words: Vec<&str> = flags::super_words(m.sb_flags).collect();
+        for w in words.iter().filter(|w| archive.is_none() || **w != "ro") {
+            self.call(mnt::fsconfig(context, w, None), m.place());
+        }
+        self.call(mnt::create(context), m.place());
+        self.call(mnt::fsmount(context, 0).binds(whole), m.place());
+        if let Some(image) = archive {
+            self.row(Step::Unpack { image, into: whole }, m.place());
+            if words.contains(&"ro") {
+                let again = self.name();
+                self.call(
+                    mnt::fspick(whole).binds(again),
+                    format!("{}: it is full, now it is read-only", m.place()),
+                );
+                self.call(mnt::fsconfig(again, "ro", None), m.place());
+                self.call(mnt::reconfigure(again), m.place());
+            }
+        }
+        if members.len() == 1 && self.shows(&m).is_empty() {
+            self.mounts.insert(lead, whole);
+            return Ok(());
+        }
+        let root = self.mounts[&0];
+        self.call(
+            mnt::attach(whole, root),
+            "attached for the moment, to be copied",
+        );
+        for &i in members {
+            let path = self.shows(&self.tree.mounts[i]);
+            self.part(i, whole, |_, _| path.clone());
+        }
+        self.detach(whole);
+        Ok(())
+    }
+    /// The part of its file system that a mount shows.
+    fn shows(&self, m: &Mount) -> String {
+        match m.fstype {
+            Some(t) if t.name.starts_with("cgroup") => {
+                (self.caller.cgroup)(&m.root).trim_matches('/').to_owned()
+            }
+            _ => from_root(m).unwrap_or_default().to_owned(),
+        }
+    }
+    fn options(&self, m: &Mount) -> Result<Vec<(String, Option<String>)>> {
+        let Some(t) = m.fstype else {
+            return Ok(Vec::new());
+        };
+        let mut all = Vec::new();
+        // a list of memory nodes has commas in it
+        let mut words: Vec<String> = Vec::new();
+        for w in m.options.split(',').filter(|w| !w.is_empty()) {
+            match words.last_mut() {
+                Some(last)
+                    if last.starts_with("mpol=") && w.starts_with(|c: char| c.is_ascii_digit()) =>
+                {
+                    last.push(',');
+                    last.push_str(w);
+                }
+                _ => words.push(w.to_owned()),
+            }
+        }
+        for w in words {
+            let (key, value) = match w.split_once('=') {
+                Some((k, v)) => (k, Some(v.to_owned())),
+                None => (w.as_str(), None),
+            };
+            if t.shown.contains(&key) {
+                continue;
+            }
+            if !t.options.contains(&key) {
+                return Err(Error::new(
+                    "E5303",
+                    Blame::Image,
+                    format!("cannot make {}", m.place()),
+                )
+                .why(format!(
+                    "a {} file system with the option {key} is not made from an image",
+                    t.name
+                ))
+                .advice("dump again, and name the mount with --external"));
+            }
+            all.push((key.to_owned(), value));
+        }
+        Ok(all)
+    }
+
+    // ---- places
+
+    /// `MS_...` that decides what a copy of a mount from outside keeps of that mount's sharing.
+    fn kept_sharing(&self, i: usize) -> u64 {
+        let m = &self.tree.mounts[i];
+        let peers = |g: Option<u32>| {
+            g.is_some_and(|g| {
+                self.tree
+                    .mounts
+                    .iter()
+                    .enumerate()
+                    .any(|(k, o)| k != i && o.shared == Some(g))
+            })
+        };
+        match (m.shared, m.master) {
+            // a peer of mounts outside stays one only if the caller wants that
+            (Some(_), None) if self.caller.external_sharing && !peers(m.shared) => libc::MS_SHARED,
+            (_, Some(_)) if !peers(m.master) => libc::MS_SLAVE,
+            _ => libc::MS_PRIVATE,
+        }
+    }
+    fn attach(&mut self) {
+        let count = self.tree.mounts.len();
+        let mut children = vec![Vec::new(); count];
+        for i in 1..count {
+            children[self.tree.mounts[i].parent].push(i);
+        }
+        for (p, children) in children.into_iter().enumerate() {
+            let mut places = Vec::new();
+            for &c in &children {
+                let at = self.name();
+                let Some(&parent) = self.mounts.get(&p) else {
+                    // below what is masked, or mounted later
+                    continue;
+                };
+                let m = &self.tree.mounts[c];
+                let (path, why) = (m.at.clone(), format!("{}: its place", m.place()));
+                self.call(mnt::beneath(parent, &path).binds(at), why);
+                places.push((c, at));
+            }
+            for (c, at) in places {
+                self.place(c, at);
+            }
+        }
+    }
+    fn place(&mut self, c: usize, at: FdRef) {
+        let m = self.tree.mounts[c].clone();
+        let place = m.place();
+        match self.sources[c] {
+            Source::Mask => {
+                let null = self.masks[&c];
+                self.attributes(&m, null, true, |s, call, why| s.call(call, why));
+                self.row(Step::Mask { at, null }, place);
+            }
+            Source::Late => self.late(c, at),
+            _ => {
+                let mount = self.mounts[&c];
+                let outside = matches!(self.sources[c], Source::Path(_) | Source::Device(_));
+                self.attributes(&m, mount, outside, |s, call, why| s.call(call, why));
+                if outside {
+                    let kept = self.kept_sharing(c);
+                    self.call(
+                        mnt::setattr(mount, 0, 0, kept),
+                        format!("{place}: what it keeps of its master"),
+                    );
+                }
+                self.call(mnt::attach(mount, at), place);
+            }
+        }
+    }
+    /// What came from outside keeps every restriction it has there, and gets those it had in the tree.
+    fn attributes(
+        &mut self,
+        m: &Mount,
+        mount: FdRef,
+        outside: bool,
+        put: impl Fn(&mut Self, Call, String),
+    ) {
+        let all = flags::attributes(m.flags);
+        let atime = attr::ATIME | attr::NODIRATIME;
+        let why = format!("{}: flags", m.place());
+        if outside {
+            if all & !atime != 0 {
+                put(self, mnt::setattr(mount, all & !atime, 0, 0), why.clone());
+            }
+            // in a user namespace these may be locked
+            put(
+                self,
+                mnt::setattr(mount, all & atime, attr::ATIME, 0).any(),
+                format!("{why} of access times, if they may be set"),
+            );
+        } else {
+            put(self, mnt::setattr(mount, all, attr::ATIME, 0), why);
+        }
+    }
+    fn late(&mut self, c: usize, at: FdRef) {
+        let m = self.tree.mounts[c].clone();
+        let whole = self
+            .tree
+            .mounts
+            .iter()
+            .position(|w| w.dev == m.dev && w.root == "/");
+        let Some(&whole) = whole.and_then(|w| self.mounts.get(&w)) else {
+            return;
+        };
+        let (file, copy) = (self.name(), self.name());
+        let late = |s: &mut Self, call: Call, why: String| {
+            s.plan.late.push(Row {
+                step: Step::Call(call),
+                why,
+            })
+        };
+        late(
+            self,
+            mnt::beneath(whole, m.root.trim_matches('/')).binds(file),
+            format!("{}: a terminal's name", m.place()),
+        );
+        late(self, mnt::clone_of(file).binds(copy), m.place());
+        self.attributes(&m, copy, false, late);
+        late(self, mnt::attach(copy, at), m.place());
+    }
+
+    // ---- peer groups
+
+    fn share(&mut self) -> Result<()> {
+        let tree = self.tree;
+        let mut groups: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (i, m) in tree.mounts.iter().enumerate() {
+            let here = self.mounts.contains_key(&i);
+            if let Some(g) = m.shared.filter(|_| here) {
+                groups.entry(g).or_default().push(i);
+            }
+        }
+        let mut done = BTreeSet::new();
+        let mut left: Vec<u32> = groups.keys().copied().collect();
+        while !left.is_empty() {
+            let before = left.len();
+            let mut again = Vec::new();
+            for g in left {
+                let members = &groups[&g];
+                let master = tree.mounts[members[0]].master;
+                if members.iter().any(|i| tree.mounts[*i].master != master) {
+                    return Err(self.tangled(members[0], "its peers have other masters"));
+                }
+                if master.is_some_and(|m| groups.contains_key(&m) && !done.contains(&m)) {
+                    again.push(g);
+                    continue;
+                }
+                self.group(members, master.and_then(|m| groups.get(&m)))?;
+                done.insert(g);
+            }
+            if again.len() == before {
+                let first = groups[&again[0]][0];
+                return Err(self.tangled(first, "masters go round in a circle"));
+            }
+            left = again;
+        }
+        for (i, m) in tree.mounts.iter().enumerate() {
+            let Some(&me) = self.mounts.get(&i) else {
+                continue;
+            };
+            if let (None, Some(masters)) = (m.shared, m.master.and_then(|g| groups.get(&g))) {
+                let from = self.source_of_group(i, masters)?;
+                self.call(
+                    mnt::set_group(from, me),
+                    format!("{}: its master", m.place()),
+                );
+                self.call(mnt::setattr(me, 0, 0, libc::MS_SLAVE), m.place());
+            }
+            if m.flags & libc::MS_UNBINDABLE != 0 {
+                self.call(mnt::setattr(me, 0, 0, libc::MS_UNBINDABLE), m.place());
+            }
+        }
+        Ok(())
+    }
+    fn tangled(&self, i: usize, why: &str) -> Error {
+        Error::new(
+            "E5304",
+            Blame::Image,
+            format!("cannot share {}", self.tree.mounts[i].place()),
+        )
+        .why(why)
+        .advice("dump again: this image does not describe a mount namespace")
+    }
+    /// KERNEL(>=5.15): a group is taken over only from a mount that shows at least as much of the same file system.
+    fn source_of_group(&self, i: usize, members: &[usize]) -> Result<FdRef> {
+        let m = &self.tree.mounts[i];
+        members
+            .iter()
+            .find(|w| part_of(m, &self.tree.mounts[**w]).is_some())
+            .map(|w| self.mounts[w])
+            .ok_or_else(|| self.tangled(i, "no mount of its group shows all of what it shows"))
+    }
+    fn group(&mut self, members: &[usize], masters: Option<&Vec<usize>>) -> Result<()> {
+        let tree = self.tree;
+        let shortest = members
+            .iter()
+            .copied()
+            .min_by_key(|i| tree.mounts[*i].root.len());
+        let lead = shortest.unwrap_or_default();
+        let me = self.mounts[&lead];
+        let place = tree.mounts[lead].place();
+        if let Some(masters) = masters {
+            let from = self.source_of_group(lead, masters)?;
+            self.call(mnt::set_group(from, me), format!("{place}: its master"));
+            self.call(mnt::setattr(me, 0, 0, libc::MS_SLAVE), place.clone());
+        }
+        if self.kept_sharing(lead) != libc::MS_SHARED || !self.comes_from_outside(lead) {
+            self.call(
+                mnt::setattr(me, 0, 0, libc::MS_SHARED),
+                format!("{place}: first of its peers"),
+            );
+        }
+        for &i in members.iter().filter(|i| **i != lead) {
+            let m = &tree.mounts[i];
+            if part_of(m, &tree.mounts[lead]).is_none() {
+                return Err(self.tangled(i, "no peer shows all of what the others show"));
+            }
+            let to = self.mounts[&i];
+            if self.comes_from_outside(i) {
+                self.call(mnt::setattr(to, 0, 0, libc::MS_PRIVATE), m.place());
+            }
+            self.call(mnt::set_group(me, to), format!("{}: a peer", m.place()));
+        }
+        Ok(())
+    }
+    fn comes_from_outside(&self, i: usize) -> bool {
+        matches!(
+            self.sources[i],
+            Source::Root | Source::Path(_) | Source::Device(_)
+        )
+    }
+
+    // ---- the end
+
+    fn finish(&mut self) {
+        let root = self.tree.root().clone();
+        let mount = self.mounts[&0];
+        self.attributes(&root, mount, true, |s, call, why| s.call(call, why));
+        self.call(mnt::enter(mount), "the new root");
+        self.row(
+            Step::Pivot,
+            "the new root becomes the root, the old one goes",
+        );
+        self.plan.tree = self.tree.clone();
+        self.plan.mounts = self
+            .mounts
+            .iter()
+            .map(|(i, f)| (self.tree.mounts[*i].id, *f))
+            .collect();
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

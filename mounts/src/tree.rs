@@ -1,0 +1,290 @@
+//! Entries of an image, checked: one tree, no cycle, no path that leaves it.
+use crate::error::{Blame, Error, Result};
+use crate::fstype::{self, FsType};
+use stasis_proto::pb;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The kernel's own limit on mounts of a namespace (fs.mount-max); what has more was not dumped from one.
+const MAX_MOUNTS: usize = 100_000;
+/// Longest path, with its NUL, as the kernel takes it.
+const MAX_PATH: usize = libc::PATH_MAX as usize;
+
+/// A mount of the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Its number in the image.
+    pub id: u32,
+    /// Index of the parent in [`Tree::mounts`]; its own for the root.
+    pub parent: usize,
+    /// Where it is mounted, below the parent's mountpoint: without a slash at either end, empty for the same place.
+    pub at: String,
+    /// Where it is mounted, from the root on: for messages.
+    pub mountpoint: String,
+    /// What part of its file system it shows: absolute path.
+    pub root: String,
+    /// The file system: mounts with the same number show the same one.
+    pub dev: u32,
+    /// Its type; none for a disk's.
+    pub fstype: Option<&'static FsType>,
+    /// A type without number, by name (`--enable-fs`).
+    pub fsname: Option<String>,
+    /// `MS_...` flags of the mount.
+    pub flags: u64,
+    /// `MS_...` flags of the file system.
+    pub sb_flags: u64,
+    /// Source, a label for most types.
+    pub source: String,
+    /// Options of the file system.
+    pub options: String,
+    /// Peer group.
+    pub shared: Option<u32>,
+    /// Peer group it gets mounts from.
+    pub master: Option<u32>,
+    /// It comes from the caller, who knows it by this name.
+    pub external: Option<String>,
+    /// It was the machine's when it was dumped, at the same place.
+    pub inherited: bool,
+}
+
+impl Mount {
+    /// "mount 57 (/sys/firmware)".
+    pub fn place(&self) -> String {
+        format!("mount {} ({})", self.id, self.mountpoint)
+    }
+    /// The name of its type for fsopen(2) and for people.
+    pub fn type_name(&self) -> &str {
+        match (self.fstype, &self.fsname) {
+            (Some(t), _) => t.name,
+            (None, Some(n)) => n,
+            (None, None) => "a disk's",
+        }
+    }
+}
+
+/// A checked tree: parents stand before their children, the root first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tree {
+    /// All mounts.
+    pub mounts: Vec<Mount>,
+}
+
+fn hostile(e: &pb::MntEntry, why: impl std::fmt::Display) -> Error {
+    Error::new(
+        "E5300",
+        Blame::Image,
+        format!("mount {} ({:?}) of the image", e.mnt_id, e.mountpoint),
+    )
+    .why(why)
+    .advice("dump again: this entry does not describe a mount")
+}
+
+/// An absolute path without `.`, `..`, empty parts and NUL.
+fn is_plain(path: &str) -> bool {
+    path == "/"
+        || path.strip_prefix('/').is_some_and(|rest| {
+            path.len() < MAX_PATH
+                && rest
+                    .split('/')
+                    .all(|p| !matches!(p, "" | "." | "..") && !p.contains('\0'))
+        })
+}
+
+/// What is left of `path` below `base`, without slashes at the ends; both plain absolute paths.
+pub(crate) fn below<'a>(path: &'a str, base: &str) -> Option<&'a str> {
+    if base == "/" {
+        return path.strip_prefix('/');
+    }
+    let rest = path.strip_prefix(base)?;
+    if rest.is_empty() {
+        return Some(rest);
+    }
+    rest.strip_prefix('/')
+}
+
+impl Tree {
+    /// Checks the entries of a mountpoints image.
+    ///
+    /// # Errors
+    /// E5300: what cannot be a tree of mounts.
+    pub fn from_entries(entries: &[pb::MntEntry]) -> Result<Self> {
+        let broken = |why: String| {
+            Error::new("E5300", Blame::Image, "the mounts of the image are no tree")
+                .why(why)
+                .advice("dump again: this image does not describe a mount namespace")
+        };
+        if entries.is_empty() || entries.len() > MAX_MOUNTS {
+            return Err(broken(format!("there are {}", entries.len())));
+        }
+        let mut by_id = BTreeMap::new();
+        let mut types: BTreeMap<u32, u32> = BTreeMap::new();
+        for (i, e) in entries.iter().enumerate() {
+            if by_id.insert(e.mnt_id, i).is_some() {
+                return Err(hostile(e, "two mounts have this number"));
+            }
+            // a type without number is 0 or 16, as its mount is a part or the whole
+            let code = match e.fstype {
+                t if t == pb::Fstype::Auto as u32 => 0,
+                t => t,
+            };
+            if *types.entry(e.root_dev).or_insert(code) != code {
+                return Err(hostile(
+                    e,
+                    "another mount of the same file system has another type",
+                ));
+            }
+            check(e)?;
+        }
+        let mut children: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut root = None;
+        for (i, e) in entries.iter().enumerate() {
+            match by_id.get(&e.parent_mnt_id) {
+                Some(&p) if p != i => children.entry(p).or_default().push(i),
+                _ => {
+                    if let Some(first) = root.replace(i) {
+                        let first: &pb::MntEntry = &entries[first];
+                        return Err(hostile(
+                            e,
+                            format!(
+                                "its parent {} is not there, and mount {} is the root already",
+                                e.parent_mnt_id, first.mnt_id
+                            ),
+                        ));
+                    }
+                }
+            }
+        }
+        let Some(root) = root else {
+            return Err(broken(
+                "none is the root: parents go round in a circle".into(),
+            ));
+        };
+        if entries[root].mountpoint != "/" {
+            return Err(hostile(
+                &entries[root],
+                "it is the root of the tree and not mounted at /",
+            ));
+        }
+        let mut tree = Self::default();
+        let mut queue = std::collections::VecDeque::from([(root, 0)]);
+        while let Some((i, parent)) = queue.pop_front() {
+            let e = &entries[i];
+            let at = match i == root {
+                true => "",
+                false => {
+                    let up = &tree.mounts[parent].mountpoint;
+                    below(&e.mountpoint, up).ok_or_else(|| {
+                        hostile(e, format!("it is not below its parent's place {up}"))
+                    })?
+                }
+            };
+            let me = tree.mounts.len();
+            tree.mounts.push(mount(e, parent, at));
+            let mut places = BTreeSet::new();
+            for &c in children.get(&i).into_iter().flatten() {
+                if !places.insert(&entries[c].mountpoint) {
+                    return Err(hostile(
+                        &entries[c],
+                        "another mount with the same parent has this place",
+                    ));
+                }
+                queue.push_back((c, me));
+            }
+        }
+        if tree.mounts.len() != entries.len() {
+            return Err(broken(format!(
+                "{} of {} cannot be reached from the root",
+                entries.len() - tree.mounts.len(),
+                entries.len()
+            )));
+        }
+        Ok(tree)
+    }
+    /// The root.
+    pub fn root(&self) -> &Mount {
+        &self.mounts[0]
+    }
+    /// Index of the mount on which the way along a plain absolute path ends.
+    pub fn at_path(&self, path: &str) -> usize {
+        let mut at = 0;
+        loop {
+            // the way meets the child nearest to the root first; one at the very place of its parent hides all of it
+            let next = (1..self.mounts.len())
+                .filter(|i| self.mounts[*i].parent == at && *i != at)
+                .filter(|i| below(path, &self.mounts[*i].mountpoint).is_some())
+                .min_by_key(|i| self.mounts[*i].mountpoint.len());
+            match next {
+                Some(n) => at = n,
+                None => return at,
+            }
+        }
+    }
+}
+
+fn check(e: &pb::MntEntry) -> Result<()> {
+    if !is_plain(&e.mountpoint) {
+        return Err(hostile(e, "its place is not a plain absolute path"));
+    }
+    for (name, text) in [
+        ("source", Some(&e.source)),
+        ("options", Some(&e.options)),
+        ("root", Some(&e.root)),
+        ("type", e.fsname.as_ref()),
+        ("name", e.ext_key.as_ref()),
+    ] {
+        if text.is_some_and(|t| t.len() >= MAX_PATH || t.contains('\0')) {
+            return Err(hostile(
+                e,
+                format!("its {name} is not a text the kernel takes"),
+            ));
+        }
+    }
+    let known = fstype::by_code(e.fstype).is_some()
+        || e.fstype == pb::Fstype::Unsupported as u32
+        || e.fstype == pb::Fstype::Auto as u32 && e.fsname.is_some();
+    if !known {
+        return Err(hostile(
+            e,
+            format!("file system type {} is not known", e.fstype),
+        ));
+    }
+    Ok(())
+}
+
+fn mount(e: &pb::MntEntry, parent: usize, at: &str) -> Mount {
+    let group = |g: Option<u32>| g.filter(|g| *g != 0);
+    // images of before CRIU 2 say so in the root
+    let old = e.ext_mount().then(|| e.root.clone());
+    Mount {
+        id: e.mnt_id,
+        parent,
+        at: at.to_owned(),
+        mountpoint: e.mountpoint.clone(),
+        root: e.root.clone(),
+        dev: e.root_dev,
+        fstype: fstype::by_code(e.fstype),
+        fsname: e
+            .fsname
+            .clone()
+            .filter(|_| e.fstype == pb::Fstype::Auto as u32),
+        flags: e.flags.into(),
+        sb_flags: e.sb_flags().into(),
+        source: e.source.clone(),
+        options: e.options.clone(),
+        shared: group(e.shared_id),
+        master: group(e.master_id),
+        external: e.ext_key.clone().or(old),
+        inherited: e.stasis_inherited(),
+    }
+}
+
+/// Is this the part of a file system that `part` shows, seen from one that shows `whole`? Gives the path between them.
+pub(crate) fn part_of<'a>(part: &'a Mount, whole: &Mount) -> Option<&'a str> {
+    (part.dev == whole.dev && is_plain(&part.root) && is_plain(&whole.root))
+        .then(|| below(&part.root, &whole.root))
+        .flatten()
+}
+
+/// Can this be shown from the root of its file system?
+pub(crate) fn from_root(m: &Mount) -> Option<&str> {
+    is_plain(&m.root).then(|| below(&m.root, "/")).flatten()
+}

@@ -1,0 +1,259 @@
+//! Fields of requests into settings, and what callers are told.
+use super::super::options::{Fate, by_long};
+use super::super::settings::Settings;
+use super::connection::Peer;
+use super::request::{self, Folders};
+use super::{LONGEST, answers, errno, message};
+use stasis_engine::options::CgroupMode;
+use stasis_engine::{After, Blame, Error};
+use stasis_proto::pb::{
+    CriuCgMode, CriuFeatures, CriuNetworkLockMethod, CriuOpts, CriuVethPair, ExtMountMap,
+    JoinNamespace,
+};
+use std::time::Duration;
+
+fn taken(o: &CriuOpts) -> Result<Settings, String> {
+    let mut s = Settings::default();
+    request::take(&mut s, o)?;
+    Ok(s)
+}
+
+#[test]
+fn fields_become_options() {
+    let o = CriuOpts {
+        pid: Some(7),
+        leave_running: Some(true),
+        evasive_devices: Some(true),
+        shell_job: Some(true),
+        file_locks: Some(true),
+        link_remap: Some(true),
+        ghost_limit: Some(4096),
+        timeout: Some(3),
+        rst_sibling: Some(true),
+        orphan_pts_master: Some(true),
+        skip_file_rwx_check: Some(true),
+        cpu_cap: Some(1 | 8),
+        ..Default::default()
+    };
+    let s = taken(&o).unwrap();
+    let e = &s.options;
+    assert_eq!(
+        (e.pid, e.after, e.timeout),
+        (7, After::Running, Duration::from_secs(3))
+    );
+    assert!(e.evasive_devices && e.shell_job && e.file_locks && e.link_remap && e.sibling);
+    assert!(e.orphan_pts_master && e.skip_file_rwx_check);
+    assert_eq!(e.ghost_limit, Some(4096));
+    assert!(s.cpu_cap.fpu && !s.cpu_cap.ins && s.cpu_cap.asked);
+}
+
+#[test]
+fn a_false_field_asks_for_nothing() {
+    // runc sends every switch, also those that are off
+    let o = CriuOpts {
+        leave_running: Some(false),
+        ext_unix_sk: Some(false),
+        tcp_established: Some(false),
+        auto_dedup: Some(false),
+        lazy_pages: Some(false),
+        track_mem: Some(false),
+        tls: Some(false),
+        manage_cgroups: Some(false),
+        empty_ns: Some(0),
+        parent_img: Some(String::new()),
+        ..Default::default()
+    };
+    let (got, fresh) = (taken(&o).unwrap(), Settings::default());
+    assert_eq!(format!("{got:?}"), format!("{fresh:?}"));
+}
+
+#[test]
+fn what_the_table_refuses_is_refused_with_the_name_of_the_field() {
+    let is = |name: &str| by_long(name).unwrap().fate;
+    let cases: Vec<(&str, &str, CriuOpts)> = vec![
+        (
+            "force_irmap",
+            "force-irmap",
+            CriuOpts {
+                force_irmap: Some(true),
+                ..Default::default()
+            },
+        ),
+        (
+            "tls",
+            "tls",
+            CriuOpts {
+                tls: Some(true),
+                ..Default::default()
+            },
+        ),
+        (
+            "root",
+            "root",
+            CriuOpts {
+                root: Some("/r".into()),
+                ..Default::default()
+            },
+        ),
+        (
+            "track_mem",
+            "track-mem",
+            CriuOpts {
+                track_mem: Some(true),
+                ..Default::default()
+            },
+        ),
+        (
+            "freeze_cgroup",
+            "freeze-cgroup",
+            CriuOpts {
+                freeze_cgroup: Some("/c".into()),
+                ..Default::default()
+            },
+        ),
+        (
+            "join_ns",
+            "join-ns",
+            CriuOpts {
+                join_ns: vec![JoinNamespace {
+                    ns: "ipc".into(),
+                    ns_file: "/x".into(),
+                    extra_opt: None,
+                }],
+                ..Default::default()
+            },
+        ),
+    ];
+    for (field, option, o) in cases {
+        match (is(option), taken(&o)) {
+            (Fate::Refused(why), Err(e)) => assert!(e.contains(field) && e.contains(why), "{e}"),
+            (Fate::Refused(_), Ok(_)) => panic!("{field} was taken"),
+            (_, r) => drop(r.unwrap()),
+        }
+    }
+    for o in [
+        CriuOpts {
+            empty_ns: Some(0x2000_0000),
+            ..Default::default()
+        },
+        CriuOpts {
+            manage_cgroups_mode: Some(99),
+            ..Default::default()
+        },
+        CriuOpts {
+            network_lock: Some(99),
+            ..Default::default()
+        },
+        CriuOpts {
+            pidfd_store_sk: Some(5),
+            ..Default::default()
+        },
+    ] {
+        assert!(taken(&o).is_err(), "{o:?}");
+    }
+}
+
+#[test]
+fn modes_have_the_meaning_they_have_for_criu() {
+    let o = CriuOpts {
+        // the newer field wins
+        manage_cgroups: Some(true),
+        manage_cgroups_mode: Some(CriuCgMode::Ignore as i32),
+        network_lock: Some(CriuNetworkLockMethod::Skip as i32),
+        ..Default::default()
+    };
+    assert_eq!(taken(&o).unwrap().options.cgroups.mode, CgroupMode::Ignore);
+    let o = CriuOpts {
+        manage_cgroups: Some(true),
+        ..Default::default()
+    };
+    match taken(&o) {
+        Ok(s) => assert_eq!(s.options.cgroups.mode, CgroupMode::Soft),
+        Err(e) => assert!(e.contains("manage_cgroups"), "{e}"),
+    }
+}
+
+#[test]
+fn repeated_things_are_kept_once() {
+    let pair = || ExtMountMap {
+        key: "/dev/null".into(),
+        val: "/dev/null".into(),
+    };
+    let o = CriuOpts {
+        ext_mnt: vec![pair(), pair()],
+        veths: vec![CriuVethPair {
+            if_in: "eth0".into(),
+            if_out: "v0@br".into(),
+        }],
+        ..Default::default()
+    };
+    match taken(&o) {
+        Ok(s) => {
+            assert_eq!(s.options.mounts.external.len(), 1);
+            assert_eq!(s.options.network.veths[0].2.as_deref(), Some("br"));
+        }
+        Err(e) => assert!(e.contains("not in this version"), "{e}"),
+    }
+}
+
+#[test]
+fn folders_are_descriptors_of_whoever_asks() {
+    use std::os::fd::AsRawFd;
+    let tmp = tempfile::tempdir().unwrap();
+    std::fs::write(tmp.path().join("here"), "").unwrap();
+    let dir = std::fs::File::open(tmp.path()).unwrap();
+    let peer = Peer {
+        pid: std::process::id() as i32,
+        uid: 0,
+        gid: 0,
+    };
+    let mut o = CriuOpts {
+        images_dir_fd: dir.as_raw_fd(),
+        log_file: Some("a.log".into()),
+        log_level: Some(4),
+        ..Default::default()
+    };
+    let (mut s, mut held) = (Settings::default(), Folders::default());
+    request::folders(&mut s, &o, peer, &mut held).unwrap();
+    drop(dir);
+    assert!(s.options.images.join("here").exists());
+    assert_eq!(s.work_dir(), s.options.images);
+    assert_eq!((s.verbosity, s.log), (4, Some("a.log".into())));
+    o.images_dir_fd = -1;
+    let mut s = Settings::default();
+    assert!(request::folders(&mut s, &o, peer, &mut held).is_err());
+    o.images_dir = Some("/some/where".into());
+    o.log_file = None;
+    request::folders(&mut s, &o, peer, &mut held).unwrap();
+    assert_eq!(s.options.images.to_str(), Some("/some/where"));
+    assert_eq!(s.log, Some("criu.log".into()));
+}
+
+#[test]
+fn messages_are_short_and_numbers_tell_the_blame() {
+    let e = Error::new("E4001", Blame::Container, "no task 7")
+        .why("ä".repeat(2000))
+        .advice("x");
+    let told = message(&e);
+    assert!(
+        told.len() <= LONGEST && told.starts_with("error[E4001]: no task 7: ä"),
+        "{told}"
+    );
+    assert!(told.ends_with("..."));
+    assert_eq!(errno(&e), 3);
+    assert_eq!(errno(&Error::new("E7011", Blame::Caller, "x")), 56);
+}
+
+#[test]
+fn features_are_answered_by_probes() {
+    let asked = CriuFeatures {
+        mem_track: Some(true),
+        ..Default::default()
+    };
+    let f = answers(&asked, &[]);
+    assert_eq!((f.mem_track, f.lazy_pages), (Some(false), Some(false)));
+    let f = answers(&asked, &stasis_engine::check());
+    if by_long("track-mem").unwrap().fate != Fate::Honoured {
+        assert_eq!(f.mem_track, Some(false));
+    }
+}

@@ -1,0 +1,248 @@
+//! Scenarios with podman, over runc (Debian's crun has no checkpoints), without a network of the host's.
+
+use super::Scenario;
+use super::world::{World, goes_on, numbers, wait};
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// All of them.
+#[rustfmt::skip] // one line per scenario
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "podman_checkpoint", runtime: "podman", play: checkpoint },
+    Scenario { name: "podman_leave_running", runtime: "podman", play: leave_running },
+    Scenario { name: "podman_export", runtime: "podman", play: export },
+    Scenario { name: "podman_volume", runtime: "podman", play: volume },
+    Scenario { name: "podman_image", runtime: "podman", play: image },
+    Scenario { name: "podman_user_namespace", runtime: "podman", play: user_namespace },
+    Scenario { name: "podman_again", runtime: "podman", play: again },
+];
+
+const COUNT: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
+
+/// What podman is told of this world: no systemd, no limits that only a full root can set.
+const CONF: &str = "\
+[containers]
+pids_limit=0
+default_ulimits=[\"nofile=4096:4096\",\"nproc=32768:32768\"]
+log_driver=\"k8s-file\"
+[engine]
+cgroup_manager=\"cgroupfs\"
+events_logger=\"file\"
+runtime=\"runc\"
+[network]
+network_backend=\"netavark\"
+";
+
+/// A podman with an image of busybox.
+struct Podman<'a> {
+    world: &'a World,
+    conf: PathBuf,
+    storage: PathBuf,
+}
+
+impl<'a> Podman<'a> {
+    fn new(world: &'a World) -> Result<Self> {
+        let conf = world.dir.join("containers.conf");
+        fs::write(&conf, CONF)?;
+        let storage = world.dir.join("storage.conf");
+        let root = world.dir.join("storage/root").display().to_string();
+        let text = format!(
+            "[storage]\ndriver=\"overlay\"\nrunroot=\"/run/containers\"\ngraphroot={root:?}\n"
+        );
+        fs::write(&storage, text)?;
+        let p = Self {
+            world,
+            conf,
+            storage,
+        };
+        let rootfs = world.dir.join("rootfs");
+        world.rootfs(&rootfs)?;
+        let tar = world.dir.join("bb.tar");
+        world.run(
+            Command::new("tar")
+                .arg("-C")
+                .arg(&rootfs)
+                .arg("-cf")
+                .arg(&tar)
+                .arg("."),
+        )?;
+        p.run(&["import", &tar.display().to_string(), "bb:1"])?;
+        Ok(p)
+    }
+    fn run(&self, args: &[&str]) -> Result<String> {
+        let mut c = Command::new("podman");
+        c.env("CONTAINERS_CONF", &self.conf)
+            .env("CONTAINERS_STORAGE_CONF", &self.storage)
+            .args(args);
+        self.world.run(&mut c)
+    }
+    /// Starts a container of this shell script.
+    fn start(&self, name: &str, options: &[&str], script: &str) -> Result<()> {
+        let mut args = vec!["run", "-d", "--network", "none", "--name", name];
+        args.extend(options);
+        args.extend(["bb:1", "/bin/sh", "-c", script]);
+        self.run(&args).map(drop)
+    }
+    /// What a container has counted so far.
+    fn counted(&self, name: &str, least: usize) -> Result<Vec<u64>> {
+        wait("the container to count", || {
+            let n = numbers(&self.run(&["logs", name])?);
+            Ok((n.len() >= least).then_some(n))
+        })
+        .with_context(|| self.run(&["logs", name]).unwrap_or_default())
+    }
+    fn status(&self, name: &str) -> Result<String> {
+        Ok(self
+            .run(&["inspect", "--format", "{{.State.Status}}", name])?
+            .trim()
+            .into())
+    }
+}
+
+fn checkpoint(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    p.start("c1", &[], COUNT)?;
+    p.counted("c1", 5)?;
+    let told = p.run(&["container", "checkpoint", "--keep", "--print-stats", "c1"])?;
+    ensure!(told.contains("frozen_time"), "no statistics: {told}");
+    ensure!(p.status("c1")? == "exited", "it is {}", p.status("c1")?);
+    let before = p.counted("c1", 5)?.len();
+    let told = p.run(&["container", "restore", "--keep", "--print-stats", "c1"])?;
+    ensure!(told.contains("restore_time"), "no statistics: {told}");
+    goes_on(&p.counted("c1", before + 5)?, &[])
+}
+
+/// Images of restored containers are images like any other.
+fn again(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    p.start("c1", &[], COUNT)?;
+    for round in 1..=3 {
+        let before = p.counted("c1", 4 * round)?.len();
+        p.run(&["container", "checkpoint", "c1"])?;
+        p.run(&["container", "restore", "c1"])?;
+        goes_on(&p.counted("c1", before + 3)?, &[])?;
+    }
+    Ok(())
+}
+
+fn leave_running(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    p.start("c1", &[], COUNT)?;
+    let before = p.counted("c1", 5)?.len();
+    let tar = w.dir.join("a.tar");
+    p.run(&[
+        "container",
+        "checkpoint",
+        "--leave-running",
+        "--export",
+        &tar.display().to_string(),
+        "c1",
+    ])?;
+    ensure!(p.status("c1")? == "running", "it is {}", p.status("c1")?);
+    goes_on(&p.counted("c1", before + 5)?, &[])?;
+    p.run(&[
+        "container",
+        "restore",
+        "--import",
+        &tar.display().to_string(),
+        "--name",
+        "c2",
+    ])?;
+    ensure!(
+        p.status("c2")? == "running",
+        "the copy is {}",
+        p.status("c2")?
+    );
+    p.counted("c2", 3).map(drop)
+}
+
+/// All forms of archives; back under its own name and under another.
+fn export(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    for (n, form) in ["zstd", "gzip", "none"].iter().enumerate() {
+        let name = format!("c{n}");
+        let tar = w.dir.join(format!("{name}.tar")).display().to_string();
+        p.start(&name, &[], COUNT)?;
+        p.counted(&name, 5)?;
+        p.run(&[
+            "container",
+            "checkpoint",
+            "--compress",
+            form,
+            "--export",
+            &tar,
+            &name,
+        ])?;
+        let last = *p.counted(&name, 5)?.last().context("numbers")?;
+        p.run(&["rm", "-f", &name])?;
+        p.run(&["container", "restore", "--import", &tar])?;
+        ensure!(
+            p.status(&name)? == "running",
+            "{form}: it is {}",
+            p.status(&name)?
+        );
+        let after = p.counted(&name, 3)?;
+        ensure!(
+            after.contains(&(last + 1)),
+            "{form}: {last}, then {after:?}"
+        );
+        p.run(&["container", "restore", "--import", &tar, "--name", "other"])?;
+        p.counted("other", 3)?;
+        p.run(&["rm", "-f", &name, "other"])?;
+    }
+    Ok(())
+}
+
+/// A bind mount and a named volume, with open files.
+fn volume(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    let host = w.dir.join("volume");
+    fs::create_dir(&host)?;
+    let bind = format!("{}:/data", host.display());
+    let script = "exec 5>>/data/log 6>>/vol/log; i=0; while :; do echo $i >&5; echo $i >&6; i=$((i+1)); sleep 0.05; done";
+    p.start("c1", &["-v", &bind, "-v", "named:/vol"], script)?;
+    let count = |least: usize| {
+        wait("the log to grow", || {
+            let n = numbers(&fs::read_to_string(host.join("log")).unwrap_or_default());
+            Ok((n.len() >= least).then_some(n))
+        })
+    };
+    let before = count(5)?.len();
+    p.run(&["container", "checkpoint", "c1"])?;
+    p.run(&["container", "restore", "c1"])?;
+    goes_on(&count(before + 5)?, &[])?;
+    let named = p.run(&["exec", "c1", "cat", "/vol/log"])?;
+    goes_on(&numbers(&named), &[])
+}
+
+fn image(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    p.start("c1", &[], COUNT)?;
+    p.counted("c1", 5)?;
+    p.run(&[
+        "container",
+        "checkpoint",
+        "--create-image",
+        "frozen:1",
+        "c1",
+    ])?;
+    p.run(&["rm", "-f", "c1"])?;
+    p.run(&["container", "restore", "frozen:1"])?;
+    p.counted("c1", 3).map(drop)
+}
+
+fn user_namespace(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    p.start(
+        "c1",
+        &["--uidmap", "0:300000:65536", "--gidmap", "0:300000:65536"],
+        COUNT,
+    )?;
+    p.counted("c1", 5)?;
+    p.run(&["container", "checkpoint", "c1"])?;
+    let before = p.counted("c1", 5)?.len();
+    p.run(&["container", "restore", "c1"])?;
+    goes_on(&p.counted("c1", before + 5)?, &[])
+}

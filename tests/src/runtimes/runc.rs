@@ -1,0 +1,577 @@
+//! Scenarios with runc. Long because they are all here: a function each, and a line each in the table.
+
+use super::Scenario;
+use super::world::{Heard, World, goes_on, numbers, wait};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// All of them.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "runc_pipe",
+        runtime: "runc",
+        play: pipe,
+    },
+    Scenario {
+        name: "runc_again_and_again",
+        runtime: "runc",
+        play: again,
+    },
+    Scenario {
+        name: "runc_leave_running",
+        runtime: "runc",
+        play: leave_running,
+    },
+    Scenario {
+        name: "runc_paused",
+        runtime: "runc",
+        play: paused,
+    },
+    Scenario {
+        name: "runc_readonly",
+        runtime: "runc",
+        play: readonly,
+    },
+    Scenario {
+        name: "runc_shared_cgroup_namespace",
+        runtime: "runc",
+        play: shared_cgroup_namespace,
+    },
+    Scenario {
+        name: "runc_volume",
+        runtime: "runc",
+        play: volume,
+    },
+    Scenario {
+        name: "runc_many",
+        runtime: "runc",
+        play: many,
+    },
+    Scenario {
+        name: "runc_host_file",
+        runtime: "runc",
+        play: host_file,
+    },
+    Scenario {
+        name: "runc_user_namespace",
+        runtime: "runc",
+        play: user_namespace,
+    },
+    Scenario {
+        name: "runc_loopback",
+        runtime: "runc",
+        play: loopback,
+    },
+    Scenario {
+        name: "runc_terminal",
+        runtime: "runc",
+        play: terminal,
+    },
+    Scenario {
+        name: "bundle_alone",
+        runtime: "runc",
+        play: bundle_alone,
+    },
+    Scenario {
+        name: "crun_requests",
+        runtime: "runc",
+        play: crun_requests,
+    },
+];
+
+/// Counts, a number per line.
+const COUNT: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
+
+/// A bundle and what is done with it.
+struct Container<'a> {
+    world: &'a World,
+    bundle: PathBuf,
+    id: String,
+    rounds: std::cell::Cell<u32>,
+}
+
+impl<'a> Container<'a> {
+    /// A bundle that runs this shell script; `change` may change its configuration.
+    fn new(world: &'a World, script: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
+        let bundle = world.dir.join("bundle");
+        fs::create_dir(&bundle)?;
+        world.rootfs(&bundle.join("rootfs"))?;
+        let c = Self {
+            world,
+            bundle,
+            id: "c1".into(),
+            rounds: std::cell::Cell::new(0),
+        };
+        world.run(Command::new("runc").arg("spec").current_dir(&c.bundle))?;
+        let file = c.bundle.join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&file)?)?;
+        let process = &mut config["process"];
+        process["terminal"] = json!(false);
+        process["args"] = json!(["/bin/sh", "-c", script]);
+        // raising limits takes a capability that not every machine gives its root
+        process
+            .as_object_mut()
+            .context("process")?
+            .remove("rlimits");
+        config["root"]["readonly"] = json!(false);
+        change(&mut config);
+        fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
+        Ok(c)
+    }
+    fn runc(&self) -> Command {
+        let mut c = Command::new("runc");
+        c.arg("--root").arg(self.world.dir.join("runc"));
+        c.current_dir(&self.bundle);
+        c
+    }
+    /// Starts it with this standard output.
+    fn start(&self, out: OwnedFd) -> Result<()> {
+        let err = self.errors(&out)?;
+        let mut c = self.runc();
+        let status = c
+            .args(["run", "-d", &self.id])
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .status()?;
+        ensure!(status.success(), "{c:?}: {status}");
+        Ok(())
+    }
+    /// Where errors go: to the same pipe; for a file as standard output, to nothing.
+    fn errors(&self, out: &OwnedFd) -> Result<Stdio> {
+        let is_file = File::from(out.try_clone()?).metadata()?.is_file();
+        Ok(match is_file {
+            true => Stdio::null(),
+            false => out.try_clone()?.into(),
+        })
+    }
+    fn images(&self) -> PathBuf {
+        self.world.dir.join(format!("img-{}", self.rounds.get()))
+    }
+    /// Checkpoints it into a new folder.
+    fn checkpoint(&self, options: &[&str]) -> Result<()> {
+        self.rounds.set(self.rounds.get() + 1);
+        let img = self.images();
+        let mut c = self.runc();
+        c.arg("checkpoint").args(options);
+        c.arg("--image-path")
+            .arg(&img)
+            .arg("--work-path")
+            .arg(&img)
+            .arg(&self.id);
+        self.world.run(&mut c)?;
+        for f in ["inventory.img", "stats-dump", "descriptors.json"] {
+            ensure!(img.join(f).exists(), "{f} is not there");
+        }
+        Ok(())
+    }
+    /// Restores it from the last folder, with this standard output.
+    fn restore(&self, out: OwnedFd, options: &[&str]) -> Result<()> {
+        let err = self.errors(&out)?;
+        let img = self.images();
+        let mut c = self.runc();
+        c.args(["restore", "-d"]).args(options);
+        c.arg("--image-path")
+            .arg(&img)
+            .arg("--work-path")
+            .arg(&img)
+            .arg(&self.id);
+        let status = c.stdin(Stdio::null()).stdout(out).stderr(err).status()?;
+        ensure!(status.success(), "{c:?}: {status}");
+        ensure!(img.join("stats-restore").exists(), "no stats-restore");
+        Ok(())
+    }
+    fn status(&self) -> Result<String> {
+        let text = self.world.run(self.runc().args(["state", &self.id]))?;
+        let v: Value = serde_json::from_str(&text)?;
+        Ok(v["status"].as_str().unwrap_or_default().into())
+    }
+    /// Runs something inside.
+    fn exec(&self, script: &str) -> Result<String> {
+        self.world.run(
+            self.runc()
+                .args(["exec", &self.id, "/bin/sh", "-c", script]),
+        )
+    }
+    fn delete(&self) -> Result<()> {
+        self.world
+            .run(self.runc().args(["delete", "-f", &self.id]))
+            .map(drop)
+    }
+    /// Counts in a pipe, is frozen, and goes on counting in another, as often as asked.
+    fn counts_on(&self, rounds: usize, dump: &[&str], restore: &[&str]) -> Result<()> {
+        let (out, mut heard) = Heard::pipe()?;
+        self.start(out)?;
+        for _ in 0..rounds {
+            heard.wait_numbers(5)?;
+            self.checkpoint(dump)?;
+            let before = heard.numbers();
+            let (out, next) = Heard::pipe()?;
+            self.restore(out, restore)?;
+            let after = next.wait_numbers(3)?;
+            goes_on(&before, &after)?;
+            ensure!(self.status()? == "running", "it does not run");
+            heard = next;
+        }
+        self.delete()
+    }
+}
+
+fn pipe(w: &World) -> Result<()> {
+    Container::new(w, COUNT, |_| {})?.counts_on(1, &[], &[])
+}
+
+/// Images of restored containers are images like any other.
+fn again(w: &World) -> Result<()> {
+    Container::new(w, COUNT, |_| {})?.counts_on(4, &[], &[])
+}
+
+fn leave_running(w: &World) -> Result<()> {
+    let c = Container::new(w, COUNT, |_| {})?;
+    let (out, heard) = Heard::pipe()?;
+    c.start(out)?;
+    heard.wait_numbers(5)?;
+    c.checkpoint(&["--leave-running"])?;
+    ensure!(c.status()? == "running", "it does not run");
+    let now = heard.numbers().len();
+    goes_on(&heard.wait_numbers(now + 5)?, &[])?;
+    c.delete()?;
+    let (out, heard) = Heard::pipe()?;
+    c.restore(out, &[])?;
+    goes_on(&heard.wait_numbers(3)?, &[])?;
+    c.delete()
+}
+
+/// A container that was frozen before stays frozen.
+fn paused(w: &World) -> Result<()> {
+    let c = Container::new(w, COUNT, |_| {})?;
+    let (out, heard) = Heard::pipe()?;
+    c.start(out)?;
+    heard.wait_numbers(5)?;
+    w.run(c.runc().args(["pause", &c.id]))?;
+    c.checkpoint(&["--leave-running"])?;
+    ensure!(c.status()? == "paused", "it is {}", c.status()?);
+    let then = heard.numbers();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    ensure!(heard.numbers() == then, "it went on counting");
+    w.run(c.runc().args(["resume", &c.id]))?;
+    goes_on(&heard.wait_numbers(then.len() + 3)?, &[])?;
+    c.delete()?;
+    let (out, next) = Heard::pipe()?;
+    c.restore(out, &[])?;
+    goes_on(&then, &next.wait_numbers(3)?)?;
+    c.delete()
+}
+
+fn readonly(w: &World) -> Result<()> {
+    let c = Container::new(w, COUNT, |config| config["root"]["readonly"] = json!(true))?;
+    c.counts_on(1, &[], &[])
+}
+
+/// In the control group namespace of whoever starts it; the others have one of their own.
+fn shared_cgroup_namespace(w: &World) -> Result<()> {
+    let c = Container::new(w, COUNT, |config| {
+        if let Some(all) = config["linux"]["namespaces"].as_array_mut() {
+            all.retain(|n| n["type"] != "cgroup");
+        }
+    })?;
+    c.counts_on(2, &[], &[])
+}
+
+/// A bind mount of the host with a file that stays open for appending.
+fn volume(w: &World) -> Result<()> {
+    let host = w.dir.join("volume");
+    fs::create_dir(&host)?;
+    let script = "exec 5>>/data/log; i=0; while :; do echo $i >&5; i=$((i+1)); sleep 0.05; done";
+    let c = Container::new(w, script, |config| {
+        if let Some(all) = config["mounts"].as_array_mut() {
+            all.push(json!({"destination": "/data", "type": "bind", "source": host, "options": ["bind", "rw"]}));
+        }
+    })?;
+    let log = host.join("log");
+    let count = |least: usize| {
+        wait("the log to grow", || {
+            let n = numbers(&fs::read_to_string(&log).unwrap_or_default());
+            Ok((n.len() >= least).then_some(n))
+        })
+    };
+    let (out, _heard) = Heard::pipe()?;
+    c.start(out)?;
+    let before = count(5)?.len();
+    c.checkpoint(&[])?;
+    let (out, _heard) = Heard::pipe()?;
+    c.restore(out, &[])?;
+    goes_on(&count(before + 5)?, &[])?;
+    c.delete()
+}
+
+/// Sixty processes, some of them in pipelines.
+fn many(w: &World) -> Result<()> {
+    let script = "for n in $(seq 30); do (while :; do sleep 0.2; done | cat) & done; i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
+    let c = Container::new(w, script, |_| {})?;
+    c.counts_on(1, &[], &[])
+}
+
+/// Standard output is a file of the host, which the container cannot reach by a path.
+fn host_file(w: &World) -> Result<()> {
+    let c = Container::new(w, COUNT, |_| {})?;
+    let at = |name: &str| w.dir.join(name);
+    let count = |name: &str, least: usize| {
+        wait("the file to grow", || {
+            let n = numbers(&fs::read_to_string(at(name)).unwrap_or_default());
+            Ok((n.len() >= least).then_some(n))
+        })
+    };
+    c.start(File::create(at("out-1"))?.into())?;
+    count("out-1", 5)?;
+    c.checkpoint(&[])?;
+    let before = numbers(&fs::read_to_string(at("out-1"))?);
+    c.restore(File::create(at("out-2"))?.into(), &[])?;
+    goes_on(&before, &count("out-2", 3)?)?;
+    c.delete()
+}
+
+/// Root inside is nobody outside.
+fn user_namespace(w: &World) -> Result<()> {
+    let c = Container::new(w, COUNT, |config| {
+        let map = json!([{"containerID": 0, "hostID": 300_000, "size": 65536}]);
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+        if let Some(all) = config["linux"]["namespaces"].as_array_mut() {
+            all.push(json!({"type": "user"}));
+        }
+    })?;
+    // the container's root must reach its root directory
+    w.run(
+        Command::new("chown")
+            .args(["-R", "300000:300000"])
+            .arg(c.bundle.join("rootfs")),
+    )?;
+    for dir in [&w.dir, &c.bundle] {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    }
+    c.counts_on(1, &[], &[])?;
+    Ok(())
+}
+
+/// A connection over the loopback device of a network namespace that runc made.
+fn loopback(w: &World) -> Result<()> {
+    let script = "(while :; do nc -l -p 7000 -e /bin/cat; done) & sleep 0.3; \
+                  (i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done) | nc 127.0.0.1 7000";
+    let c = Container::new(w, script, |_| {})?;
+    let (out, heard) = Heard::pipe()?;
+    c.start(out)?;
+    heard.wait_numbers(5)?;
+    c.checkpoint(&["--tcp-established"])?;
+    let before = heard.numbers();
+    let (out, next) = Heard::pipe()?;
+    c.restore(out, &["--tcp-established"])?;
+    let after = next.wait_numbers(5)?;
+    goes_on(&before, &after)?;
+    let lo = c.exec("ip addr show lo")?;
+    ensure!(
+        lo.contains("UP") && lo.contains("127.0.0.1"),
+        "lo is not up: {lo}"
+    );
+    c.delete()
+}
+
+/// A shell on a terminal of its own: window size and variables are as they were, and it answers on the new terminal.
+fn terminal(w: &World) -> Result<()> {
+    use std::io::Write;
+    let c = Container::new(w, "exec sh", |config| {
+        config["process"]["terminal"] = json!(true);
+        config["process"]["consoleSize"] = json!({"height": 33, "width": 99});
+    })?;
+    let socket = w.dir.join("console");
+    let run = |c: &mut Command| -> Result<File> {
+        let _ = fs::remove_file(&socket);
+        let listener = std::os::unix::net::UnixListener::bind(&socket)?;
+        c.arg("--console-socket").arg(&socket).arg("c1");
+        w.run(c)?;
+        received(&listener.accept()?.0)
+    };
+    let mut one = run(c.runc().args(["run", "-d"]))?;
+    let heard = Heard::of(one.try_clone()?);
+    one.write_all(b"X=kept; stty rows 33 cols 99; echo rea''dy\n")?;
+    heard.wait_text("ready")?;
+    c.checkpoint(&[])?;
+    let img = c.images();
+    let mut restore = c.runc();
+    restore
+        .args(["restore", "-d", "--image-path"])
+        .arg(&img)
+        .arg("--work-path")
+        .arg(&img);
+    let mut two = run(&mut restore)?;
+    let heard = Heard::of(two.try_clone()?);
+    two.write_all(b"echo \"=$X=\"; stty size\n")?;
+    heard.wait_text("=kept=")?;
+    heard.wait_text("33 99")?;
+    c.delete()
+}
+
+/// A file that came over a socket.
+fn received(from: &std::os::unix::net::UnixStream) -> Result<File> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    use std::os::fd::AsRawFd;
+    let mut b = [0; 4096];
+    let mut room = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+    let mut slices = [std::io::IoSliceMut::new(&mut b)];
+    let got = recvmsg::<()>(
+        from.as_raw_fd(),
+        &mut slices,
+        Some(&mut room),
+        MsgFlags::empty(),
+    )?;
+    for m in got.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = m
+            && let [fd] = fds[..]
+        {
+            // a duplicate: a received number cannot be owned without unsafe code
+            let file =
+                stasis_engine::inherited::descriptor(fd).map_err(|e| anyhow::anyhow!("{e}"))?;
+            nix::unistd::close(fd)?;
+            return Ok(file.into());
+        }
+    }
+    anyhow::bail!("no descriptor came")
+}
+
+/// By its bundle, without its runtime: `stasis checkpoint` and `stasis restore`, with hooks.
+fn bundle_alone(w: &World) -> Result<()> {
+    let c = Container::new(w, COUNT, |_| {})?;
+    let hooks = w.dir.join("hooks.d");
+    fs::create_dir(&hooks)?;
+    let told = w.dir.join("told");
+    let script = format!("cat >>{0}; echo >>{0}", told.display());
+    let hook = json!({"version": "1.0.0", "hook": {"path": "/bin/sh", "args": ["sh", "-c", script]},
+        "when": {"always": true}, "stages": ["post-dump", "setup-namespaces", "post-resume"]});
+    fs::write(hooks.join("tell.json"), hook.to_string())?;
+    let (out, heard) = Heard::pipe()?;
+    c.start(out)?;
+    heard.wait_numbers(5)?;
+    let state = w.dir.join("state.json");
+    fs::write(&state, w.run(c.runc().args(["state", "c1"]))?)?;
+    let stasis = fs::canonicalize(w.dir.join("bin/criu"))?;
+    let verb = |name: &str| {
+        let mut v = Command::new(&stasis);
+        v.arg(name)
+            .arg("--bundle")
+            .arg(&c.bundle)
+            .arg("-D")
+            .arg(w.dir.join("img"));
+        v.arg("--hooks-dir").arg(&hooks);
+        v
+    };
+    w.run(verb("checkpoint").arg("--state").arg(&state))?;
+    let before = heard.numbers();
+    c.delete()?;
+    let (out, next) = Heard::pipe()?;
+    let pidfile = w.dir.join("pid");
+    let status = verb("restore")
+        .args(["--id", "c2", "--detach", "--pidfile"])
+        .arg(&pidfile)
+        .stdin(Stdio::null())
+        .stderr(out.try_clone()?)
+        .stdout(out)
+        .status()?;
+    ensure!(status.success(), "restore: {status}: {}", next.text());
+    goes_on(&before, &next.wait_numbers(3)?)?;
+    let stages: Vec<String> = fs::read_to_string(&told)?
+        .lines()
+        .filter_map(|l| serde_json::from_str::<Value>(l).ok())
+        .map(|v| format!("{} {}", v["annotations"]["org.stasis.stage"], v["id"]))
+        .collect();
+    let want = [
+        "post-dump\" \"c1",
+        "setup-namespaces\" \"c2",
+        "post-resume\" \"c2",
+    ]
+    .map(|s| format!("\"{s}\""));
+    ensure!(stages == want, "{stages:?}");
+    let pid: i32 = fs::read_to_string(&pidfile)?.trim().parse()?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)?;
+    Ok(())
+}
+
+/// What crun asks of libcriu, sent to a container that runc made: Debian's crun cannot ask itself.
+fn crun_requests(w: &World) -> Result<()> {
+    use crate::engine::Engine;
+    use crate::rpc::{Manner, Worker, crun_dump, crun_restore, ext, request};
+    use stasis_proto::pb::CriuReqType;
+    let c = Container::new(w, COUNT, |_| {})?;
+    let (out, heard) = Heard::pipe()?;
+    c.start(out)?;
+    heard.wait_numbers(5)?;
+    let state: Value = serde_json::from_str(&w.run(c.runc().args(["state", "c1"]))?)?;
+    let pid = state["pid"].as_i64().context("pid")? as i32;
+    let stdio: Vec<String> = (0..3)
+        .map(|n| {
+            Ok(fs::read_link(format!("/proc/{pid}/fd/{n}"))?
+                .display()
+                .to_string())
+        })
+        .collect::<Result<_>>()?;
+    let folder = w.dir.join("img");
+    fs::create_dir(&folder)?;
+    let dir = File::open(&folder)?;
+    let engine = Engine::at(w.dir.join("bin/criu"))?;
+    let masked = [
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/timer_list",
+        "/proc/sched_debug",
+    ];
+    let mut worker = Worker::start(&engine, Manner::GoCriu, None)?;
+    // below podman crun names a root that does not exist
+    let mut opts = crun_dump(&dir, pid, "/no/such/root", Some("/sys/fs/cgroup/c1"));
+    opts.ext_mnt = masked.map(|m| ext(m, m)).to_vec();
+    let r = worker.ask(&request(CriuReqType::Dump, Some(opts)))?;
+    ensure!(r.success, "dump: {r:?}");
+    ensure!(
+        worker.told.is_empty(),
+        "told without being asked: {:?}",
+        worker.told
+    );
+    ensure!(worker.end()? == 0, "the worker failed");
+    let before = heard.numbers();
+    c.delete()?;
+    let root = c.bundle.join("criu-root");
+    fs::create_dir(&root)?;
+    let none: Option<&str> = None;
+    nix::mount::mount(
+        Some(&c.bundle.join("rootfs")),
+        &root,
+        none,
+        nix::mount::MsFlags::MS_BIND | nix::mount::MsFlags::MS_REC,
+        none,
+    )?;
+    fs::create_dir_all("/sys/fs/cgroup/c2")?;
+    let (out, next) = Heard::pipe()?;
+    let files = [Stdio::null(), out.try_clone()?.into(), out.into()];
+    let mut worker = Worker::start(&engine, Manner::GoCriu, Some(files))?;
+    let mut opts = crun_restore(&dir, &root, &stdio);
+    // crun asks by the names its dump gave: of masked files that is now /dev/null
+    opts.ext_mnt = masked.map(|m| ext(m, "/dev/null")).to_vec();
+    opts.cg_root = vec![stasis_proto::pb::CgroupRoot {
+        ctrl: None,
+        path: "/c2".into(),
+    }];
+    let r = worker.ask(&request(CriuReqType::Restore, Some(opts)))?;
+    ensure!(r.success, "restore: {r:?}");
+    let pid = r.restore.context("no pid")?.pid;
+    goes_on(&before, &next.wait_numbers(3)?)?;
+    let group = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    ensure!(group.trim().ends_with("/c2"), "it is in {group}");
+    let parent = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let own = format!("PPid:\t{}\n", std::process::id());
+    ensure!(parent.contains(&own), "it is no child of who asked");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)?;
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! The proof that TCP connections survive: a client in another network namespace streams numbered data in both directions through
+//! a server that is dumped, killed and restored, and sends all the time. No number is lost, doubled or out of order, and no packet
+//! on the wire is a reset.
+//!
+//! `tests/network/proof.sh` sets it up, `tests/network/stream.c` is server, client and witness. By default a few rounds;
+//! `STASIS_LONG=1`: a hundred.
+use stasis_tests::build;
+use stasis_tests::engine::Engine;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// What a case asks of the script.
+struct Case {
+    own: &'static str,
+    peer: &'static str,
+    connections: u32,
+    rounds: u32,
+    /// Seconds between death and restore.
+    pause: &'static str,
+    lock: &'static str,
+    /// Seconds after which the engine is killed at first; empty: it is not.
+    kill: &'static str,
+}
+
+const V4: Case = Case {
+    own: "10.9.0.1",
+    peer: "10.9.0.2",
+    connections: 3,
+    rounds: 3,
+    pause: "0.5",
+    lock: "auto",
+    kill: "",
+};
+
+/// Runs a case; gives what all parts said.
+fn prove(c: &Case) -> String {
+    let dir = build::source_dir().with_file_name("network");
+    let stream = build::compile("stream", &dir.join("stream.c")).expect("stream.c");
+    let tmp = tempfile::tempdir().expect("a folder");
+    // under this name it speaks the language of both engines
+    let engine = tmp.path().join("criu");
+    symlink(Engine::under_test().expect("an engine").path, &engine).expect("link");
+    let rounds = match std::env::var_os("STASIS_LONG") {
+        Some(_) if c.connections < 100 => 100,
+        _ => c.rounds,
+    };
+    let out = Command::new("unshare")
+        .args(["-n", "-p", "-m", "--fork", "--mount-proc", "--kill-child"])
+        .args(["--propagation", "private", "sh"])
+        .arg(dir.join("proof.sh"))
+        .args::<_, &PathBuf>([&engine, &stream, &tmp.path().join("work")])
+        .args([
+            c.own,
+            c.peer,
+            &c.connections.to_string(),
+            &rounds.to_string(),
+        ])
+        .args([c.pause, c.lock, c.kill])
+        .output()
+        .expect("unshare");
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
+}
+
+fn survives(c: &Case) {
+    let said = prove(c);
+    let good = said.contains("none of them a reset")
+        && said.contains(&format!("numbers on {} connections", c.connections))
+        && !said.contains("FAIL");
+    assert!(good, "{said}");
+}
+
+#[test]
+fn connections_of_ipv4_survive() {
+    survives(&V4);
+}
+
+#[test]
+fn connections_of_ipv6_survive() {
+    survives(&Case {
+        own: "fd00:9::1",
+        peer: "fd00:9::2",
+        ..V4
+    });
+}
+
+#[test]
+fn connections_survive_under_nftables() {
+    survives(&Case {
+        lock: "nftables",
+        ..V4
+    });
+}
+
+#[test]
+fn a_thousand_connections_survive() {
+    survives(&Case {
+        connections: 1000,
+        rounds: 1,
+        ..V4
+    });
+}
+
+/// The engine is killed on its way: the server runs on, its connections too, and a second attempt finds nothing in its way.
+#[test]
+fn connections_survive_a_killed_engine() {
+    for kill in ["0.005", "0.02", "0.04", "0.08"] {
+        survives(&Case {
+            connections: 20,
+            rounds: 2,
+            pause: "0.2",
+            kill,
+            ..V4
+        });
+    }
+}
+
+/// Without a lock the kernel answers for the dead server, so the witness can see it.
+#[test]
+fn without_a_lock_they_are_reset() {
+    let said = prove(&Case {
+        lock: "skip",
+        rounds: 1,
+        pause: "1",
+        ..V4
+    });
+    assert!(said.contains("packets are resets"), "{said}");
+    assert!(said.contains("FAIL connection"), "{said}");
+}

@@ -1,0 +1,37 @@
+//! Containers of Debian's runtimes, checkpointed and restored by the runtimes' own commands.
+//!
+//! `STASIS_ENGINE` names another engine (CRIU); `STASIS_KEEP` a folder that gets a copy of each scenario's.
+
+use stasis_tests::engine::Engine;
+use stasis_tests::runtimes::{Outcome, run, scenarios};
+use std::path::Path;
+
+fn works(name: &str) {
+    let s = scenarios().find(|s| s.name == name).expect("in the table");
+    let engine = Engine::under_test().expect("an engine");
+    match run(Path::new(env!("CARGO_BIN_EXE_stasis-box")), s, &engine) {
+        Ok(Outcome::Passed) => println!("{name}: ok"),
+        Ok(Outcome::Skipped(why)) => {
+            assert!(std::env::var_os("CI").is_none(), "{name}: {why}");
+            eprintln!("skipped: {name}: {why}");
+        }
+        Ok(Outcome::Failed(why)) => panic!("{name}:\n{why}"),
+        Err(e) => panic!("{name} could not be run: {e:#}"),
+    }
+}
+
+macro_rules! works {
+    ($($name:ident)*) => {
+        $(#[test] fn $name() { works(stringify!($name)); })*
+
+        #[test]
+        fn every_scenario_is_run() {
+            let run = [$(stringify!($name)),*];
+            let all: Vec<_> = scenarios().map(|s| s.name).collect();
+            assert_eq!(run[..], all[..]);
+        }
+    };
+}
+works!(runc_pipe runc_again_and_again runc_leave_running runc_paused runc_readonly runc_shared_cgroup_namespace runc_volume runc_many
+    runc_host_file runc_user_namespace runc_loopback runc_terminal bundle_alone crun_requests podman_checkpoint podman_leave_running podman_export podman_volume
+    podman_image podman_user_namespace podman_again);
