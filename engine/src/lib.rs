@@ -22,7 +22,7 @@ pub mod report;
 pub mod restore;
 mod workers;
 
-pub use check::check;
+pub use check::{check, probes};
 pub use dedup::dedup;
 pub use error::{Blame, Error, Result};
 pub use events::{EventSink, Moment, Watcher};

@@ -226,3 +226,182 @@ pub(super) fn bpf() -> Tried {
     drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
     Ok(Outcome::OK)
 }
+
+/// A field of our own fdinfo of this descriptor.
+fn fdinfo_has(fd: &impl AsRawFd, field: &str) -> Tried {
+    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let text = std::fs::read_to_string(&path).map_err(|e| io("read", &path, &e))?;
+    match text.lines().any(|l| l.starts_with(field)) {
+        true => Ok(Outcome::OK),
+        false => Ok(Outcome::Absent(format!("{path} has no line {field}"))),
+    }
+}
+
+pub(super) fn fdinfo_mount() -> Tried {
+    fdinfo_has(&fds::memfd_create(c"probe", 0)?, "mnt_id:")
+}
+
+pub(super) fn fdinfo_lock() -> Tried {
+    let file = fds::memfd_create(c"probe", 0)?;
+    // SAFETY: integers only.
+    ok(
+        unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH) }.into(),
+        "flock",
+    )?;
+    fdinfo_has(&file, "lock:")
+}
+
+pub(super) fn timerfd_ticks() -> Tried {
+    // _IOW('T', 0, u64)
+    const TFD_IOC_SET_TICKS: libc::Ioctl = 0x4008_5400;
+    // SAFETY: makes a descriptor.
+    let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC) };
+    let fd = ok(fd.into(), "timerfd_create")?;
+    // SAFETY: a fresh descriptor that nobody else knows.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let ticks = 1u64;
+    // SAFETY: `ticks` has the size that the number encodes.
+    let ret = unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) };
+    ok(ret.into(), "ioctl(TFD_IOC_SET_TICKS)")?;
+    Ok(Outcome::OK)
+}
+
+pub(super) fn memfd_hugetlb() -> Tried {
+    fds::memfd_create(c"probe", libc::MFD_HUGETLB)?;
+    Ok(Outcome::OK)
+}
+
+pub(super) fn openat2() -> Tried {
+    const RESOLVE_IN_ROOT: u64 = 0x10;
+    // struct open_how: flags, mode, resolve
+    let how = [(libc::O_PATH | libc::O_CLOEXEC) as u64, 0, RESOLVE_IN_ROOT];
+    // SAFETY: `how` has the size that is passed; the path ends with NUL.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            libc::AT_FDCWD,
+            c"/".as_ptr(),
+            how.as_ptr(),
+            size_of_val(&how),
+        )
+    };
+    let fd = ok(fd, "openat2")?;
+    // SAFETY: a fresh descriptor that nobody else knows.
+    drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    Ok(Outcome::OK)
+}
+
+/// Asked with descriptors that are no mounts: the kernel refuses them with EINVAL as well when it does not know the flag, but
+/// then before it looks at the descriptors.
+pub(super) fn set_group() -> Tried {
+    const MOVE_MOUNT_SET_GROUP: u32 = 0x100;
+    let empty = c"".as_ptr();
+    // SAFETY: paths end with NUL; -1 is no descriptor.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            -1,
+            empty,
+            -1,
+            empty,
+            MOVE_MOUNT_SET_GROUP | 0x4 | 0x40, // MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH
+        )
+    };
+    match (ret, Errno::last()) {
+        (-1, Errno::EBADF) => Ok(Outcome::OK),
+        (-1, e) => Ok(failed("move_mount(MOVE_MOUNT_SET_GROUP)", e)),
+        _ => absent("move_mount took descriptors that do not exist"),
+    }
+}
+
+pub(super) fn pid_in_namespace() -> Tried {
+    // _IOR(0xb7, 6, int): NS_GET_PID_FROM_PIDNS
+    const NS_GET_PID_FROM_PIDNS: libc::Ioctl = 0x8004_b706u32 as libc::Ioctl;
+    let path = "/proc/self/ns/pid";
+    let ns = std::fs::File::open(path).map_err(|e| io("openat", path, &e))?;
+    // SAFETY: takes an integer.
+    let ret = unsafe { libc::ioctl(ns.as_raw_fd(), NS_GET_PID_FROM_PIDNS, libc::getpid()) };
+    ok(ret.into(), "ioctl(NS_GET_PID_FROM_PIDNS)")?;
+    Ok(Outcome::OK)
+}
+
+/// In the child: an overlay in a mount namespace of its own, over its /proc, with a file mapped from it; then sleep.
+fn overlaid() -> i32 {
+    // SAFETY: all paths end with NUL and live through the calls; the mapping is never touched.
+    unsafe {
+        let none = c"none".as_ptr();
+        let dir = |path: &std::ffi::CStr| libc::mkdir(path.as_ptr(), 0o700);
+        if libc::unshare(libc::CLONE_NEWNS) != 0
+            || libc::mount(
+                none,
+                c"/".as_ptr(),
+                none,
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            ) != 0
+            || libc::mount(
+                none,
+                c"/proc".as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                std::ptr::null(),
+            ) != 0
+            || [c"/proc/l", c"/proc/u", c"/proc/w", c"/proc/m"]
+                .into_iter()
+                .any(|p| dir(p) != 0)
+        {
+            return super::child::errno();
+        }
+        let file = libc::open(c"/proc/l/f".as_ptr(), libc::O_CREAT | libc::O_RDWR, 0o600);
+        let options = c"lowerdir=/proc/l,upperdir=/proc/u,workdir=/proc/w";
+        if file < 0
+            || libc::ftruncate(file, 4096) != 0
+            || libc::mount(
+                none,
+                c"/proc/m".as_ptr(),
+                c"overlay".as_ptr(),
+                0,
+                options.as_ptr().cast(),
+            ) != 0
+        {
+            return super::child::errno();
+        }
+        let file = libc::open(c"/proc/m/f".as_ptr(), libc::O_RDONLY);
+        let map = libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE,
+            file,
+            0,
+        );
+        // the sign that all is ready: number 99
+        if file < 0 || map == libc::MAP_FAILED || libc::dup2(file, 99) != 99 {
+            return super::child::errno();
+        }
+    }
+    super::child::sleep_forever()
+}
+
+pub(super) fn overlay_maps() -> Tried {
+    let child = Child::spawn(super::child::CloneArgs::default(), overlaid)?;
+    let dir = ProcDir::open(child.pid)?;
+    let link = PathBuf::from(format!("/proc/{}/fd/99", child.pid));
+    for _ in 0..2000 {
+        if dir.stat()?.state == crate::procfs::TaskState::Zombie {
+            let errno = child.wait()?;
+            return Ok(failed("mount(overlay)", Errno::from_raw(errno)));
+        }
+        if let Ok(m) = std::fs::metadata(&link) {
+            use std::os::unix::fs::MetadataExt;
+            let (major, minor) = (libc::major(m.dev()), libc::minor(m.dev()));
+            let here = |v: &crate::procfs::MapsLine| v.ino == m.ino() && v.dev == (major, minor);
+            return match dir.maps()?.iter().any(here) {
+                true => Ok(Outcome::OK),
+                false => absent("/proc/PID/maps shows a file below the overlay"),
+            };
+        }
+        std::thread::sleep(std::time::Duration::from_micros(500));
+    }
+    absent("the probe's child never mapped its file")
+}

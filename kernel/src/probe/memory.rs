@@ -209,6 +209,59 @@ pub(super) fn uffd_move() -> Tried {
     uffd_has(uffd::FEATURE_MOVE, "MOVE")
 }
 
+/// Events that tell of forks and changed mappings.
+pub(super) fn uffd_events() -> Tried {
+    // UFFD_FEATURE_EVENT_FORK, _REMAP, _REMOVE, _UNMAP
+    const EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
+    // Only privileged users may ask for the first: it is offered to nobody else.
+    let fd = uffd::open(0)?;
+    match uffd::api(fd.as_fd(), 0)? & EVENTS {
+        EVENTS => Ok(Outcome::OK),
+        some => Ok(Outcome::Absent(format!(
+            "userfaultfd offers only {some:#x} of the events {EVENTS:#x}"
+        ))),
+    }
+}
+
+/// In the child: a context of Linux AIO, and its ring moved elsewhere.
+fn moved_ring() -> i32 {
+    let mut context = 0u64;
+    // SAFETY: `context` is a place for one word; the ring is this child's alone, and so is the address it goes to.
+    unsafe {
+        if libc::syscall(libc::SYS_io_setup, 1, &raw mut context) != 0 {
+            return super::child::errno();
+        }
+        let len = PAGE_SIZE as usize;
+        let to = libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        if libc::mremap(context as *mut libc::c_void, len, len, flags, to) == libc::MAP_FAILED {
+            return super::child::errno();
+        }
+        // it is known by its new address
+        match libc::syscall(libc::SYS_io_destroy, to) {
+            0 => 0,
+            _ => super::child::errno(),
+        }
+    }
+}
+
+pub(super) fn aio_ring() -> Tried {
+    match super::child::in_child(moved_ring)? {
+        0 => Ok(Outcome::OK),
+        e => Ok(super::failed(
+            "io_setup, mremap of its ring",
+            nix::errno::Errno::from_raw(e),
+        )),
+    }
+}
+
 pub(super) fn soft_dirty() -> Tried {
     // Every page of a new mapping counts as dirty where the kernel has the bit at all.
     let page = Page::new()?;

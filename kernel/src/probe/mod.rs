@@ -7,6 +7,7 @@
 mod child;
 mod files;
 mod memory;
+mod sockets;
 mod tasks;
 
 #[cfg(test)]
@@ -232,6 +233,36 @@ pub fn all() -> &'static [Probe] {
             "all of /proc is read",
             tasks::proc_children,
         ),
+        may(
+            "user-namespace",
+            "trees with users of their own",
+            "no such tree can exist",
+            tasks::user_namespace,
+        ),
+        may(
+            "cgroup-namespace",
+            "trees with a cgroup root of their own",
+            "no such tree can exist",
+            tasks::cgroup_namespace,
+        ),
+        may(
+            "loginuid",
+            "audit identities",
+            "tasks get that of the engine",
+            tasks::loginuid,
+        ),
+        may(
+            "breakpoints",
+            "nothing: stasis sets no hardware breakpoints",
+            "nothing is lost",
+            tasks::breakpoints,
+        ),
+        may(
+            "apparmor-stacking",
+            "AppArmor profiles on top of one another",
+            "no task can have any",
+            tasks::apparmor_stacking,
+        ),
         // Memory
         must(
             "process-vm",
@@ -305,6 +336,18 @@ pub fn all() -> &'static [Probe] {
             "userfaultfd, or every page counts as changed",
             memory::soft_dirty,
         ),
+        may(
+            "aio-remap",
+            "contexts of Linux AIO at their old address",
+            "tasks that use Linux AIO cannot be restored",
+            memory::aio_ring,
+        ),
+        may(
+            "userfaultfd-events",
+            "lazy restore of tasks that fork or change their mappings",
+            "memory is restored before such tasks run",
+            memory::uffd_events,
+        ),
         // Files
         must(
             "pidfd-getfd",
@@ -369,6 +412,102 @@ pub fn all() -> &'static [Probe] {
             "locking the network by BPF programs",
             "nftables over netlink",
             files::bpf,
+        ),
+        may(
+            "fdinfo-mount",
+            "telling which mount a file is on",
+            "paths are looked up in the whole tree",
+            files::fdinfo_mount,
+        ),
+        may(
+            "fdinfo-lock",
+            "telling which open file a lock belongs to",
+            "/proc/locks is searched",
+            files::fdinfo_lock,
+        ),
+        may(
+            "timerfd-ticks",
+            "expirations of a timerfd that nobody has read yet",
+            "they are lost",
+            files::timerfd_ticks,
+        ),
+        may(
+            "memfd-hugetlb",
+            "memfds in huge pages",
+            "no program can have any",
+            files::memfd_hugetlb,
+        ),
+        may(
+            "openat2",
+            "opening files that never lead out of a root",
+            "paths are walked by their parts",
+            files::openat2,
+        ),
+        may(
+            "overlay-maps",
+            "telling which file of an overlay is mapped",
+            "the path is compared instead",
+            files::overlay_maps,
+        ),
+        may(
+            "mount-set-group",
+            "mounts that share events, at once",
+            "containers with shared mounts cannot be restored",
+            files::set_group,
+        ),
+        may(
+            "pid-in-namespace",
+            "telling pids of other namespaces at once",
+            "the status of each task is read",
+            files::pid_in_namespace,
+        ),
+        may(
+            "socket-namespace",
+            "telling which network namespace a socket belongs to",
+            "it is taken for its task's",
+            sockets::namespace_of,
+        ),
+        may(
+            "socket-unix-file",
+            "files of unix sockets that were moved or mounted over",
+            "their names are looked up",
+            sockets::unix_file,
+        ),
+        may(
+            "socket-buffer-lock",
+            "sizes of socket buffers that the program chose",
+            "they are set without the mark that they were chosen",
+            sockets::buffer_locks,
+        ),
+        may(
+            "socket-ipv6-freebind",
+            "IPv6 sockets with addresses that are not here yet",
+            "they are bound when the address is there",
+            sockets::ipv6_freebind,
+        ),
+        may(
+            "net-nsid",
+            "links that lead into other network namespaces",
+            "network namespaces with such links cannot be dumped",
+            sockets::nsid,
+        ),
+        may(
+            "nftables",
+            "locking the network without BPF; rules of network namespaces",
+            "only BPF locks, and no rules are carried",
+            sockets::nftables,
+        ),
+        may(
+            "tun",
+            "tun and tap devices",
+            "programs that hold one cannot be restored",
+            sockets::tun,
+        ),
+        may(
+            "tun-namespace",
+            "telling which network namespace a tun device belongs to",
+            "it is taken for its task's",
+            sockets::tun_namespace,
         ),
         // Privileges
         may(

@@ -257,6 +257,59 @@ pub(super) fn time_namespace() -> Tried {
     Ok(Outcome::OK)
 }
 
+pub(super) fn user_namespace() -> Tried {
+    ProcDir::open(HostPid::own())?.ns("user")?;
+    Ok(Outcome::OK)
+}
+
+pub(super) fn cgroup_namespace() -> Tried {
+    ProcDir::open(HostPid::own())?.ns("cgroup")?;
+    Ok(Outcome::OK)
+}
+
+/// In the child: its audit identity set to what it is.
+fn same_loginuid() -> i32 {
+    // SAFETY: the path ends with NUL, the buffer has the size that is passed.
+    unsafe {
+        let path = c"/proc/self/loginuid".as_ptr();
+        let fd = libc::open(path, libc::O_RDWR);
+        let mut text = [0u8; 16];
+        let n = libc::read(fd, text.as_mut_ptr().cast(), text.len());
+        if fd < 0 || n <= 0 || libc::pwrite(fd, text.as_ptr().cast(), n as usize, 0) != n {
+            return errno();
+        }
+    }
+    0
+}
+
+pub(super) fn loginuid() -> Tried {
+    match in_child(same_loginuid)? {
+        0 => Ok(Outcome::OK),
+        e => Ok(failed("write of /proc/PID/loginuid", Errno::from_raw(e))),
+    }
+}
+
+pub(super) fn breakpoints() -> Tried {
+    with_stopped(sleep_forever, |t| {
+        // KERNEL: u_debugreg[7] of struct user; zero switches nothing on.
+        let at = std::mem::offset_of!(libc::user, u_debugreg) + 7 * 8;
+        // SAFETY: integers only.
+        let ret = unsafe { libc::ptrace(libc::PTRACE_POKEUSER, t.tid, at, 0) };
+        ok(ret, "PTRACE_POKEUSER of a debug register")?;
+        Ok(Outcome::OK)
+    })
+}
+
+/// Profiles on top of one another.
+pub(super) fn apparmor_stacking() -> Tried {
+    let path = "/sys/kernel/security/apparmor/features/domain/stack";
+    let text = std::fs::read_to_string(path).map_err(|e| super::files::io("read", path, &e))?;
+    match text.trim() {
+        "yes" => Ok(Outcome::OK),
+        other => Ok(Outcome::Absent(format!("{path} says {other}"))),
+    }
+}
+
 pub(super) fn proc_children() -> Tried {
     let me = HostPid::own();
     ProcDir::open(me)?.task(me)?.bytes("children")?;

@@ -106,45 +106,101 @@ fn preflight(pid: i32, json: bool) -> Result<ExitCode> {
     })
 }
 
-/// Names `criu check --feature` knows, and the probe that answers each. The others of criu's belong to what this version
-/// does not use (sockets, namespaces, incremental dumps) and are unknown here.
-const FEATURES: &[(&str, &str)] = &[
-    ("can_map_vdso", "map-vdso"),
-    ("clone3_set_tid", "clone3-set-tid"),
-    ("get_rseq_conf", "ptrace-rseq"),
-    ("kcmp_epoll", "kcmp-epoll"),
-    ("mem_dirty_track", "userfaultfd-wp-async"),
-    ("pagemap_scan", "pagemap-scan"),
-    ("pagemap_scan_guard_pages", "guard-regions"),
-    ("seccomp_filters", "seccomp-get-filter"),
-    ("seccomp_suspend", "suspend-seccomp"),
-    ("timens", "time-namespace"),
-    ("timer_cr_ids", "timer-restore-ids"),
-    ("uffd", "userfaultfd"),
+/// Who answers for a name of `criu check --feature`.
+enum Answer {
+    /// A probe.
+    Probe(&'static str),
+    /// Nobody: stasis lacks what it stands for.
+    Lacking(&'static str),
+}
+
+use Answer::{Lacking, Probe as P};
+
+/// All names that criu 4.2 knows. A caller who asks wants to know whether the thing can be carried here.
+const FEATURES: &[(&str, Answer)] = &[
+    ("aio_remap", P("aio-remap")),
+    ("apparmor_stacking", P("apparmor-stacking")),
+    ("autofs", Lacking("mounts of autofs are not carried")),
+    ("breakpoints", P("breakpoints")),
+    ("can_map_vdso", P("map-vdso")),
+    ("cgroupns", P("cgroup-namespace")),
+    ("clone3_set_tid", P("clone3-set-tid")),
+    ("compat_cr", Lacking("32-bit programs are not carried")),
+    ("external_net_ns", P("net-nsid")),
+    ("fdinfo_lock", P("fdinfo-lock")),
+    ("get_rseq_conf", P("ptrace-rseq")),
+    (
+        "has_ipt_legacy",
+        Lacking("rules of the old iptables are not carried"),
+    ),
+    ("ipv6_freebind", P("socket-ipv6-freebind")),
+    ("kcmp_epoll", P("kcmp-epoll")),
+    ("link_nsid", P("net-nsid")),
+    ("loginuid", P("loginuid")),
+    ("mem_dirty_track", P("userfaultfd-wp-async")),
+    ("memfd_hugetlb", P("memfd-hugetlb")),
+    ("mnt_id", P("fdinfo-mount")),
+    ("move_mount_set_group", P("mount-set-group")),
+    // raw sockets are asked by duplicates of their descriptors
+    ("net_diag_raw", P("pidfd-getfd")),
+    ("network_lock_nftables", P("nftables")),
+    ("newifindex", P("net-nsid")),
+    ("nftables", P("nftables")),
+    ("ns_pid", P("pid-in-namespace")),
+    ("nsid", P("net-nsid")),
+    ("openat2", P("openat2")),
+    ("overlayfs_maps", P("overlay-maps")),
+    ("pagemap_scan", P("pagemap-scan")),
+    ("pagemap_scan_guard_pages", P("guard-regions")),
+    ("pidfd_store", P("pidfd-getfd")),
+    ("seccomp_filters", P("seccomp-get-filter")),
+    ("seccomp_suspend", P("suspend-seccomp")),
+    ("sk_ns", P("socket-namespace")),
+    ("sk_unix_file", P("socket-unix-file")),
+    ("sockopt_buf_lock", P("socket-buffer-lock")),
+    ("tcp_half_closed", P("tcp-repair")),
+    ("timens", P("time-namespace")),
+    ("timer_cr_ids", P("timer-restore-ids")),
+    ("timerfd", P("timerfd-ticks")),
+    ("tun", P("tun")),
+    ("tun_ns", P("tun-namespace")),
+    ("uffd", P("userfaultfd")),
+    ("uffd-noncoop", P("userfaultfd-events")),
+    ("userns", P("user-namespace")),
 ];
 
 /// `criu check [--feature NAME]...`
 pub fn criu(features: &[String]) -> Result<ExitCode> {
-    let all = stasis_engine::check();
-    for f in features {
-        let probe = FEATURES
-            .iter()
-            .find(|(c, _)| c == f)
-            .map_or(f.as_str(), |(_, p)| p);
-        match all.iter().find(|r| r.probe.name == probe) {
-            Some(r) if r.outcome.is_present() => {}
-            Some(r) => return Err(missing(r)),
-            None => {
-                let e = Error::new("E2004", Blame::Caller, format!("feature {f} is not known"));
-                return Err(e
-                    .why("this version has no probe for it, because it does not use it")
-                    .advice("`stasis check` lists all probes; their names are taken here too"));
-            }
-        }
-    }
     if features.is_empty() {
-        judge(&all)?;
+        judge(&stasis_engine::check())?;
         sayln!("Looks good.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let probes = stasis_engine::probes();
+    for f in features {
+        let name = match FEATURES.iter().find(|(name, _)| name == f) {
+            Some((_, Lacking(why))) => {
+                let e = Error::new("E3100", Blame::Kernel, format!("{f}: not supported"));
+                return Err(e
+                    .why(*why)
+                    .advice("docs/not-supported.md lists what this version lacks"));
+            }
+            Some((_, P(name))) => name,
+            None => f.as_str(),
+        };
+        let Some(probe) = probes.iter().find(|p| p.name == name) else {
+            let e = Error::new("E2004", Blame::Caller, format!("feature {f} is not known"));
+            return Err(e
+                .why("neither criu 4.2 nor stasis has a probe of this name")
+                .advice("`stasis check` lists all probes; criu's names are taken here too"));
+        };
+        let report = Report {
+            probe: *probe,
+            outcome: probe.run(),
+        };
+        if !report.outcome.is_present() {
+            return Err(missing(&report));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
