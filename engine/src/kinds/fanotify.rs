@@ -38,7 +38,12 @@ fn unsupported(seen: &Seen, what: &str) -> Error {
     )
 }
 
-fn mark(seen: &Seen, id: u32, line: &Line) -> Result<Option<pb::FanotifyMarkEntry>> {
+fn mark(
+    seen: &Seen,
+    id: u32,
+    line: &Line,
+    scan: &[std::path::PathBuf],
+) -> Result<Option<pb::FanotifyMarkEntry>> {
     let blank = |kind: pb::MarkType, mflags, mask, ignored_mask, s_dev| pb::FanotifyMarkEntry {
         id,
         r#type: kind as i32,
@@ -67,7 +72,7 @@ fn mark(seen: &Seen, id: u32, line: &Line) -> Result<Option<pb::FanotifyMarkEntr
             pb::FanotifyMarkEntry {
                 ie: Some(pb::FanotifyInodeMarkEntry {
                     i_ino: *ino,
-                    f_handle: find(seen, &w)?,
+                    f_handle: find(seen, &w, scan)?,
                 }),
                 ..blank(pb::MarkType::Inode, *mflags, *mask, *ignored, *sdev)
             }
@@ -131,7 +136,7 @@ impl FileKind for Fanotify {
             group.ok_or_else(|| seen.unsupported("fdinfo does not tell its flags", ""))?;
         let mut all = Vec::new();
         for l in &lines {
-            all.extend(mark(seen, id, l)?);
+            all.extend(mark(seen, id, l, &cx.options.scan_paths)?);
         }
         let ffy = pb::FanotifyFileEntry {
             id,

@@ -56,6 +56,7 @@ impl FileKind for Inotify {
                     sdev: w.sdev,
                     handle: w.handle.as_ref(),
                 },
+                &cx.options.scan_paths,
             )?;
             wd.push(pb::InotifyWdEntry {
                 id,

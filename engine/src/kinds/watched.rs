@@ -4,7 +4,8 @@
 //! machine, needs a path. Three ways, in this order:
 //! 1. open_by_handle_at(2) on the mounts of that device, and the link of what was opened (ext4, xfs, tmpfs, ...).
 //! 2. Paths the task knows: its open files, working directory, root, executable, and the folders above them.
-//! 3. A walk through the mounts of that device, of at most [`WALK`] names (overlayfs, rootless: handles do not open there).
+//! 3. A walk through the folders that the caller names ([`Options::scan_paths`](crate::options::Options::scan_paths)),
+//!    and then through the mounts of that device, of at most [`WALK`] names (overlayfs, rootless: handles do not open there).
 //!
 //! Whatever is found is compared with the handle again. A handle can always be had for comparing (AT_HANDLE_FID,
 //! KERNEL(>=6.5)), even where it cannot be opened; without one, device and inode number must do.
@@ -156,12 +157,15 @@ impl Place {
         None
     }
     /// Breadth first: what is watched is seldom deep.
-    fn by_walk(&self, w: &Watched) -> Option<Vec<u8>> {
+    fn by_walk(&self, w: &Watched, named: &[PathBuf]) -> Option<Vec<u8>> {
         let mut left = WALK;
-        for m in self.mounts.iter().filter(|m| m.dev == device(w.sdev)) {
-            let mut next = std::collections::VecDeque::from([m.mountpoint.clone()]);
-            if self.try_path(w, &m.mountpoint) {
-                return Some(m.mountpoint.clone());
+        let named = named.iter().map(|p| p.as_os_str().as_bytes());
+        let on_it = |m: &&MountInfo| m.dev == device(w.sdev);
+        let mounts = self.mounts.iter().filter(on_it);
+        for top in named.chain(mounts.map(|m| &m.mountpoint[..])) {
+            let mut next = std::collections::VecDeque::from([top.to_vec()]);
+            if self.try_path(w, top) {
+                return Some(top.to_vec());
             }
             while let Some(dir) = next.pop_front() {
                 let Some(fd) = self.open(
@@ -198,13 +202,13 @@ impl Place {
     }
 }
 
-/// Finds a path of a watched inode, and gives both as the image has them.
-pub fn find(seen: &Seen, w: &Watched) -> Result<pb::FhEntry> {
+/// Finds a path of a watched inode, in these folders first where handles do not open, and gives both as the image has them.
+pub fn find(seen: &Seen, w: &Watched, named: &[PathBuf]) -> Result<pb::FhEntry> {
     let place = Place::of(seen.pid)?;
     let path = place
         .by_handle(w)
         .or_else(|| place.by_known(w))
-        .or_else(|| place.by_walk(w))
+        .or_else(|| place.by_walk(w, named))
         .ok_or_else(|| {
             let (major, minor) = device(w.sdev);
             seen.unsupported(
@@ -352,10 +356,16 @@ mod tests {
             assert_eq!(path(place.by_handle(&w)).as_ref(), Some(p));
             let w = watched(p, None);
             assert_eq!(
-                path(place.by_walk(&w)).as_ref(),
+                path(place.by_walk(&w, &[])).as_ref(),
                 Some(p),
                 "on a small file system"
             );
+            // in a folder that is named, also if no mount of its device is known
+            let mut blind = Place::of(HostPid::own()).unwrap();
+            blind.mounts.clear();
+            let named = [PathBuf::from("/no/such"), tmp.path().into()];
+            assert_eq!(path(blind.by_walk(&w, &[])), None);
+            assert_eq!(path(blind.by_walk(&w, &named)).as_ref(), Some(p));
         }
         let _open = std::fs::File::open(&file).unwrap();
         for p in [&file, &deep] {
@@ -363,7 +373,7 @@ mod tests {
         }
         let w = watched(&file, None);
         std::fs::remove_file(&file).unwrap();
-        assert_eq!(path(place.by_walk(&w)), None);
+        assert_eq!(path(place.by_walk(&w, &[])), None);
     }
     fn handle_nofollow(p: &Path) -> Handle {
         let f = open(

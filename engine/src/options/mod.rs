@@ -44,6 +44,8 @@ pub struct Options {
     pub link_remap: bool,
     /// Largest deleted file carried, in bytes; `None`: no limit.
     pub ghost_limit: Option<u64>,
+    /// Folders in which watched files are looked for first, where file handles do not open (`--irmap-scan-path`).
+    pub scan_paths: Vec<std::path::PathBuf>,
     /// Limit on stopping the tree.
     pub timeout: Duration,
     /// Any path to a device node will do (`--evasive-devices`).
@@ -85,6 +87,7 @@ impl Options {
             file_locks: false,
             link_remap: false,
             ghost_limit: None,
+            scan_paths: Vec::new(),
             timeout: Duration::from_secs(10),
             evasive_devices: false,
             skip_file_rwx_check: false,

@@ -244,10 +244,8 @@ pub(super) fn fdinfo_mount() -> Tried {
 pub(super) fn fdinfo_lock() -> Tried {
     let file = fds::memfd_create(c"probe", 0)?;
     // SAFETY: integers only.
-    ok(
-        unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH) }.into(),
-        "flock",
-    )?;
+    let ret = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH) };
+    ok(ret.into(), "flock")?;
     fdinfo_has(&file, "lock:")
 }
 

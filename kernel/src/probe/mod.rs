@@ -3,6 +3,8 @@
 //! A version number says little (distributions port back, sandboxes forbid, capabilities are missing), so each row of
 //! [`all`](crate::probe::all) really tries its feature, on the engine itself or on a child made for it, in a way that leaves nothing behind.
 //! A probe tells "not there" from "not allowed", because the advice differs.
+//!
+//! Long because it is one table: every probe with its purpose, and what is lost without it.
 
 mod child;
 mod files;

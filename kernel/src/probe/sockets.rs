@@ -57,8 +57,8 @@ pub(super) fn unix_file() -> Tried {
         // a socket that is bound to no file: the number is known
         -1 if matches!(Errno::last(), Errno::EINVAL | Errno::ENOENT) => Ok(Outcome::OK),
         -1 => Ok(failed("ioctl(SIOCUNIXFILE)", Errno::last())),
-        // SAFETY: a fresh descriptor that nobody else knows.
         fd => {
+            // SAFETY: a fresh descriptor that nobody else knows.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
             Ok(Outcome::OK)
         }

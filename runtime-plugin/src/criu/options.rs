@@ -151,14 +151,9 @@ pub static OPTIONS: &[Opt] = &[
         "force-irmap",
         None,
         Nothing,
-        Refused("scanning for the names of watched files is not in this version; leave it out"),
+        Harmless("the name of a watched file is always looked for and written"),
     ),
-    opt(
-        "irmap-scan-path",
-        None,
-        Value,
-        Refused("scanning for the names of watched files is not in this version; leave it out"),
-    ),
+    opt("irmap-scan-path", None, Value, Honoured),
     opt("timeout", None, Value, Honoured),
     opt("weak-sysctls", None, Nothing, Honoured),
     opt(

@@ -248,6 +248,10 @@ impl Settings {
                 )
             }
             "link-remap" => o.link_remap = on,
+            "irmap-scan-path" => match text.starts_with('/') {
+                true => o.scan_paths.push(text.into()),
+                false => return Err(bad("an absolute path")),
+            },
             "timeout" => o.timeout = Duration::from_secs(number(0)? as u64),
             "weak-sysctls" => o.network.weak_sysctls = on,
             "track-mem" => o.memory.track = on,

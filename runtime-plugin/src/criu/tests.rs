@@ -105,6 +105,7 @@ fn sample(name: &str) -> &'static str {
         "file-validation" => "filesize",
         "pre-dump-mode" => "read",
         "ghost-limit" => "2M",
+        "irmap-scan-path" => "/a",
         "external" => "mnt[/a]:b",
         "ext-mount-map" | "cgroup-root" => "/a:b",
         "veth-pair" => "a=b",

@@ -72,14 +72,6 @@ fn what_the_table_refuses_is_refused_with_the_name_of_the_field() {
     let is = |name: &str| by_long(name).unwrap().fate;
     let cases: Vec<(&str, &str, CriuOpts)> = vec![
         (
-            "force_irmap",
-            "force-irmap",
-            CriuOpts {
-                force_irmap: Some(true),
-                ..Default::default()
-            },
-        ),
-        (
             "tls",
             "tls",
             CriuOpts {
