@@ -399,7 +399,7 @@ mod tests {
         let w = watched(&file, Some(&h));
         let f = std::fs::File::open(&file).unwrap();
         assert!(!w.is(f.as_fd()));
-        let e = testing::see(&f, |s| find(s, &w)).err().unwrap();
+        let e = testing::see(&f, |s| find(s, &w, &[])).err().unwrap();
         assert!(e.why.contains("no path leads to inode"), "{e}");
     }
 }
