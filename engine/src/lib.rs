@@ -10,6 +10,7 @@ pub mod inherited;
 pub mod kinds;
 mod lazy;
 mod lsm;
+pub mod migrate;
 mod namespaces;
 pub mod netlock;
 pub mod network;

@@ -115,14 +115,26 @@ impl Pages {
     /// # Errors
     /// E5001, E5002, E5021, E5701; those of reading.
     pub fn load(dir: &ImageDir, name: &str) -> Result<Self> {
-        let pages = Self::level(dir, dir, name, 0)?;
+        Self::resolve(dir, name, true)
+    }
+
+    /// As [`Pages::load`], but the pages images may lie elsewhere: they are not looked at.
+    ///
+    /// # Errors
+    /// E5001, E5002, E5701; those of reading.
+    pub fn map(dir: &ImageDir, name: &str) -> Result<Self> {
+        Self::resolve(dir, name, false)
+    }
+
+    fn resolve(dir: &ImageDir, name: &str, check: bool) -> Result<Self> {
+        let pages = Self::level(dir, dir, name, 0, check)?;
         if pages.sources.len() >= 1 << (63 - OFFSET_BITS) {
             return Err(bad(name, "too many dumps build on each other"));
         }
         Ok(pages)
     }
 
-    fn level(base: &ImageDir, dir: &ImageDir, name: &str, level: usize) -> Result<Self> {
+    fn level(base: &ImageDir, dir: &ImageDir, name: &str, level: usize, check: bool) -> Result<Self> {
         let (id, all) = entries(dir, name)?;
         let mut pages = Pages {
             runs: Vec::with_capacity(all.len()),
@@ -135,7 +147,7 @@ impl Pages {
             if flags & IN_PARENT != 0 {
                 let before = match &mut before {
                     Some(b) => b,
-                    None => before.insert(Self::before(base, dir, name, level)?),
+                    None => before.insert(Self::before(base, dir, name, level, check)?),
                 };
                 before
                     .take(e.vaddr, len, &mut pages.runs)
@@ -155,7 +167,7 @@ impl Pages {
         pages
             .sources
             .extend(before.map(|b| b.sources).into_iter().flatten());
-        if at > 0 {
+        if at > 0 && check {
             let (image, name) = pages.sources[0].open(base)?;
             let size = match image {
                 Image::Packed(p) => p.size(),
@@ -171,7 +183,7 @@ impl Pages {
     }
 
     /// The pagemap of the same name one dump before, its sources numbered from 1.
-    fn before(base: &ImageDir, dir: &ImageDir, name: &str, level: usize) -> Result<Self> {
+    fn before(base: &ImageDir, dir: &ImageDir, name: &str, level: usize, check: bool) -> Result<Self> {
         let Some(parent) = dir.parent() else {
             return Err(Error::new("E5701", Blame::Image, name)
                 .why("some of its pages are in the images of the dump before, and the folder has no link `parent` to them")
@@ -180,7 +192,7 @@ impl Pages {
         if !parent.exists(name)? {
             return Err(gap(name, 0, level));
         }
-        let mut b = Self::level(base, parent, name, level + 1)?;
+        let mut b = Self::level(base, parent, name, level + 1, check)?;
         for r in &mut b.runs {
             r.2 += place(1, 0);
         }

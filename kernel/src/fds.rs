@@ -468,6 +468,40 @@ pub fn seqpacket_pair() -> SysResult<(OwnedFd, OwnedFd)> {
     .map_err(|e| SysError::new("socketpair", e, "AF_UNIX SOCK_SEQPACKET"))
 }
 
+/// Has the kernel give up a TCP connection whose peer answers nothing for so many seconds, also while nothing is said.
+pub fn watch_peer(socket: impl AsFd, seconds: u32) -> SysResult<()> {
+    let all = [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 1.max(seconds / 3)),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 1.max(seconds - seconds / 3)),
+        (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, seconds * 1000),
+    ];
+    for (level, option, value) in all {
+        // SAFETY: each of these options reads one int.
+        let ret = unsafe {
+            libc::setsockopt(
+                socket.as_fd().as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                4,
+            )
+        };
+        check(ret.into(), "setsockopt", || "TCP_USER_TIMEOUT")?;
+    }
+    Ok(())
+}
+
+/// Bytes written to a TCP socket that its peer has not acknowledged (SIOCOUTQ of tcp(7)).
+pub fn unsent(socket: impl AsFd) -> SysResult<u64> {
+    let mut n: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ, of the same number, writes one int.
+    let ret = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut n) };
+    check(ret.into(), "ioctl(SIOCOUTQ)", || "")?;
+    Ok(n.max(0) as u64)
+}
+
 /// Duplicates one of our descriptors (F_DUPFD_CLOEXEC).
 pub fn dup(fd: impl AsFd) -> SysResult<OwnedFd> {
     let raw = fd.as_fd().as_raw_fd();

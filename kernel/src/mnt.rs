@@ -300,6 +300,28 @@ pub fn own_mountinfo(proc: BorrowedFd<'_>) -> crate::error::Result<Vec<crate::pr
     crate::procfs::parse_mountinfo(NAME, &text)
 }
 
+/// A tmpfs that is mounted nowhere: it goes with its last open file. In huge pages if the kernel has them.
+///
+/// # Errors
+/// As fsopen(2), fsconfig(2), fsmount(2).
+pub fn nameless_tmpfs() -> Result<OwnedFd, SysError> {
+    let (context, mount) = (FdRef(0), FdRef(1));
+    let mut host = crate::host::Host::default();
+    host.play(&fsopen("tmpfs").binds(context))?;
+    host.play(&fsconfig(context, "mode", Some("0700")))?;
+    host.play(&fsconfig(context, "size", Some("0")))?;
+    // EINVAL without CONFIG_TRANSPARENT_HUGEPAGE
+    let _ = host.play(&fsconfig(context, "huge", Some("always")));
+    host.play(&create(context))?;
+    let attrs = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+    host.play(&fsmount(context, attrs).binds(mount))?;
+    let fd = host.take(mount).ok_or_else(|| SysError::new("fsmount", Errno::EBADF, "tmpfs"))?;
+    // KERNEL: what fsmount(2) gives is O_PATH, which takes no folder's listing
+    let flags = nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+    nix::fcntl::openat(&fd, c".", flags, nix::sys::stat::Mode::empty())
+        .map_err(|e| SysError::new("openat", e, "tmpfs"))
+}
+
 /// A detached copy of all mounts from a path on, but for unbindable ones.
 ///
 /// # Errors

@@ -78,6 +78,13 @@ unsafe fn detach(keep: &[RawFd]) {
     }
 }
 
+/// Kills a process and all its descendants.
+pub fn end(root: HostPid) {
+    if let Some(at) = born(root) {
+        kill_all(&[(root, at)]);
+    }
+}
+
 fn kill_all(wards: &[(HostPid, u64)]) {
     let alive = wards.iter().filter(|(p, at)| born(*p) == Some(*at));
     let mut all: BTreeSet<HostPid> = alive.map(|w| w.0).collect();

@@ -5,7 +5,8 @@
 use super::mm::Run;
 use super::tracking::Range;
 use crate::error::{Blame, Error, Result};
-use crate::options::Options;
+use crate::migrate::stream::Remote;
+use crate::options::{MemoryOptions, Options};
 use crate::packed::{Compression, Packer};
 use crate::pages::{IN_PARENT, LAZY, PAGE, PRESENT};
 use crate::remote::Client;
@@ -43,6 +44,8 @@ pub enum Sink {
     Plain(File),
     /// packed-N.img
     Packed(Packer),
+    /// pages-N.img at another host.
+    Remote(Remote),
 }
 
 impl Sink {
@@ -50,8 +53,11 @@ impl Sink {
     ///
     /// # Errors
     /// Those of creating it.
-    pub fn create(dir: &ImageDir, id: u32, how: Option<Compression>) -> Result<Self> {
-        Ok(match how {
+    pub fn create(dir: &ImageDir, id: u32, o: &MemoryOptions) -> Result<Self> {
+        if let Some(to) = &o.stream {
+            return Ok(Sink::Remote(to.image(id)));
+        }
+        Ok(match o.compress {
             Some(Compression::Lz4) => Sink::Packed(Packer::create(dir, id)?),
             None => Sink::Plain(dir.create_raw(&Kind::Pages.file_of(id))?),
         })
@@ -118,6 +124,7 @@ pub fn write(
         Sink::Packed(p) => {
             p.finish(dir, pages_id)?;
         }
+        Sink::Remote(r) => r.end(offset)?,
         // room made before the freeze was a guess
         Sink::Plain(file) => file
             .set_len(offset)
@@ -234,6 +241,7 @@ fn piece(
     read(space, pieces, buf, lost)?;
     let file = match to {
         Sink::Packed(p) => return p.put(pieces[0].at, buf, room),
+        Sink::Remote(r) => return r.put(pieces[0].at, buf),
         Sink::Plain(file) => file,
     };
     file.write_all_at(buf, pieces[0].at).map_err(|e| {

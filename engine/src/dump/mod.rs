@@ -19,6 +19,7 @@ mod tracking;
 
 pub(crate) use places::is_own;
 pub use pre::pre_dump;
+pub(crate) use tracking::untrack;
 pub use preflight::preflight;
 
 use crate::error::{Blame, Error, Result};
@@ -73,7 +74,8 @@ fn as_tracer(f: impl FnOnce() -> Result<DumpReport> + Send) -> Result<DumpReport
 fn dump_here(o: &Options) -> Result<DumpReport> {
     let dir = prepare(o).map_err(|e| e.at(Phase::Prepare))?;
     let m = &o.memory;
-    let whole = m.parent.is_none() && m.page_server.is_none() && m.compress.is_none();
+    let elsewhere = m.page_server.is_some() || m.stream.is_some();
+    let whole = m.parent.is_none() && !elsewhere && m.compress.is_none();
     let mut ready = Ready::make(HostPid(o.pid), &dir, whole);
     ready.lock = crate::network::prepare(o).map_err(|e| e.at(Phase::Prepare))?;
     // what is killed then need not be tracked
@@ -586,11 +588,11 @@ impl<'a> Dumping<'a> {
         }
         let image = Kind::Pagemap.file_of(pid);
         let before = self.tracking.before(self.dir, host, &image);
-        let compress = self.cx.options.memory.compress;
+        let options = self.cx.options.memory.clone();
         self.backlog.add(move |dir| {
             let to = match room {
                 Some(r) => Sink::Plain(r.1),
-                None => Sink::create(dir, id, compress)?,
+                None => Sink::create(dir, id, &options)?,
             };
             let space = memory::Space {
                 pid: host,

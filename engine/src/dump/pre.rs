@@ -173,7 +173,7 @@ fn seal(
         let w = match &mut server {
             Some(to) => memory::send(to, &space, l.own, &l.runs),
             None => {
-                let to = Sink::create(dir, id, o.memory.compress)?;
+                let to = Sink::create(dir, id, &o.memory)?;
                 memory::write(dir, &space, &l.image, (id, to), &l.runs)
             }
         };

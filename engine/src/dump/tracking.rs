@@ -219,7 +219,7 @@ impl Tracking {
         if !self.spaces.get(&pid).is_some_and(|s| s.unbroken) {
             return Vec::new();
         }
-        let held = match Pages::load(parent, image) {
+        let held = match Pages::map(parent, image) {
             Ok(p) => p.runs.iter().map(|r| (r.0, r.0 + r.1)).collect(),
             Err(e) => {
                 warn!("all memory of task {pid} is dumped: {e}");
@@ -292,6 +292,27 @@ impl Tracking {
     /// The dump is complete: the keeper stays. Without this it goes with the engine.
     pub fn stay(&mut self) -> Result<()> {
         self.started.take().map_or(Ok(()), |k| Ok(k.let_go()?))
+    }
+}
+
+/// Ends the tracking that began with the dump in this folder or in one next to it: nobody will build on it.
+pub fn untrack(folders: &std::path::Path) {
+    let tokens: Vec<Vec<u8>> = std::fs::read_dir(folders)
+        .into_iter()
+        .flatten()
+        .filter_map(|f| {
+            let dir = ImageDir::open(&f.ok()?.path()).ok()?;
+            let e: pb::StasisTrackingEntry = dir.read_one(&Kind::Tracking.file()).ok()?;
+            Some(e.token)
+        })
+        .collect();
+    for k in keeper::all() {
+        let record = pb::StasisTrackingEntry::decode(&k.record[..]);
+        if record.is_ok_and(|r| tokens.contains(&r.token))
+            && let Err(e) = k.end()
+        {
+            warn!("changes are still tracked: {e}");
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! What the caller says of memory.
+use crate::migrate::stream::Target;
 use crate::packed::Compression;
 use crate::remote::Server;
 use std::path::PathBuf;
@@ -18,4 +19,6 @@ pub struct MemoryOptions {
     pub compress: Option<Compression>,
     /// `--page-server` of a dump: pages go there instead of into the folder.
     pub page_server: Option<Server>,
+    /// A migration: pages images are made at the other host.
+    pub stream: Option<Target>,
 }

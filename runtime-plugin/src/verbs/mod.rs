@@ -4,8 +4,10 @@ pub mod checkpoint;
 pub mod dedup;
 pub mod dump;
 pub mod kinds;
+pub mod migrate;
 pub mod netlock;
 pub mod plan;
+pub mod receive;
 pub mod restore;
 pub mod show;
 

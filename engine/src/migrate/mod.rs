@@ -1,0 +1,543 @@
+//! Live migration: a tree moves to another host while it runs.
+//!
+//! It is a chain of dumps whose pages images lie at the other host. Each round ([`crate::pre_dump`]) sends what was written since
+//! the round before while the tree runs; its pagemaps stay here, in a folder without a name, for the next round to know what is
+//! there. When so little is left that the rest fits into the downtime the caller allows, the tree is frozen, a dump sends the
+//! rest, and the destination has a folder like that of any incremental dump, which it restores.
+//!
+//! Who runs is decided in five words:
+//! 1. *Ready*: the destination's tree stands at its commit point. Until then whatever fails is a failed dump here and a failed
+//!    restore there: the tree runs on here, and nothing is left there.
+//! 2. *Go*: from here on the caller cannot abort any more.
+//! 3. *Runs*: the destination's tree runs. Only now the one here is killed.
+//! 4. *Dead*: the destination need not answer questions any more.
+//! 5. If the connection is lost between 2 and 3, the source asks by a new one, for [`ASK_SECS`], while its tree stays frozen. If
+//!    nobody answers it lets the tree run; the destination, which saw that *Runs* was never received, kills its own.
+mod dirty;
+mod receive;
+pub mod stream;
+pub mod wire;
+
+pub use receive::{Receiver, Told};
+
+use crate::error::{Blame, Error, Result};
+use crate::events::{Moment, Watcher};
+use crate::options::{After, Options};
+use crate::report::DumpReport;
+use crate::pages::PAGE;
+use stasis_kernel::ids::HostPid;
+use stasis_kernel::mnt;
+use stasis_proto::{ImageDir, Kind};
+use std::io::Read;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use stream::{Stream, Target, aborted};
+use tracing::{debug, info, warn};
+use wire::{Link, Role, Say, Token, hear, lost, odd, say};
+
+/// How long the source asks what has become of the tree, in seconds.
+pub const ASK_SECS: u64 = 3;
+/// More rounds than these bring nothing.
+const ROUNDS: u32 = 30;
+/// Rounds that leave as much as the one before, until it is clear that the tree writes faster than it is sent.
+const FUTILE: u32 = 3;
+/// What a freeze and a restore take besides sending pages: a guess to begin with, in microseconds.
+const BESIDES_US: u64 = 30_000;
+
+/// How connections are made.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// HOST:PORT.
+    pub to: String,
+    /// How many for pages.
+    pub connections: u32,
+}
+
+impl Way {
+    fn link(&self, role: Role, token: &Token) -> Result<Box<dyn Link>> {
+        let cannot = |e: std::io::Error| {
+            Error::new("E6722", Blame::Host, format!("cannot connect to {}", self.to))
+                .why(e)
+                .advice("run `stasis receive --listen HOST:PORT` there first")
+        };
+        let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
+        for a in self.to.to_socket_addrs().map_err(cannot)? {
+            match TcpStream::connect_timeout(&a, Duration::from_secs(ASK_SECS)) {
+                Ok(s) => {
+                    wire::prepare(&s)?;
+                    let mut link: Box<dyn Link> = Box::new(s);
+                    wire::introduce(&mut *link, role, token)?;
+                    return Ok(link);
+                }
+                Err(e) => last = e,
+            }
+        }
+        Err(cannot(last))
+    }
+}
+
+/// What is to be reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Goal {
+    /// The tree may stand still for so long.
+    pub downtime: Duration,
+    /// If that cannot be met: stop it nevertheless.
+    pub force: bool,
+    /// How long the destination may take to bring the tree back.
+    pub patience: Duration,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    /// From 1; the last is the one in which the tree stands.
+    pub round: u32,
+    /// Bytes sent in all.
+    pub sent: u64,
+    /// Bytes a second, over the last second or the last round.
+    pub rate: u64,
+    /// Bytes that are known to be left.
+    pub left: u64,
+    /// How long the tree would stand still now, once it is known.
+    pub downtime: Option<Duration>,
+    /// The tree stands still.
+    pub frozen: bool,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Rounds, with the last.
+    pub rounds: u32,
+    /// Bytes of memory sent in all, and of them with the tree frozen.
+    pub sent: u64,
+    /// See `sent`.
+    pub sent_frozen: u64,
+    /// From the freeze until the destination said that the tree runs there, in microseconds.
+    pub downtime_us: u64,
+    /// All of it, in microseconds.
+    pub total_us: u64,
+    /// The root at the destination.
+    pub pid: i32,
+    /// The last dump.
+    pub dump: DumpReport,
+}
+
+/// A folder in memory that has no name: it goes with its last descriptor.
+#[derive(Debug)]
+struct Nameless {
+    fd: OwnedFd,
+}
+
+impl Nameless {
+    fn make() -> Result<Self> {
+        let no = |e: stasis_kernel::error::SysError| {
+            Error::new("E6726", Blame::Host, "no folder in memory can be made")
+                .why(e)
+                .advice("migrate as root, or name a folder with -D")
+        };
+        Ok(Self {
+            fd: mnt::nameless_tmpfs().map_err(no)?,
+        })
+    }
+    fn path(&self) -> PathBuf {
+        // children of the engine (hooks) find it by this path, too
+        format!("/proc/{}/fd/{}", HostPid::own().0, self.fd.as_raw_fd()).into()
+    }
+}
+
+/// Until when the caller may abort.
+const OPEN: u8 = 0;
+const ABORTED: u8 = 1;
+const DECIDED: u8 = 2;
+
+/// Stops a migration, from any thread.
+#[derive(Debug, Clone)]
+pub struct Brake {
+    stream: Arc<Stream>,
+    state: Arc<AtomicU8>,
+}
+
+impl Brake {
+    /// Aborts; false: it is too late, the tree runs at the destination or is about to.
+    pub fn pull(&self) -> bool {
+        let new = self.state.compare_exchange(OPEN, ABORTED, Ordering::AcqRel, Ordering::Acquire);
+        if new.is_ok() {
+            self.stream.cut();
+        }
+        new != Err(DECIDED)
+    }
+    fn decide(&self) -> Result<()> {
+        let new = self.state.compare_exchange(OPEN, DECIDED, Ordering::AcqRel, Ordering::Acquire);
+        new.map(drop).map_err(|_| aborted())
+    }
+}
+
+/// A migration whose connections stand.
+pub struct Migration {
+    way: Way,
+    token: Token,
+    words: Box<dyn Link>,
+    brake: Brake,
+}
+
+impl Migration {
+    /// Connects.
+    ///
+    /// # Errors
+    /// E6722, E6720, E6721.
+    pub fn connect(way: Way) -> Result<Self> {
+        let mut token = [0; 16];
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut f| f.read_exact(&mut token))
+            .map_err(|e| Error::new("E6700", Blame::Host, "/dev/urandom").why(e))?;
+        let mut words = way.link(Role::Words, &token)?;
+        let connections = way.connections.clamp(1, receive::MOST_CONNECTIONS);
+        say(&mut *words, &Say::Begin { connections })?;
+        expect_done(&mut *words)?;
+        let pages = (0..connections)
+            .map(|_| way.link(Role::Pages, &token))
+            .collect::<Result<Vec<_>>>()?;
+        expect_done(&mut *words)?;
+        let stream = Arc::new(Stream::new(pages, words.socket())?);
+        Ok(Self {
+            way,
+            token,
+            words,
+            brake: Brake {
+                stream,
+                state: Arc::new(AtomicU8::new(OPEN)),
+            },
+        })
+    }
+    /// What stops it.
+    pub fn brake(&self) -> Brake {
+        self.brake.clone()
+    }
+    /// Moves the tree under `o.pid`; where its images would go does not matter.
+    ///
+    /// # Errors
+    /// The tree runs on here, and not there; but for E6725, which says that it is not known whether it runs there.
+    pub fn run(
+        self,
+        o: &Options,
+        goal: &Goal,
+        tell: &(dyn Fn(&Progress) + Sync),
+    ) -> Result<Report> {
+        let begun = Instant::now();
+        let here = Nameless::make()?;
+        let stream = self.brake.stream.clone();
+        let run = Run {
+            o,
+            goal,
+            here: here.path(),
+            stream: stream.clone(),
+            progress: Mutex::new(Progress::default()),
+            tell,
+        };
+        let over = AtomicU8::new(0);
+        let done = std::thread::scope(|s| {
+            s.spawn(|| run.tick(&over));
+            let done = run.story(self);
+            over.store(1, Ordering::Relaxed);
+            done
+        });
+        let done = done.map_err(|e| stream.blame(e));
+        if done.is_err() {
+            // nothing of it stays with a tree that runs on
+            crate::dump::untrack(&run.here);
+        }
+        let mut report = done?;
+        report.total_us = begun.elapsed().as_micros() as u64;
+        report.sent = stream.sent().1;
+        Ok(report)
+    }
+}
+
+fn expect_done(words: &mut dyn Link) -> Result<()> {
+    match hear(words)? {
+        Say::Done => Ok(()),
+        Say::Failed { code, text } => Err(refused(&code, &text)),
+        other => Err(odd(format!("{other:?} in place of Done"))),
+    }
+}
+
+/// What the destination says of its failure.
+fn refused(code: &str, text: &str) -> Error {
+    let text: String = text.chars().filter(|c| !c.is_control() || *c == '\n').collect();
+    let first = text.lines().next().unwrap_or_default();
+    Error::new("E6723", Blame::Host, "the destination cannot bring the tree back")
+        .why(if first.is_empty() { code } else { first })
+        .advice("see its log; the tree runs on here")
+}
+
+/// The rounds.
+struct Run<'a> {
+    o: &'a Options,
+    goal: &'a Goal,
+    here: PathBuf,
+    stream: Arc<Stream>,
+    progress: Mutex<Progress>,
+    tell: &'a (dyn Fn(&Progress) + Sync),
+}
+
+impl Run<'_> {
+    /// Tells every second how far it is.
+    fn tick(&self, over: &AtomicU8) {
+        let (mut last, mut sent) = (Instant::now(), 0);
+        while over.load(Ordering::Relaxed) == 0 {
+            std::thread::sleep(Duration::from_millis(10));
+            if last.elapsed() >= Duration::from_secs(1) {
+                let now = self.stream.sent().1;
+                let rate = (now - sent) * 1_000_000 / (last.elapsed().as_micros() as u64).max(1);
+                (last, sent) = (Instant::now(), now);
+                self.update(|p| p.rate = rate);
+            }
+        }
+    }
+    fn update(&self, f: impl FnOnce(&mut Progress)) {
+        let mut p = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        f(&mut p);
+        p.sent = self.stream.sent().1;
+        (self.tell)(&p);
+    }
+    fn options(&self, round: u32) -> Options {
+        let mut o = self.o.clone();
+        o.images = self.here.join(round.to_string());
+        o.after = After::Default;
+        o.memory.parent = (round > 1).then(|| format!("../{}", round - 1).into());
+        o.memory.stream = Some(Target {
+            stream: self.stream.clone(),
+            folder: round,
+        });
+        o
+    }
+    fn story(&self, mut m: Migration) -> Result<Report> {
+        let mut round = 1;
+        let (mut left_before, mut futile) = (u64::MAX, 0);
+        let mut rate = 0;
+        loop {
+            self.update(|p| p.round = round);
+            let begun = Instant::now();
+            let sent = self.stream.sent().1;
+            let o = self.options(round);
+            let r = crate::pre_dump(&o)?;
+            send_folder(&mut *m.words, &o.images, round)?;
+            settle(&mut *m.words, &self.stream)?;
+            let sent = self.stream.sent().1 - sent;
+            // what little was sent says nothing of the rate
+            if sent > 1 << 20 || rate == 0 {
+                rate = sent * 1_000_000 / (begun.elapsed().as_micros() as u64).max(1);
+            }
+            let rate_now = rate.max(1 << 20);
+            let left = dirty::pages(HostPid(self.o.pid)) * PAGE;
+            let stand = 2 * r.frozen_us + BESIDES_US + left * 1_000_000 / rate_now;
+            let downtime = Duration::from_micros(stand);
+            info!(
+                "round {round}: sent {sent} bytes, {left} are left: it would stand for {} ms",
+                downtime.as_millis()
+            );
+            self.update(|p| (p.rate, p.left, p.downtime) = (rate_now, left, Some(downtime)));
+            round += 1;
+            if downtime <= self.goal.downtime {
+                break;
+            }
+            futile = match left.saturating_mul(10) >= left_before.saturating_mul(9) {
+                true => futile + 1,
+                false => 0,
+            };
+            left_before = left;
+            if futile >= FUTILE || round > ROUNDS {
+                if self.goal.force {
+                    warn!("the tree writes faster than it is sent: it is stopped nevertheless");
+                    break;
+                }
+                return Err(too_fast(self.goal.downtime, downtime, left, rate_now));
+            }
+        }
+        self.update(|p| (p.round, p.frozen) = (round, true));
+        self.last(m, round)
+    }
+    /// The round in which the tree stands.
+    fn last(&self, m: Migration, round: u32) -> Result<Report> {
+        let before = self.stream.sent().1;
+        let mut o = self.options(round);
+        let handover = Arc::new(Handover {
+            folder: o.images.clone(),
+            round,
+            patience: self.goal.patience,
+            brake: m.brake.clone(),
+            way: m.way,
+            token: m.token,
+            words: Mutex::new(m.words),
+            begun: Mutex::new(None),
+            downtime_us: AtomicU64::new(0),
+            pid: AtomicU64::new(0),
+        });
+        // after all others: when it returns, the tree runs at the destination
+        o.events.0.push(handover.clone());
+        let dumped = crate::dump(&o);
+        if dumped.is_ok() {
+            let mut words = handover.words.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(e) = say(&mut **words, &Say::Dead) {
+                debug!("{e}");
+            }
+        }
+        let dump = dumped?;
+        Ok(Report {
+            rounds: round,
+            sent_frozen: self.stream.sent().1 - before,
+            downtime_us: dump.freezing_us + handover.downtime_us.load(Ordering::Acquire),
+            pid: handover.pid.load(Ordering::Acquire) as i32,
+            dump,
+            ..Report::default()
+        })
+    }
+}
+
+fn too_fast(goal: Duration, downtime: Duration, left: u64, rate: u64) -> Error {
+    Error::new(
+        "E6727",
+        Blame::Container,
+        format!("a downtime of {} ms cannot be met", goal.as_millis()),
+    )
+    .why(format!(
+        "the tree writes as fast as it is sent: {} MiB are left after each round, at {} MiB/s it would stand for {} ms",
+        left >> 20,
+        rate >> 20,
+        downtime.as_millis()
+    ))
+    .advice("raise --max-downtime, pass --force, or use a faster network; the tree runs on here")
+}
+
+/// Ships the files of a folder but for its pages, which are there, and what tracks them here.
+fn send_folder(words: &mut dyn Link, path: &Path, number: u32) -> Result<()> {
+    let dir = ImageDir::open(path)?;
+    say(words, &Say::Folder { number })?;
+    for name in dir.list()? {
+        if name == Kind::Tracking.file() {
+            continue;
+        }
+        let mut file = dir.open_raw(&name)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)
+            .map_err(|e| Error::new("E6001", Blame::Host, name.clone()).why(e))?;
+        let len = bytes.len() as u64;
+        say(words, &Say::File { name, len })?;
+        words.write_all(&bytes).map_err(lost)?;
+    }
+    words.flush().map_err(lost)
+}
+
+/// Waits until all pages that were sent are in place.
+fn settle(words: &mut dyn Link, stream: &Stream) -> Result<()> {
+    let frames = stream.sent().0;
+    say(words, &Say::Settle { frames })?;
+    expect_done(words)
+}
+
+/// Told when the last dump is complete and the tree frozen: lets the destination take over.
+struct Handover {
+    folder: PathBuf,
+    round: u32,
+    patience: Duration,
+    brake: Brake,
+    way: Way,
+    token: Token,
+    words: Mutex<Box<dyn Link>>,
+    begun: Mutex<Option<Instant>>,
+    downtime_us: AtomicU64,
+    pid: AtomicU64,
+}
+
+impl Watcher for Handover {
+    fn moment(&self, moment: Moment) -> Result<()> {
+        match moment {
+            Moment::NetworkLock => {
+                // told when all tasks stand
+                let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+                begun.get_or_insert_with(Instant::now);
+                Ok(())
+            }
+            Moment::PostDump => {
+                let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+                let pid = self.hand_over(&mut words)?;
+                self.pid.store(pid as u64, Ordering::Release);
+                let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+                let us = begun.map_or(0, |b| b.elapsed().as_micros() as u64);
+                self.downtime_us.store(us, Ordering::Release);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+    fn orphan_pts_master(&self, _: BorrowedFd<'_>) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+impl Handover {
+    fn hand_over(&self, words: &mut Box<dyn Link>) -> Result<i32> {
+        send_folder(&mut **words, &self.folder, self.round)?;
+        settle(&mut **words, &self.brake.stream)?;
+        let number = self.round;
+        say(&mut **words, &Say::Restore { number })?;
+        words
+            .socket()
+            .set_read_timeout(Some(self.patience))
+            .map_err(lost)?;
+        match hear(&mut **words)? {
+            Say::Ready => {}
+            Say::Failed { code, text } => return Err(refused(&code, &text)),
+            other => return Err(odd(format!("{other:?} in place of Ready"))),
+        }
+        crate::kill_point();
+        self.brake.decide()?;
+        let told = say(&mut **words, &Say::Go).and_then(|()| hear(&mut **words));
+        match told {
+            Ok(Say::Runs { pid }) => Ok(pid),
+            Ok(Say::Failed { code, text }) => Err(refused(&code, &text)),
+            Ok(other) => self.ask(words, &odd(format!("{other:?} in place of Runs"))),
+            Err(e) => self.ask(words, &e),
+        }
+    }
+    /// Finds out whether the tree runs at the destination.
+    fn ask(&self, words: &mut Box<dyn Link>, why: &Error) -> Result<i32> {
+        warn!("{why}; asking what has become of the tree");
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(ASK_SECS) {
+            std::thread::sleep(Duration::from_millis(50));
+            let Ok(mut link) = self.way.link(Role::Question, &self.token) else {
+                continue;
+            };
+            let _ = link
+                .socket()
+                .set_read_timeout(Some(Duration::from_secs(ASK_SECS)));
+            match hear(&mut *link) {
+                Ok(Say::Runs { pid }) => {
+                    *words = link;
+                    return Ok(pid);
+                }
+                Ok(Say::Never) => return Err(why.clone()),
+                _ => {}
+            }
+        }
+        Err(Error::new(
+            "E6725",
+            Blame::Host,
+            "it is not known whether the tree runs at the destination",
+        )
+        .why(&why.what)
+        .advice("the tree runs on here; if it runs there too, end it there"))
+    }
+}
+
+/// Whether what was written to a socket has all arrived, as far as the kernel knows.
+fn is_acknowledged(s: &TcpStream) -> bool {
+    stasis_kernel::fds::unsent(s).is_ok_and(|n| n == 0)
+}
+

@@ -1,0 +1,478 @@
+//! The destination of a migration: pages land in a folder in memory, and the tree is brought back from there.
+use super::wire::{Frame, LONGEST_FRAME, Link, Role, Say, Token, hear, lost, meet, odd, prepare, say};
+use super::{ASK_SECS, Nameless, is_acknowledged};
+use crate::error::{Blame, Error, Result};
+use crate::events::{Moment, Watcher};
+use crate::options::Options;
+use crate::report::RestoreReport;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use stasis_kernel::ids::HostPid;
+use stasis_proto::{ImageDir, Kind};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tracing::{debug, info, warn};
+
+/// More connections for pages than these bring nothing.
+pub const MOST_CONNECTIONS: u32 = 16;
+/// More folders than these have no migration.
+const MOST_FOLDERS: u32 = 1024;
+/// Longest file besides pages, in bytes.
+const LONGEST_FILE: u64 = 1 << 40;
+/// How long connections that belong together may take, in seconds.
+const SOON_SECS: u64 = 10;
+
+/// What the caller is told.
+#[derive(Debug, Clone, Copy)]
+pub enum Told {
+    /// A migration has begun.
+    Begins(SocketAddr),
+    /// A round is in place: its number, and bytes of pages so far.
+    Round(u32, u64),
+}
+
+/// Waits for a migration.
+pub struct Receiver {
+    listener: TcpListener,
+    /// Where images go, if not into memory.
+    folder: Option<PathBuf>,
+}
+
+/// The folders, and what lies in them.
+struct Staging {
+    path: PathBuf,
+    dirs: Mutex<BTreeMap<u32, Arc<ImageDir>>>,
+    images: Mutex<BTreeMap<(u32, u32), Arc<File>>>,
+    /// Frames in place, bytes in them, and who failed.
+    arrived: Mutex<(u64, u64, Option<Error>)>,
+    more: Condvar,
+}
+
+impl Staging {
+    fn dir(&self, number: u32) -> Result<Arc<ImageDir>> {
+        if !(1..=MOST_FOLDERS).contains(&number) {
+            return Err(odd(format!("folder {number}")));
+        }
+        let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(d) = dirs.get(&number) {
+            return Ok(d.clone());
+        }
+        let dir = ImageDir::create(&self.path.join(number.to_string()))?;
+        if number > 1 {
+            dir.link_parent(format!("../{}", number - 1).as_ref())?;
+        }
+        Ok(dirs.entry(number).or_insert(Arc::new(dir)).clone())
+    }
+    fn image(&self, f: &Frame) -> Result<Arc<File>> {
+        let dir = self.dir(f.folder)?;
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(i) = images.get(&(f.folder, f.image)) {
+            return Ok(i.clone());
+        }
+        if images.len() > 1 << 20 {
+            return Err(odd("more images of pages than any tree has"));
+        }
+        let file = Arc::new(dir.create_raw(&Kind::Pages.file_of(f.image))?);
+        images.insert((f.folder, f.image), file.clone());
+        Ok(file)
+    }
+    /// Takes pages from one connection until it ends.
+    fn pages(&self, from: &mut dyn Link) -> Result<()> {
+        let mut buf = vec![0u8; LONGEST_FRAME];
+        let mut head = [0; Frame::LEN];
+        loop {
+            match from.read(&mut head[..1]) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(e) => return Err(lost(e)),
+            }
+            from.read_exact(&mut head[1..]).map_err(lost)?;
+            let f = Frame::parse(&head)?;
+            let file = self.image(&f)?;
+            let no_room = |e: std::io::Error| {
+                Error::new("E6001", Blame::Host, "cannot write pages")
+                    .why(e)
+                    .advice("make room where they go: memory, or the folder named by -D")
+            };
+            let buf = &mut buf[..f.len as usize];
+            from.read_exact(buf).map_err(lost)?;
+            match buf.is_empty() {
+                true => file.set_len(f.at).map_err(no_room)?,
+                false => file.write_all_at(buf, f.at).map_err(no_room)?,
+            }
+            let mut a = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+            a.0 += 1;
+            a.1 += u64::from(f.len);
+            self.more.notify_all();
+        }
+    }
+    fn fail(&self, e: Error) {
+        let mut a = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        a.2.get_or_insert(e);
+        self.more.notify_all();
+    }
+    /// Waits until so many frames are in place; gives the bytes in them.
+    fn settled(&self, frames: u64) -> Result<u64> {
+        let mut a = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(e) = a.2.clone() {
+                return Err(e);
+            }
+            if a.0 >= frames {
+                return Ok(a.1);
+            }
+            a = self.more.wait(a).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+    fn file(&self, dir: &ImageDir, name: &str, len: u64, from: &mut dyn Link) -> Result<()> {
+        if len > LONGEST_FILE {
+            return Err(odd(format!("a file of {len} bytes")));
+        }
+        let mut file = dir.create_raw(name)?;
+        let n = std::io::copy(&mut from.take(len), &mut file).map_err(lost)?;
+        if n < len {
+            return Err(lost("in the middle of a file"));
+        }
+        file.flush().map_err(lost)
+    }
+}
+
+impl Receiver {
+    /// Listens. `folder`: where images go; `None`: into memory, from where they go with the last page.
+    ///
+    /// # Errors
+    /// E6728.
+    pub fn listen(at: &str, folder: Option<PathBuf>) -> Result<Self> {
+        let listener = TcpListener::bind(at).map_err(|e| {
+            Error::new("E6728", Blame::Host, format!("cannot listen at {at}"))
+                .why(e)
+                .advice("name a local address and a free port: HOST:PORT")
+        })?;
+        Ok(Self { listener, folder })
+    }
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// E6728.
+    pub fn address(&self) -> Result<SocketAddr> {
+        self.listener
+            .local_addr()
+            .map_err(|e| Error::new("E6728", Blame::Host, "no address").why(e))
+    }
+    /// The next connection of somebody who speaks the protocol; `None` when time is up.
+    fn accept(&self, until: Option<Instant>) -> Result<Option<(Role, Token, Box<dyn Link>)>> {
+        loop {
+            let left = match until {
+                None => PollTimeout::NONE,
+                Some(u) => {
+                    let ms = u.saturating_duration_since(Instant::now()).as_millis();
+                    if ms == 0 {
+                        return Ok(None);
+                    }
+                    PollTimeout::try_from(ms.min(60_000) as i32).unwrap_or(PollTimeout::MAX)
+                }
+            };
+            let mut polls = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+            match nix::poll::poll(&mut polls, left) {
+                Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
+                Ok(_) => {}
+                Err(e) => return Err(lost(e)),
+            }
+            let (s, from) = self.listener.accept().map_err(lost)?;
+            let met = prepare(&s).and_then(|()| {
+                let mut link: Box<dyn Link> = Box::new(s);
+                let (role, token) = meet(&mut *link)?;
+                Ok((role, token, link))
+            });
+            match met {
+                Ok(m) => return Ok(Some(m)),
+                // anybody may knock
+                Err(e) => warn!("from {from}: {e}"),
+            }
+        }
+    }
+    /// Takes one migration, and lets its tree run here. `o`: what the caller says of the restore.
+    ///
+    /// # Errors
+    /// Nothing of the tree is left here.
+    pub fn take(&self, o: &Options, tell: &(dyn Fn(Told) + Sync)) -> Result<RestoreReport> {
+        let (token, words) = loop {
+            if let Some((Role::Words, token, link)) = self.accept(None)? {
+                break (token, link);
+            }
+        };
+        tell(Told::Begins(words.socket().peer_addr().map_err(lost)?));
+        let gate = Arc::new(Gate {
+            words: Mutex::new(words),
+            told: AtomicBool::new(false),
+        });
+        let nameless;
+        let path = match &self.folder {
+            Some(f) => f.clone(),
+            None => {
+                nameless = Nameless::make()?;
+                nameless.path()
+            }
+        };
+        let taken = self.collect(&path, &token, &gate, tell).and_then(|number| {
+            // all threads that took pages have ended: a restore may fork
+            let mut o = o.clone();
+            o.images = path.join(number.to_string());
+            o.memory.parent = None;
+            o.detach = true;
+            // before all others: they are told when it is decided
+            o.events.0.insert(0, gate.clone());
+            crate::restore(&o)
+        });
+        match taken {
+            Ok(r) => self.see_off(r, &token, &gate),
+            Err(e) => {
+                let text = e.to_string();
+                let code = e.code.into();
+                let told = say(&mut **gate.words(), &Say::Failed { code, text });
+                if told.is_err() && gate.told.load(Ordering::Acquire) {
+                    // the source may not know whether its last word has arrived
+                    self.answer(&token, &Say::Never);
+                }
+                Err(e)
+            }
+        }
+    }
+    /// Takes all folders; gives the number of the last.
+    fn collect(
+        &self,
+        path: &Path,
+        token: &Token,
+        gate: &Gate,
+        tell: &(dyn Fn(Told) + Sync),
+    ) -> Result<u32> {
+        let mut words = gate.words();
+        let connections = match hear(&mut **words)? {
+            Say::Begin { connections } if connections <= MOST_CONNECTIONS => connections,
+            other => return Err(odd(format!("{other:?} in place of Begin"))),
+        };
+        say(&mut **words, &Say::Done)?;
+        let until = Instant::now() + Duration::from_secs(SOON_SECS);
+        let mut links = Vec::new();
+        while links.len() < connections as usize {
+            match self.accept(Some(until))? {
+                Some((Role::Pages, t, link)) if t == *token => links.push(link),
+                Some(_) => debug!("a connection of another migration is sent away"),
+                None => return Err(lost("not all connections for pages came")),
+            }
+        }
+        say(&mut **words, &Say::Done)?;
+        let sockets: Vec<_> = links
+            .iter()
+            .filter_map(|l| l.socket().try_clone().ok())
+            .collect();
+        let staging = Staging {
+            path: path.into(),
+            dirs: Mutex::default(),
+            images: Mutex::default(),
+            arrived: Mutex::default(),
+            more: Condvar::new(),
+        };
+        std::thread::scope(|s| {
+            for mut link in links {
+                let staging = &staging;
+                s.spawn(move || {
+                    if let Err(e) = staging.pages(&mut *link) {
+                        staging.fail(e);
+                    }
+                });
+            }
+            let number = Self::rounds(&staging, &mut **words, tell);
+            for s in sockets {
+                let _ = s.shutdown(Shutdown::Both);
+            }
+            number
+        })
+    }
+    fn rounds(
+        staging: &Staging,
+        words: &mut dyn Link,
+        tell: &(dyn Fn(Told) + Sync),
+    ) -> Result<u32> {
+        let mut dir = None;
+        loop {
+            match hear(words)? {
+                Say::Folder { number } => dir = Some((number, staging.dir(number)?)),
+                Say::File { name, len } => match &dir {
+                    Some((_, d)) => staging.file(d, &name, len, words)?,
+                    None => return Err(odd("a file of no folder")),
+                },
+                Say::Settle { frames } => {
+                    let bytes = staging.settled(frames)?;
+                    if let Some((number, dir)) = &dir {
+                        free_older(dir, *number);
+                        tell(Told::Round(*number, bytes));
+                    }
+                    say(words, &Say::Done)?;
+                }
+                Say::Restore { number } => return Ok(number),
+                other => return Err(odd(format!("{other:?} in the middle of images"))),
+            }
+        }
+    }
+    /// The tree runs: the source may kill its own.
+    fn see_off(&self, r: RestoreReport, token: &Token, gate: &Gate) -> Result<RestoreReport> {
+        let mut words = gate.words();
+        let runs = Say::Runs { pid: r.pid };
+        let soon = Some(Duration::from_secs(SOON_SECS));
+        let dead = say(&mut **words, &runs).and_then(|()| {
+            words.socket().set_read_timeout(soon).map_err(lost)?;
+            hear(&mut **words)
+        });
+        if let Ok(Say::Dead) = dead {
+            return Ok(r);
+        }
+        if is_acknowledged(words.socket()) || self.answer(token, &runs) {
+            info!("the source has gone without a word; it was told that the tree runs here");
+            return Ok(r);
+        }
+        stasis_kernel::offspring::end(HostPid(r.pid));
+        Err(Error::new(
+            "E6725",
+            Blame::Host,
+            "the source does not know that the tree runs here",
+        )
+        .why("the connection was lost at the moment of the handover, and nobody has asked since")
+        .advice("the tree was ended here: it runs on at the source"))
+    }
+    /// Waits for the source's question, and answers; false if it does not come.
+    fn answer(&self, token: &Token, what: &Say) -> bool {
+        let until = Instant::now() + Duration::from_secs(ASK_SECS);
+        while let Ok(Some((role, t, mut link))) = self.accept(Some(until)) {
+            if role == Role::Question && t == *token && say(&mut *link, what).is_ok() {
+                let _ = link.socket().set_read_timeout(Some(Duration::from_secs(ASK_SECS)));
+                // its thanks, or its end
+                let _ = hear(&mut *link);
+                return is_acknowledged(link.socket());
+            }
+        }
+        false
+    }
+}
+
+/// What a newer folder has again goes from older ones: they would take their room twice.
+fn free_older(dir: &ImageDir, number: u32) {
+    if number == 1 {
+        return;
+    }
+    let linked = dir.try_clone().and_then(|d| d.with_parents(None));
+    let freed = linked.map_err(Error::from).and_then(|d| crate::dedup(&d));
+    if let Err(e) = freed {
+        debug!("older rounds keep their room: {e}");
+    }
+}
+
+/// Holds the restored tree at its commit point until the source says that it may run.
+struct Gate {
+    words: Mutex<Box<dyn Link>>,
+    /// The source was told that the tree is ready.
+    told: AtomicBool,
+}
+
+impl Gate {
+    fn words(&self) -> MutexGuard<'_, Box<dyn Link>> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watcher for Gate {
+    fn moment(&self, moment: Moment) -> Result<()> {
+        if !matches!(moment, Moment::PreResume(_)) {
+            return Ok(());
+        }
+        crate::kill_point();
+        let mut words = self.words();
+        self.told.store(true, Ordering::Release);
+        say(&mut **words, &Say::Ready)?;
+        let soon = Some(Duration::from_secs(SOON_SECS));
+        words.socket().set_read_timeout(soon).map_err(lost)?;
+        match hear(&mut **words)? {
+            Say::Go => Ok(()),
+            other => Err(odd(format!("{other:?} in place of Go"))),
+        }
+    }
+    fn orphan_pts_master(&self, _: BorrowedFd<'_>) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Goal, Migration, Way};
+    use super::*;
+
+    #[test]
+    fn who_knocks_and_talks_nonsense_is_sent_away() {
+        let r = Receiver::listen("127.0.0.1:0", None).unwrap();
+        let at = r.address().unwrap();
+        let mut stranger = std::net::TcpStream::connect(at).unwrap();
+        stranger.write_all(b"GET / HTTP/1.1\r\nHost: somebody\r\n\r\n").unwrap();
+        let way = Way {
+            to: at.to_string(),
+            connections: 2,
+        };
+        let o = Options::new(".");
+        std::thread::scope(|s| {
+            let source = s.spawn(|| Migration::connect(way).map(drop));
+            // the source goes without a migration
+            assert_eq!(r.take(&o, &|_| ()).unwrap_err().code, "E6720");
+            source.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_failed_dump_leaves_nothing_at_either_side() {
+        let tmp = tempfile::tempdir().unwrap();
+        let r = Receiver::listen("127.0.0.1:0", Some(tmp.path().into())).unwrap();
+        let way = Way {
+            to: r.address().unwrap().to_string(),
+            connections: 1,
+        };
+        let goal = Goal {
+            downtime: Duration::from_secs(1),
+            force: false,
+            patience: Duration::from_secs(5),
+        };
+        let o = Options::new(".");
+        std::thread::scope(|s| {
+            let source = s.spawn(|| Migration::connect(way)?.run(&Options::new("."), &goal, &|_| ()));
+            assert_eq!(r.take(&o, &|_| ()).unwrap_err().code, "E6720");
+            // no task was named
+            assert_eq!(source.join().unwrap().unwrap_err().code, "E2001");
+        });
+    }
+
+    #[test]
+    fn frames_lead_nowhere_but_into_images_of_pages() {
+        let tmp = tempfile::tempdir().unwrap();
+        let s = Staging {
+            path: tmp.path().into(),
+            dirs: Mutex::default(),
+            images: Mutex::default(),
+            arrived: Mutex::default(),
+            more: Condvar::new(),
+        };
+        assert_eq!(s.dir(0).unwrap_err().code, "E6721");
+        assert_eq!(s.dir(MOST_FOLDERS + 1).unwrap_err().code, "E6721");
+        let dir = s.dir(1).unwrap();
+        let l = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut a = std::net::TcpStream::connect(l.local_addr().unwrap()).unwrap();
+        let mut b: Box<dyn Link> = Box::new(l.accept().unwrap().0);
+        a.write_all(b"abc").unwrap();
+        assert!(s.file(&dir, "../evil", 3, &mut *b).is_err());
+        assert!(s.file(&dir, "inventory.img", 3, &mut *b).is_ok());
+        assert_eq!(std::fs::read(tmp.path().join("1/inventory.img")).unwrap(), b"abc");
+    }
+}
