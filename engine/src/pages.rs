@@ -134,7 +134,13 @@ impl Pages {
         Ok(pages)
     }
 
-    fn level(base: &ImageDir, dir: &ImageDir, name: &str, level: usize, check: bool) -> Result<Self> {
+    fn level(
+        base: &ImageDir,
+        dir: &ImageDir,
+        name: &str,
+        level: usize,
+        check: bool,
+    ) -> Result<Self> {
         let (id, all) = entries(dir, name)?;
         let mut pages = Pages {
             runs: Vec::with_capacity(all.len()),
@@ -183,7 +189,13 @@ impl Pages {
     }
 
     /// The pagemap of the same name one dump before, its sources numbered from 1.
-    fn before(base: &ImageDir, dir: &ImageDir, name: &str, level: usize, check: bool) -> Result<Self> {
+    fn before(
+        base: &ImageDir,
+        dir: &ImageDir,
+        name: &str,
+        level: usize,
+        check: bool,
+    ) -> Result<Self> {
         let Some(parent) = dir.parent() else {
             return Err(Error::new("E5701", Blame::Image, name)
                 .why("some of its pages are in the images of the dump before, and the folder has no link `parent` to them")

@@ -474,7 +474,11 @@ pub fn watch_peer(socket: impl AsFd, seconds: u32) -> SysResult<()> {
         (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
         (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 1.max(seconds / 3)),
         (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 1),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 1.max(seconds - seconds / 3)),
+        (
+            libc::IPPROTO_TCP,
+            libc::TCP_KEEPCNT,
+            1.max(seconds - seconds / 3),
+        ),
         (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, seconds * 1000),
     ];
     for (level, option, value) in all {

@@ -315,7 +315,9 @@ pub fn nameless_tmpfs() -> Result<OwnedFd, SysError> {
     host.play(&create(context))?;
     let attrs = attr::NOSUID | attr::NODEV | attr::NOEXEC;
     host.play(&fsmount(context, attrs).binds(mount))?;
-    let fd = host.take(mount).ok_or_else(|| SysError::new("fsmount", Errno::EBADF, "tmpfs"))?;
+    let fd = host
+        .take(mount)
+        .ok_or_else(|| SysError::new("fsmount", Errno::EBADF, "tmpfs"))?;
     // KERNEL: what fsmount(2) gives is O_PATH, which takes no folder's listing
     let flags = nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
     nix::fcntl::openat(&fd, c".", flags, nix::sys::stat::Mode::empty())

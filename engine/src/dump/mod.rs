@@ -19,8 +19,8 @@ mod tracking;
 
 pub(crate) use places::is_own;
 pub use pre::pre_dump;
-pub(crate) use tracking::untrack;
 pub use preflight::preflight;
+pub(crate) use tracking::untrack;
 
 use crate::error::{Blame, Error, Result};
 use crate::events::Moment;

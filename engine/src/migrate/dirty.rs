@@ -50,6 +50,10 @@ mod tests {
         let before = pages(HostPid::own());
         let memory = vec![1u8; 64 << 20];
         let now = pages(HostPid::own());
-        assert!(now >= before + (48 << 20) / PAGE, "{before} {now} {}", memory[0]);
+        assert!(
+            now >= before + (48 << 20) / PAGE,
+            "{before} {now} {}",
+            memory[0]
+        );
     }
 }

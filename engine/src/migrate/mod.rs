@@ -23,8 +23,8 @@ pub use receive::{Receiver, Told};
 use crate::error::{Blame, Error, Result};
 use crate::events::{Moment, Watcher};
 use crate::options::{After, Options};
-use crate::report::DumpReport;
 use crate::pages::PAGE;
+use crate::report::DumpReport;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::mnt;
 use stasis_proto::{ImageDir, Kind};
@@ -60,9 +60,13 @@ pub struct Way {
 impl Way {
     fn link(&self, role: Role, token: &Token) -> Result<Box<dyn Link>> {
         let cannot = |e: std::io::Error| {
-            Error::new("E6722", Blame::Host, format!("cannot connect to {}", self.to))
-                .why(e)
-                .advice("run `stasis receive --listen HOST:PORT` there first")
+            Error::new(
+                "E6722",
+                Blame::Host,
+                format!("cannot connect to {}", self.to),
+            )
+            .why(e)
+            .advice("run `stasis receive --listen HOST:PORT` there first")
         };
         let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
         for a in self.to.to_socket_addrs().map_err(cannot)? {
@@ -165,14 +169,18 @@ pub struct Brake {
 impl Brake {
     /// Aborts; false: it is too late, the tree runs at the destination or is about to.
     pub fn pull(&self) -> bool {
-        let new = self.state.compare_exchange(OPEN, ABORTED, Ordering::AcqRel, Ordering::Acquire);
+        let new = self
+            .state
+            .compare_exchange(OPEN, ABORTED, Ordering::AcqRel, Ordering::Acquire);
         if new.is_ok() {
             self.stream.cut();
         }
         new != Err(DECIDED)
     }
     fn decide(&self) -> Result<()> {
-        let new = self.state.compare_exchange(OPEN, DECIDED, Ordering::AcqRel, Ordering::Acquire);
+        let new = self
+            .state
+            .compare_exchange(OPEN, DECIDED, Ordering::AcqRel, Ordering::Acquire);
         new.map(drop).map_err(|_| aborted())
     }
 }
@@ -268,11 +276,18 @@ fn expect_done(words: &mut dyn Link) -> Result<()> {
 
 /// What the destination says of its failure.
 fn refused(code: &str, text: &str) -> Error {
-    let text: String = text.chars().filter(|c| !c.is_control() || *c == '\n').collect();
+    let text: String = text
+        .chars()
+        .filter(|c| !c.is_control() || *c == '\n')
+        .collect();
     let first = text.lines().next().unwrap_or_default();
-    Error::new("E6723", Blame::Host, "the destination cannot bring the tree back")
-        .why(if first.is_empty() { code } else { first })
-        .advice("see its log; the tree runs on here")
+    Error::new(
+        "E6723",
+        Blame::Host,
+        "the destination cannot bring the tree back",
+    )
+    .why(if first.is_empty() { code } else { first })
+    .advice("see its log; the tree runs on here")
 }
 
 /// The rounds.
@@ -382,7 +397,10 @@ impl Run<'_> {
         o.events.0.push(handover.clone());
         let dumped = crate::dump(&o);
         if dumped.is_ok() {
-            let mut words = handover.words.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut words = handover
+                .words
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if let Err(e) = say(&mut **words, &Say::Dead) {
                 debug!("{e}");
             }
@@ -540,4 +558,3 @@ impl Handover {
 fn is_acknowledged(s: &TcpStream) -> bool {
     stasis_kernel::fds::unsent(s).is_ok_and(|n| n == 0)
 }
-

@@ -1,5 +1,7 @@
 //! The destination of a migration: pages land in a folder in memory, and the tree is brought back from there.
-use super::wire::{Frame, LONGEST_FRAME, Link, Role, Say, Token, hear, lost, meet, odd, prepare, say};
+use super::wire::{
+    Frame, LONGEST_FRAME, Link, Role, Say, Token, hear, lost, meet, odd, prepare, say,
+};
 use super::{ASK_SECS, Nameless, is_acknowledged};
 use crate::error::{Blame, Error, Result};
 use crate::events::{Moment, Watcher};
@@ -352,7 +354,9 @@ impl Receiver {
         let until = Instant::now() + Duration::from_secs(ASK_SECS);
         while let Ok(Some((role, t, mut link))) = self.accept(Some(until)) {
             if role == Role::Question && t == *token && say(&mut *link, what).is_ok() {
-                let _ = link.socket().set_read_timeout(Some(Duration::from_secs(ASK_SECS)));
+                let _ = link
+                    .socket()
+                    .set_read_timeout(Some(Duration::from_secs(ASK_SECS)));
                 // its thanks, or its end
                 let _ = hear(&mut *link);
                 return is_acknowledged(link.socket());
@@ -418,7 +422,9 @@ mod tests {
         let r = Receiver::listen("127.0.0.1:0", None).unwrap();
         let at = r.address().unwrap();
         let mut stranger = std::net::TcpStream::connect(at).unwrap();
-        stranger.write_all(b"GET / HTTP/1.1\r\nHost: somebody\r\n\r\n").unwrap();
+        stranger
+            .write_all(b"GET / HTTP/1.1\r\nHost: somebody\r\n\r\n")
+            .unwrap();
         let way = Way {
             to: at.to_string(),
             connections: 2,
@@ -447,7 +453,8 @@ mod tests {
         };
         let o = Options::new(".");
         std::thread::scope(|s| {
-            let source = s.spawn(|| Migration::connect(way)?.run(&Options::new("."), &goal, &|_| ()));
+            let source =
+                s.spawn(|| Migration::connect(way)?.run(&Options::new("."), &goal, &|_| ()));
             assert_eq!(r.take(&o, &|_| ()).unwrap_err().code, "E6720");
             // no task was named
             assert_eq!(source.join().unwrap().unwrap_err().code, "E2001");
@@ -473,6 +480,9 @@ mod tests {
         a.write_all(b"abc").unwrap();
         assert!(s.file(&dir, "../evil", 3, &mut *b).is_err());
         assert!(s.file(&dir, "inventory.img", 3, &mut *b).is_ok());
-        assert_eq!(std::fs::read(tmp.path().join("1/inventory.img")).unwrap(), b"abc");
+        assert_eq!(
+            std::fs::read(tmp.path().join("1/inventory.img")).unwrap(),
+            b"abc"
+        );
     }
 }

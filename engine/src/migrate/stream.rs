@@ -78,12 +78,17 @@ impl Stream {
                 match free.pop() {
                     Some(l) => break l,
                     None => {
-                        free = self.freed.wait(free).unwrap_or_else(PoisonError::into_inner);
+                        free = self
+                            .freed
+                            .wait(free)
+                            .unwrap_or_else(PoisonError::into_inner);
                     }
                 }
             }
         };
-        let done = link.write_all(&f.bytes()).and_then(|()| link.write_all(bytes));
+        let done = link
+            .write_all(&f.bytes())
+            .and_then(|()| link.write_all(bytes));
         let done = done.and_then(|()| link.flush());
         // also one that failed: the next fails too, and nobody waits for ever
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);

@@ -89,16 +89,24 @@ pub enum Say {
 
 /// The connection between the hosts does not carry any more.
 pub fn lost(e: impl std::fmt::Display) -> Error {
-    Error::new("E6720", Blame::Host, "the connection to the other host is lost")
-        .why(e)
-        .advice("look at the log there, and at the network between; the tree at the source runs on")
+    Error::new(
+        "E6720",
+        Blame::Host,
+        "the connection to the other host is lost",
+    )
+    .why(e)
+    .advice("look at the log there, and at the network between; the tree at the source runs on")
 }
 
 /// What came makes no sense.
 pub fn odd(why: impl Into<String>) -> Error {
-    Error::new("E6721", Blame::Host, "the other host does not speak as expected")
-        .why(why.into())
-        .advice("both must be stasis of the same version, and the port that of `stasis receive`")
+    Error::new(
+        "E6721",
+        Blame::Host,
+        "the other host does not speak as expected",
+    )
+    .why(why.into())
+    .advice("both must be stasis of the same version, and the port that of `stasis receive`")
 }
 
 /// Where bytes go and come from: TCP, or TLS over it.
@@ -145,7 +153,9 @@ pub fn meet(from: &mut dyn Link) -> Result<(Role, Token)> {
     from.read_exact(&mut b).map_err(lost)?;
     from.socket().set_read_timeout(None).map_err(lost)?;
     if b[..8] != MAGIC {
-        return Err(odd("its first bytes are not those of this protocol's version"));
+        return Err(odd(
+            "its first bytes are not those of this protocol's version",
+        ));
     }
     let role = match b[8] {
         0 => Role::Words,
@@ -266,13 +276,22 @@ mod tests {
             let (mut a, mut b) = pair();
             a.write_all(bytes).unwrap();
             drop(a);
-            (meet(&mut b).err().map(|e| e.code), hear(&mut b).err().map(|e| e.code))
+            (
+                meet(&mut b).err().map(|e| e.code),
+                hear(&mut b).err().map(|e| e.code),
+            )
         };
         assert_eq!(heard(&[0; 40]).0, Some("E6721"));
         let mut good = [0; 32].to_vec();
         good[..8].copy_from_slice(&MAGIC);
-        assert_eq!(heard(&[&good[..], &[255; 4]].concat()), (None, Some("E6721")));
-        assert_eq!(heard(&[&good[..], &[2, 0, 0, 0], b"{}"].concat()), (None, Some("E6721")));
+        assert_eq!(
+            heard(&[&good[..], &[255; 4]].concat()),
+            (None, Some("E6721"))
+        );
+        assert_eq!(
+            heard(&[&good[..], &[2, 0, 0, 0], b"{}"].concat()),
+            (None, Some("E6721"))
+        );
         good[8] = 9;
         assert_eq!(heard(&good).0, Some("E6721"));
         let f = Frame {

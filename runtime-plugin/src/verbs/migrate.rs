@@ -157,7 +157,10 @@ impl Teller {
             return;
         }
         let line = line(p, downtime);
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = self
+            .last
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if *last != line {
             eprintln!("{line}");
             *last = line;
@@ -171,7 +174,10 @@ fn line(p: &Progress, downtime: Option<u64>) -> String {
         text += &format!(", {}/s", bytes(p.rate));
     }
     if let Some(ms) = downtime {
-        text += &format!(", {} left: the processes would stand for {ms} ms", bytes(p.left));
+        text += &format!(
+            ", {} left: the processes would stand for {ms} ms",
+            bytes(p.left)
+        );
     }
     if p.frozen {
         text += "; they stand now";
