@@ -1,6 +1,7 @@
-//! bpf(2) for programs that somebody loaded already: where they are attached, whose they are, and the words in their maps.
+//! bpf(2): where programs are attached, whose they are, and the words in their maps.
 //!
-//! Loading is a library's business. What is here is what must also work from another process than the one that loaded.
+//! Loading an object file is a library's business. What is here is what must also work from another process than the one that
+//! loaded, and what a library does not have: programs of a few instructions that call functions of the kernel.
 use crate::error::SysError;
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -8,8 +9,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 /// Commands of bpf(2) (linux/bpf.h).
 #[derive(Debug, Clone, Copy)]
 enum Command {
+    MapCreate = 0,
     MapLookup = 1,
     MapUpdate = 2,
+    ProgLoad = 5,
     ProgAttach = 8,
     ProgDetach = 9,
     ProgNextId = 11,
@@ -17,6 +20,8 @@ enum Command {
     MapById = 14,
     Info = 15,
     ProgQuery = 16,
+    BtfById = 19,
+    LinkCreate = 28,
 }
 
 /// Where in a device's path a program stands (tcx).
@@ -287,4 +292,185 @@ pub fn write_word<const N: usize>(map: BorrowedFd<'_>, value: &[u8; N]) -> Resul
     // SAFETY: the key is an index, the value has the map's size; both live through the call.
     #[allow(unsafe_code)]
     unsafe { a.call("bpf(MAP_UPDATE_ELEM)", Command::MapUpdate) }.map(drop)
+}
+
+/// An array map with one value of so many bytes.
+///
+/// # Errors
+/// EPERM without CAP_BPF.
+pub fn word_map(bytes: u32) -> Result<OwnedFd, SysError> {
+    const ARRAY: u32 = 2;
+    let mut a = Attr::new().u32(0, ARRAY).u32(4, 4).u32(8, bytes).u32(12, 1);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(MAP_CREATE)", Command::MapCreate) }.map(fd)
+}
+
+/// [`write_word`] for a map that is known to have values of this size: one system call, no memory.
+///
+/// # Errors
+/// As bpf(2).
+pub(crate) fn set_word(map: BorrowedFd<'_>, value: &[u8]) -> Result<(), SysError> {
+    let key = 0u32;
+    let mut a = Attr::new()
+        .u32(0, map.as_raw_fd() as u32)
+        .ptr(8, &raw const key)
+        .ptr(16, value.as_ptr());
+    // SAFETY: the key is an index, the caller made the map for values of this size; both live through the call.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(MAP_UPDATE_ELEM)", Command::MapUpdate) }.map(drop)
+}
+
+/// One instruction of a program (`struct bpf_insn`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Insn {
+    /// What it does (linux/bpf_common.h).
+    pub code: u8,
+    /// Register that is changed.
+    pub to: u8,
+    /// Register that is read.
+    pub from: u8,
+    /// Distance of a jump, or place in memory.
+    pub off: i16,
+    /// A number.
+    pub imm: i32,
+}
+
+impl Insn {
+    fn word(self) -> u64 {
+        let regs = self.to & 15 | self.from << 4;
+        let low = [self.code, regs];
+        u64::from(u16::from_le_bytes(low))
+            | u64::from(self.off as u16) << 16
+            | u64::from(self.imm as u32) << 32
+    }
+}
+
+/// Loads a program that judges packets of a device (BPF_PROG_TYPE_SCHED_CLS).
+///
+/// # Errors
+/// EPERM without CAP_BPF and CAP_NET_ADMIN; EINVAL, EACCES: the kernel refuses the program, and the error says why.
+pub fn load_classifier(name: &str, program: &[Insn]) -> Result<OwnedFd, SysError> {
+    const SCHED_CLS: u32 = 3;
+    const LOG: usize = 64 << 10;
+    let words: Vec<u64> = program.iter().map(|i| i.word()).collect();
+    let license = c"Dual MIT/GPL";
+    let load = |log: &mut Vec<u8>| {
+        let mut a = Attr::new()
+            .u32(0, SCHED_CLS)
+            .u32(4, words.len() as u32)
+            .ptr(8, words.as_ptr())
+            .ptr(16, license.as_ptr())
+            .u32(68, Side::Ingress as u32);
+        for (i, b) in name.bytes().take(15).enumerate() {
+            a.0[(48 + i) / 8] |= u64::from(b) << (i % 8 * 8);
+        }
+        if !log.is_empty() {
+            a = a
+                .u32(24, 1)
+                .u32(28, log.len() as u32)
+                .ptr(32, log.as_mut_ptr());
+        }
+        // SAFETY: instructions and licence are read, as many as is told; the log has the room that is told; all live through
+        // the call.
+        #[allow(unsafe_code)]
+        unsafe { a.call("bpf(PROG_LOAD)", Command::ProgLoad) }.map(fd)
+    };
+    load(&mut Vec::new()).or_else(|e| {
+        if e.errno == Errno::EPERM {
+            return Err(e);
+        }
+        let mut log = vec![0u8; LOG];
+        load(&mut log).map_err(|e| {
+            let text = String::from_utf8_lossy(&log);
+            let lines: Vec<&str> = text.trim_end_matches('\0').lines().collect();
+            let last = lines.len().saturating_sub(4);
+            SysError::new(e.call, e.errno, lines[last..].join("; "))
+        })
+    })
+}
+
+/// Puts a program before all others on one side of a device of the caller's network namespace, for as long as somebody has the
+/// returned descriptor open. KERNEL(>=6.6)
+///
+/// # Errors
+/// As bpf(2).
+pub fn link(program: BorrowedFd<'_>, device: u32, side: Side) -> Result<OwnedFd, SysError> {
+    let mut a = Attr::new()
+        .u32(0, program.as_raw_fd() as u32)
+        .u32(4, device)
+        .u32(8, side as u32)
+        .u32(12, BPF_F_BEFORE);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(LINK_CREATE)", Command::LinkCreate) }.map(fd)
+}
+
+/// The number of a function of the kernel that programs may call, in the list of the kernel's types (BTF). `None`: the kernel has
+/// no such function, or no list.
+pub fn kernel_function(name: &str) -> Option<u32> {
+    function_in(&kernel_types().ok()?, name)
+}
+
+/// The list of the kernel's own types. Asked by its number, not by its file: containers hide the file.
+fn kernel_types() -> Result<Vec<u8>, SysError> {
+    /// It is there before all others.
+    const VMLINUX: u32 = 1;
+    let mut a = Attr::new().u32(0, VMLINUX);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    let types = unsafe { a.call("bpf(BTF_GET_FD_BY_ID)", Command::BtfById) }.map(fd)?;
+    let ask = |into: &mut Vec<u8>| -> Result<usize, SysError> {
+        // struct bpf_btf_info: place, length, id; name and its length; whether it is the kernel's
+        let mut info = [0u64; 4];
+        if !into.is_empty() {
+            info[0] = into.as_mut_ptr() as u64;
+            info[1] = into.len() as u64;
+        }
+        let mut a = Attr::new()
+            .u32(0, types.as_raw_fd() as u32)
+            .u32(4, size_of_val(&info) as u32)
+            .ptr(8, info.as_mut_ptr());
+        // SAFETY: the block is as large as is told, the place it names has the length it names; both live through the call.
+        #[allow(unsafe_code)]
+        unsafe { a.call("bpf(OBJ_GET_INFO_BY_FD)", Command::Info) }?;
+        Ok(info[1] as u32 as usize)
+    };
+    let mut all = vec![0; ask(&mut Vec::new())?];
+    ask(&mut all)?;
+    Ok(all)
+}
+
+/// Documentation/bpf/btf.rst: a header, types one after the other, and their names.
+fn function_in(btf: &[u8], name: &str) -> Option<u32> {
+    const FUNC: u32 = 12;
+    let word = |at: usize| Some(u32::from_le_bytes(btf.get(at..at + 4)?.try_into().ok()?));
+    let header = word(4)? as usize;
+    let (types, length) = (header + word(8)? as usize, word(12)? as usize);
+    let names = header + word(16)? as usize;
+    let (mut at, mut id) = (types, 1);
+    while at < types + length {
+        let info = word(at + 4)?;
+        let (kind, n) = (info >> 24 & 31, (info & 0xffff) as usize);
+        if kind == FUNC {
+            let text = btf.get(names + word(at)? as usize..)?;
+            if text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&0) {
+                return Some(id);
+            }
+        }
+        at += 12
+            + match kind {
+                // INT, VAR, DECL_TAG
+                1 | 14 | 17 => 4,
+                // ARRAY
+                3 => 12,
+                // STRUCT, UNION, DATASEC, ENUM64
+                4 | 5 | 15 | 19 => 12 * n,
+                // ENUM, FUNC_PROTO
+                6 | 13 => 8 * n,
+                _ => 0,
+            };
+        id += 1;
+    }
+    None
 }

@@ -43,6 +43,7 @@ pub mod seccomp;
 pub mod uffd;
 /// Unix sockets: messages, queues, names, and calls under another process's number.
 pub mod unix;
+pub mod usher;
 
 /// A small process that puts something back if the engine ends before it could.
 pub mod guardian;

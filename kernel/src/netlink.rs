@@ -253,6 +253,13 @@ impl Netlink {
     pub fn netfilter() -> Result<Self, SysError> {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
+    /// NETLINK_SOCK_DIAG: sockets (sock_diag(7)).
+    ///
+    /// # Errors
+    /// As socket(2): EPROTONOSUPPORT if the kernel has no sock_diag.
+    pub fn sock_diag() -> Result<Self, SysError> {
+        Self::open(SockProtocol::NetlinkSockDiag)
+    }
     fn open(protocol: SockProtocol) -> Result<Self, SysError> {
         let err = |call| move |e| SysError::new(call, e, "netlink");
         let fd = socket(

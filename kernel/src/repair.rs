@@ -6,7 +6,9 @@
 //! killed the copy finishes the connection it is at and ends; when the copy is killed the engine turns repair mode off, while
 //! the program is still stopped.
 use crate::error::{SysError, SysResult, check};
+use crate::usher::{self, Guest, MOST_BYTES, Usher};
 use nix::errno::Errno;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// Bytes that may come in between the question how many there are and the reading.
@@ -320,33 +322,16 @@ fn portion(
         // SAFETY: the mapping is page-aligned and holds `n` records before anything else; nobody else has it yet.
         unsafe { list.add(i).write(*r) };
     }
-    let engine = std::process::id() as i32;
-    // SAFETY: the child makes system calls only and ends by _exit(2).
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        // SAFETY: as above; `list` and the data behind it are in the mapping that both have, and only the child writes now.
-        unsafe {
-            // who kills the engine's process group does not mean the copy
-            libc::setsid();
-            for i in 0..n {
-                if libc::getppid() != engine {
-                    break;
-                }
-                read_one(&mut *list.add(i), shared.at.add(table));
+    let clean = by_copy(|engine| {
+        for i in 0..n {
+            // SAFETY: no pointers.
+            if unsafe { libc::getppid() } != engine {
+                break;
             }
-            libc::_exit(0)
+            // SAFETY: `list` and the data behind it are in the mapping that both have, and only the copy writes now.
+            unsafe { read_one(&mut *list.add(i), shared.at.add(table)) };
         }
-    }
-    check(pid.into(), "fork", || "a reader of connections")?;
-    let mut status = 0;
-    let ret = loop {
-        // SAFETY: `status` is a place for an int; the child is ours and was not reaped.
-        let r = unsafe { libc::waitpid(pid, &mut status, libc::__WALL) };
-        if r != -1 || Errno::last() != Errno::EINTR {
-            break r;
-        }
-    };
-    let clean = ret == pid && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
+    })?;
     for i in 0..n {
         // SAFETY: the child has ended, so the records are ours again.
         let r = unsafe { list.add(i).read() };
@@ -357,6 +342,217 @@ fn portion(
         out.push(connection(&r, &shared, table, clean));
     }
     Ok(())
+}
+
+/// Runs what makes system calls only in a copy of this process, which outlives it, and waits for it; tells whether it came to
+/// its end. It is given the number of this process.
+fn by_copy(f: impl FnOnce(i32)) -> SysResult<bool> {
+    let engine = std::process::id() as i32;
+    // SAFETY: the child makes system calls only and ends by _exit(2).
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: no pointers. Who kills the engine's process group does not mean the copy.
+        unsafe { libc::setsid() };
+        f(engine);
+        // SAFETY: ends this process.
+        unsafe { libc::_exit(0) }
+    }
+    check(pid.into(), "fork", || "a reader of connections")?;
+    let mut status = 0;
+    let ret = loop {
+        // SAFETY: `status` is a place for an int; the child is ours and was not reaped.
+        let r = unsafe { libc::waitpid(pid, &mut status, libc::__WALL) };
+        if r != -1 || Errno::last() != Errno::EINTR {
+            break r;
+        }
+    };
+    Ok(ret == pid && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0)
+}
+
+/// A connection that nobody has accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queued {
+    /// Its own address.
+    pub local: SocketAddr,
+    /// The other end's.
+    pub peer: SocketAddr,
+    /// What it holds.
+    pub connection: Connection,
+}
+
+/// What the copy writes down of a connection it has accepted.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Visit {
+    record: Record,
+    addresses: [[u8; ADDRESS]; 2],
+    /// 1: accepted; 2: back in the queue; 3: it had ended, and is gone.
+    stage: u32,
+    errno: i32,
+}
+
+/// Room for an internet address.
+const ADDRESS: usize = 28;
+const ACCEPTED: u32 = 1;
+const BACK: u32 = 2;
+const ENDED: u32 = 3;
+
+/// Reads the connections that wait to be accepted at a listening socket, whose program is stopped, while a lock holds their packets. Each
+/// is accepted, read, and put back, by a copy that outlives the engine.
+///
+/// # Errors
+/// One of them could not be read, or not be put back: then it is lost, which the error says.
+pub fn queued(listener: BorrowedFd<'_>, usher: &Usher) -> SysResult<Vec<Queued>> {
+    let failed = |call, e| SysError::new(call, Errno::from_raw(e), "a listening socket");
+    let n = usher::waiting(listener).map_err(|e| failed("getsockopt(TCP_INFO)", e))? as usize;
+    let blank = Visit {
+        record: record(listener.as_raw_fd(), 0),
+        addresses: [[0; ADDRESS]; 2],
+        stage: 0,
+        errno: 0,
+    };
+    let table = n * size_of::<Visit>();
+    let shared = Shared::new(table.max(1) + n * (MOST_BYTES + SLACK))?;
+    let list = shared.at.cast::<Visit>();
+    let room = |i| i * (MOST_BYTES + SLACK);
+    for i in 0..n {
+        let mut v = blank;
+        v.record.at = room(i);
+        (v.record.receive_room, v.record.send_room) = (MOST_BYTES, SLACK);
+        // SAFETY: the mapping is page-aligned and holds `n` of them before anything else; nobody else has it yet.
+        unsafe { list.add(i).write(v) };
+    }
+    let fd = listener.as_raw_fd();
+    by_copy(|engine| {
+        for i in 0..n {
+            // SAFETY: no pointers.
+            if unsafe { libc::getppid() } != engine {
+                break;
+            }
+            // SAFETY: as for [`portion`].
+            let v = unsafe { &mut *list.add(i) };
+            // SAFETY: the room of this one was given out above.
+            if let Err(e) = unsafe { visit(fd, v, shared.at.add(table), usher) } {
+                v.errno = e;
+                break;
+            }
+        }
+    })?;
+    let mut all = Vec::with_capacity(n);
+    for i in 0..n {
+        // SAFETY: the child has ended, so they are ours again.
+        let v = unsafe { list.add(i).read() };
+        match (v.stage, v.errno) {
+            (ENDED, _) => continue,
+            (BACK, _) => {}
+            (ACCEPTED, e) => return Err(failed("a connection is lost: to put it back", e)),
+            (_, 0) => return Err(failed("waitpid", Errno::ECHILD as i32)),
+            (_, e) => return Err(failed("accept4", e)),
+        }
+        let (Some(local), Some(peer)) = (address(&v.addresses[0]), address(&v.addresses[1])) else {
+            return Err(failed("getsockname", Errno::EAFNOSUPPORT as i32));
+        };
+        all.push(Queued {
+            local,
+            peer,
+            connection: connection(&v.record, &shared, table, true)?,
+        });
+    }
+    Ok(all)
+}
+
+/// Accepts one connection, reads it and puts it back.
+///
+/// # Safety
+/// `data` must have room for `at` and both rooms of the record.
+unsafe fn visit(listener: RawFd, v: &mut Visit, data: *mut u8, usher: &Usher) -> Result<(), i32> {
+    let mut p = libc::pollfd {
+        fd: listener,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, which lives through the call. Somebody else may have the listener, too, and accept(2) must not wait.
+    if unsafe { libc::poll(&mut p, 1, 0) } != 1 {
+        return Err(Errno::EAGAIN as i32);
+    }
+    let mut len = ADDRESS as libc::socklen_t;
+    // SAFETY: the kernel writes at most as many bytes of the address as is told.
+    let fd = unsafe {
+        libc::accept4(
+            listener,
+            v.addresses[1].as_mut_ptr().cast(),
+            &mut len,
+            libc::SOCK_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(last());
+    }
+    v.stage = ACCEPTED;
+    let mut len = ADDRESS as libc::socklen_t;
+    // SAFETY: as above.
+    if unsafe { libc::getsockname(fd, v.addresses[0].as_mut_ptr().cast(), &mut len) } != 0 {
+        return Err(last());
+    }
+    v.record.fd = fd;
+    // SAFETY: the caller promises the room.
+    unsafe { read_one(&mut v.record, data) };
+    let r = &v.record;
+    if r.errno != 0 {
+        return Err(r.errno);
+    }
+    let state = r.info[0];
+    const ESTABLISHED: u8 = 1;
+    const CLOSE_WAIT: u8 = 8;
+    if !matches!(state, ESTABLISHED | CLOSE_WAIT) {
+        v.stage = ENDED;
+        // SAFETY: ours.
+        unsafe { libc::close(fd) };
+        return Ok(());
+    }
+    // closes without a word
+    set_int(fd, libc::SOL_TCP, TCP_REPAIR, TCP_REPAIR_ON)?;
+    // SAFETY: ours.
+    unsafe { libc::close(fd) };
+    let (Some(local), Some(peer)) = (address(&v.addresses[0]), address(&v.addresses[1])) else {
+        return Err(Errno::EAFNOSUPPORT as i32);
+    };
+    let guest = Guest {
+        options: r.info[5],
+        scale: (r.info[6] & 15, r.info[6] >> 4),
+        inq_seq: r.inq_seq,
+        outq_seq: r.outq_seq,
+        mss: r.mss,
+        timestamp: r.timestamp,
+        window: r.window[1],
+        fin: state == CLOSE_WAIT,
+        // SAFETY: so many bytes were received there.
+        receive: unsafe { std::slice::from_raw_parts(data.add(r.at), r.received) },
+    };
+    // SAFETY: the descriptor is open as long as the engine holds it, and in this copy.
+    let listener = unsafe { BorrowedFd::borrow_raw(listener) };
+    usher
+        .lead(listener, &guest, local, peer)
+        .map_err(|e| e as i32)?;
+    v.stage = BACK;
+    Ok(())
+}
+
+/// Reads a `sockaddr_in` or `sockaddr_in6`.
+fn address(b: &[u8; ADDRESS]) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes([b[2], b[3]]);
+    match i32::from(u16::from_ne_bytes([b[0], b[1]])) {
+        libc::AF_INET => {
+            let ip: [u8; 4] = b[4..8].try_into().ok()?;
+            Some(SocketAddrV4::new(ip.into(), port).into())
+        }
+        libc::AF_INET6 => {
+            let ip: [u8; 16] = b[8..24].try_into().ok()?;
+            let scope = u32::from_ne_bytes(b[24..28].try_into().ok()?);
+            Some(SocketAddrV6::new(ip.into(), port, 0, scope).into())
+        }
+        _ => None,
+    }
 }
 
 fn connection(r: &Record, shared: &Shared, table: usize, clean: bool) -> SysResult<Connection> {

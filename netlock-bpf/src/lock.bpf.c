@@ -219,7 +219,8 @@ ALWAYS int hold(struct __sk_buff *skb, int in)
 		return NEXT;
 	if (p.fragment)
 		return s->scope == WHOLE ? DROP : NEXT;
-	if (!in && skb->mark == s->mark)
+	// a packet that arrives has a mark only if it comes round the loopback device
+	if (skb->mark == s->mark)
 		return NEXT;
 	if (load_relative(skb, p.offset, ports, 4, BPF_HDR_START_NET))
 		return NEXT;

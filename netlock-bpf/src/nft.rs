@@ -143,14 +143,17 @@ impl Net {
                 b.text(1, &table).text(2, chain).nest(4, |e| e.0 = list.0);
                 parts.push((kind(Nft::NewRule), NLM_F_CREATE | NLM_F_APPEND, b.0));
             };
-            if !input || sockets {
+            // a packet that arrives has a mark of its own only if it comes round the loopback device
+            for by_socket in [false, true] {
+                if by_socket && !(input && sockets) {
+                    continue;
+                }
                 let mut list = Body::default();
-                if input {
-                    expr(&mut list, "socket", |d| {
+                match by_socket {
+                    true => expr(&mut list, "socket", |d| {
                         d.be32(1, 1).be32(2, REG);
-                    });
-                } else {
-                    meta(&mut list, 3, REG);
+                    }),
+                    false => meta(&mut list, 3, REG),
                 }
                 compare(&mut list, REG, &state.mark.to_ne_bytes());
                 verdict(&mut list, NF_ACCEPT);

@@ -151,6 +151,7 @@ macro_rules! with_guests {
             tcp_opts: ["--tcp-established"] [];
             tcp_states: ["--tcp-established"] [];
             tcp_reuseport: ["--skip-in-flight"] [];
+            tcp_queued: ["--tcp-established"] [];
             tcp_unaccepted: ["--skip-in-flight"] [];
             udp: [] [];
             udp_multicast: [] [];
@@ -243,6 +244,7 @@ macro_rules! with_works {
             tcp_opts: dump_restore, leave_running, generations;
             tcp_states: dump_restore, leave_running, generations;
             tcp_reuseport: dump_restore, leave_running, generations;
+            tcp_queued: dump_restore, leave_running, generations, contained;
             tcp_unaccepted: dump_restore, leave_running, generations;
             udp_multicast: dump_restore, leave_running, generations;
             udp: dump_restore, leave_running, generations;

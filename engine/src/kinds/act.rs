@@ -5,7 +5,7 @@
 //! itself like a row, so the whole plan can be read before it is played.
 use super::{
     fown, ghost, inet_address, inet_groups, inherit, netlink, pidfd, sockopts, sysv, tcp_acts,
-    tty_acts, unixsk_acts,
+    tcp_queue, tty_acts, unixsk_acts,
 };
 use crate::error::{Blame, Error, Result};
 use crate::pages::{Source, Store};
@@ -79,6 +79,8 @@ pub enum Act {
     Connect(Box<tcp_acts::Connect>),
     /// The end of its repair mode.
     Wake(Box<tcp_acts::Wake>),
+    /// Connections that wait to be accepted.
+    Lead(Box<tcp_queue::Lead>),
 }
 
 /// Writes runs of a pages image into a file.
@@ -180,6 +182,7 @@ impl Act {
             Act::Join(j) => j.perform(on),
             Act::Connect(c) => c.perform(on),
             Act::Wake(w) => w.perform(on),
+            Act::Lead(l) => l.perform(on),
         }
     }
     /// The call, if it is one.
@@ -235,6 +238,7 @@ impl fmt::Display for Act {
             Act::Join(j) => j.fmt(f),
             Act::Connect(c) => c.fmt(f),
             Act::Wake(w) => w.fmt(f),
+            Act::Lead(l) => l.fmt(f),
         }
     }
 }

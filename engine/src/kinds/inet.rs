@@ -8,8 +8,8 @@
 //! **TCP.** Closed, bound and listening sockets come back with their options, backlog and fast open. Connections need
 //! `--tcp-established`; their queues, sequence numbers, windows and negotiated options are in `tcp-stream-HEX.img`. See
 //! `tcp.rs` for how they are read, `tcp_acts.rs` for how they are made again. With `--tcp-close` a connection comes back as
-//! one that was shut down. A listening socket with connections that nobody has accepted is refused, or, with
-//! `--skip-in-flight`, comes back without them.
+//! one that was shut down. Connections that nobody has accepted yet come back in
+//! the queue of their listening socket (`tcp_queue.rs`); with `--skip-in-flight` they are left behind.
 //!
 //! **UDP.** Addresses, options, multicast groups, and a shutdown of the receiving side. Datagrams that wait are left behind, with a
 //! warning; part of a datagram that is held back by UDP_CORK is refused.
@@ -21,14 +21,14 @@
 //! wait to be told (SO_ERROR, MSG_ERRQUEUE). What waits in UDP, raw and ping sockets. The device of IP_MULTICAST_IF when it was
 //! named by its index. TCP-MD5 and TCP-AO keys. eBPF programs that choose a socket of an SO_REUSEPORT group.
 //!
-//! Guests: tcp_listen, tcp_loop, tcp_v6, tcp_opts, tcp_states, tcp_reuseport, tcp_unaccepted, udp, udp_multicast, raw, ping.
+//! Guests: tcp_listen, tcp_loop, tcp_v6, tcp_opts, tcp_states, tcp_reuseport, tcp_queued, tcp_unaccepted, udp, udp_multicast, raw, ping.
 use super::common::{ask_int, body, settle};
 use super::inet_address::{self as address, Bind};
 use super::inet_options::{self as options, IPPROTO_MPTCP, Sort, state};
 use super::sockopts::Buffers;
 use super::sockopts::{self, get, get_int, set_int_row, word};
 use super::tcp_acts::{Connect, Wake};
-use super::{Act, DumpCx, FileKind, PlanCx, Seen, Stage, inet_groups, malformed, tcp};
+use super::{Act, DumpCx, FileKind, PlanCx, Seen, Stage, inet_groups, malformed, tcp, tcp_queue};
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::host::Host;
@@ -148,7 +148,7 @@ impl FileKind for Inet {
             e.state = info.state;
             if info.state == state::LISTEN {
                 e.backlog = info.backlog;
-                waiting(seen, info.waiting, cx)?;
+                tcp_queue::meet(seen, id, info.waiting, cx)?;
             }
             if info.state == state::CLOSE {
                 closed(seen, peer.is_some(), cx)?;
@@ -251,6 +251,7 @@ impl FileKind for Inet {
                 vec![Arg::Fd(file), Arg::Int(e.backlog.into())],
             );
             cx.host_at(Stage::Second, row, format!("{local} listens"));
+            tcp_queue::plan(entry, e, cx)?;
         } else if !peer.ip().is_unspecified() {
             let b = address::sockaddr(&peer);
             let len = Arg::Int(b.len() as u64);
@@ -485,29 +486,6 @@ fn named(seen: &Seen, s: Sort) -> Result<()> {
             "close it before the dump",
         ),
     }
-}
-
-/// A listening socket with connections that nobody has accepted.
-fn waiting(seen: &Seen, n: u32, cx: &mut DumpCx) -> Result<()> {
-    if n == 0 {
-        return Ok(());
-    }
-    if cx.options.network.skip_in_flight {
-        cx.warn(format!(
-            "{}: {n} connections that wait to be accepted will not come back",
-            seen.place()
-        ));
-        return Ok(());
-    }
-    Err(Error::new(
-        "E4553",
-        Blame::Container,
-        format!("cannot dump {}", seen.place()),
-    )
-    .why(format!("{n} connections wait to be accepted"))
-    .advice(
-        "try again when the program has accepted them, or leave them behind with --skip-in-flight",
-    ))
 }
 
 /// A socket without a connection: what is still in its queue would be lost.

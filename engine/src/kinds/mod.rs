@@ -14,6 +14,7 @@ pub mod fown;
 pub mod ghost;
 pub mod inet;
 pub mod inet_address;
+mod inet_diag;
 pub mod inet_groups;
 pub mod inet_options;
 pub mod inherit;
@@ -36,6 +37,7 @@ pub mod sysv;
 pub mod tcp;
 pub mod tcp_acts;
 pub mod tcp_packets;
+pub mod tcp_queue;
 #[cfg(test)]
 pub mod testing;
 pub mod timerfd;

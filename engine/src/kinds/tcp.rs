@@ -9,7 +9,7 @@
 //! The image counts as CRIU does: `inq_seq` and `outq_seq` are behind the last byte of their queue, a FIN counts as one, but is
 //! in neither length.
 use super::inet_options::state;
-use super::{DumpCx, Seen, Undo, inet_address as address};
+use super::{DumpCx, Seen, Undo, inet_address as address, tcp_queue};
 use crate::error::{Blame, Error, Result};
 use crate::network;
 use nix::errno::Errno;
@@ -85,7 +85,7 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
         .range(("tcp", 0)..=("tcp", u64::MAX))
         .map(|(k, _)| *k)
         .collect();
-    if mine.is_empty() {
+    if mine.is_empty() && !tcp_queue::met(cx) {
         return Ok(());
     }
     let mut all = Vec::new();
@@ -109,6 +109,8 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
         cx.locked = Some(lock.id());
         cx.undo.push(Undo::Lock(Box::new(lock.into())));
     }
+    // before others are looked at: their own ends may be among those
+    tcp_queue::finish(cx)?;
     let sockets: Vec<_> = all.iter().map(|c| c.1.as_fd()).collect();
     crate::kill_point();
     let read = repair::read(&sockets)?;
@@ -149,7 +151,7 @@ fn refused(place: &str, e: &SysError) -> Error {
 }
 
 /// The state, and the record for the image.
-fn record(c: &Connection, place: &str) -> Result<(u32, pb::TcpStreamEntry)> {
+pub(super) fn record(c: &Connection, place: &str) -> Result<(u32, pb::TcpStreamEntry)> {
     let state = u32::from(c.info[0]);
     if !carried(state) {
         return Err(
