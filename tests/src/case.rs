@@ -38,12 +38,27 @@ pub enum Scenario {
         /// Milliseconds of work before each dump.
         gaps_ms: Vec<u64>,
     },
+    /// Dumped only: its folder goes to another machine.
+    Packed,
+    /// Restored from a folder that came from another machine.
+    Unpacked,
     /// The engine is killed or made to fail.
     Life(crate::life::Trial),
 }
 
-/// How long one wait may last (ready, dump, restore, verify), in seconds.
-pub const PATIENCE_SECS: u64 = 20;
+/// How long one wait may last (ready, dump, restore, verify), in seconds, on a machine that is not emulated.
+const PATIENCE_SECS: u64 = 20;
+
+/// How much longer than usual all waits are: `STASIS_PATIENCE`, for slow machines.
+pub fn slowness() -> u32 {
+    let said = std::env::var("STASIS_PATIENCE").ok();
+    said.and_then(|s| s.parse().ok()).unwrap_or(1).max(1)
+}
+
+/// How long one wait may last here, in seconds.
+pub fn patience() -> u64 {
+    PATIENCE_SECS * u64::from(slowness())
+}
 
 /// What the box is told. Paths are absolute and seen alike inside and outside of the box.
 #[derive(Debug, Serialize, Deserialize)]
@@ -191,7 +206,7 @@ fn prepare(
         scenario: scenario.clone(),
         options: guest.options.iter().map(ToString::to_string).collect(),
         terminal: guest.options.contains(&"--shell-job"),
-        patience: PATIENCE_SECS,
+        patience: patience(),
         container: match scenario {
             Scenario::Contained(sort, _) => {
                 crate::container::build_init()?;
@@ -299,6 +314,34 @@ pub fn dumped(boxer: &Path, guest: &Guest, to: &Path) -> Result<()> {
         fs::copy(e.path(), to.join(e.file_name()))?;
     }
     Ok(())
+}
+
+/// Dumps a guest; everything it needs to go on elsewhere is in this folder of the caller's. See [`unpack`].
+///
+/// # Errors
+/// As [`run`].
+pub fn pack(boxer: &Path, guest: &Guest, dir: &Path) -> Result<Outcome> {
+    let engine = Engine::under_test()?;
+    fs::create_dir_all(dir)?;
+    run_in(
+        dir,
+        boxer,
+        guest,
+        &Scenario::Packed,
+        Some((&engine, &engine)),
+    )
+}
+
+/// Restores a guest from such a folder, at the same path, and has it verify itself.
+///
+/// # Errors
+/// As [`run`].
+pub fn unpack(boxer: &Path, dir: &Path) -> Result<Outcome> {
+    let mut spec: Spec = serde_json::from_slice(&fs::read(dir.join("spec.json"))?)?;
+    spec.scenario = Scenario::Unpacked;
+    fs::remove_file(dir.join("report.json"))?;
+    let _slot = slot()?;
+    Ok(judge(&spec.scenario, in_a_box(boxer, dir, &spec)?))
 }
 
 /// Runs a case and panics with all that is known when it did not go as it should: the body of a `#[test]`.

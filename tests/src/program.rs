@@ -252,7 +252,7 @@ fn once(
         options: program.options.iter().map(ToString::to_string).collect(),
         terminal: false,
         container: None,
-        patience: 2 * case::PATIENCE_SECS,
+        patience: 2 * case::patience(),
     };
     let report = case::in_a_box(boxer, dir, &spec)?;
     case::keep(dir, program.name);

@@ -141,7 +141,10 @@ fn reap() {
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "timeout: {what}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(stasis_tests::case::patience()),
+            "timeout: {what}"
+        );
         reap();
         std::thread::sleep(Duration::from_millis(2));
     }

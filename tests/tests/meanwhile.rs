@@ -55,7 +55,10 @@ impl Drop for Running {
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "timeout: {what}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(stasis_tests::case::patience()),
+            "timeout: {what}"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }

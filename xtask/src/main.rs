@@ -11,6 +11,7 @@ mod run;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -44,6 +45,8 @@ enum Verb {
     LockObject,
     /// Build one static binary into target/dist
     Dist,
+    /// Run the tests under other kernels, in virtual machines
+    VmTest(vm::VmTest),
     /// Measure dump and restore, optionally against another engine
     Bench(bench::Bench),
     /// (internal) run one command and tell its time and memory
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::ErrorsBook => errors_book::run().map(|()| true),
         Verb::LockObject => lock_object::run().map(|()| true),
         Verb::Dist => dist::run().map(|()| true),
+        Verb::VmTest(v) => v.run(),
         Verb::Bench(b) => b.run().map(|()| true),
         Verb::Measure(m) => m.run().map(|()| true),
     };

@@ -29,6 +29,10 @@ const INIT: &str = "--stasis-runtimes-init";
 const PLAY: &str = "--stasis-runtimes-play";
 /// A scenario that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(60);
+/// The same on this machine.
+fn limit() -> Duration {
+    LIMIT * crate::case::slowness()
+}
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// What is done with a container, and what must hold afterwards.
@@ -84,7 +88,7 @@ pub fn run(boxer: &Path, s: &Scenario, engine: &Engine) -> Result<Outcome> {
         .stderr(log)
         .spawn()?;
     // the gate has its own limit, and cleans up; this one is for a gate that hangs
-    let status = patiently(&mut child, LIMIT + LIMIT / 2)?;
+    let status = patiently(&mut child, limit() + limit() / 2)?;
     crate::case::keep(dir, s.name);
     let mut told = fs::read_to_string(dir.join("play.log"))?;
     Ok(match status {
@@ -167,7 +171,7 @@ fn gate(name: &str, dir: &Path) -> Result<()> {
             .arg(name)
             .arg(dir)
             .spawn()?;
-        match patiently(&mut init, LIMIT)? {
+        match patiently(&mut init, limit())? {
             Some(status) => ensure!(status.success(), "the scenario failed"),
             None => bail!("it hung"),
         }

@@ -197,7 +197,7 @@ pub fn numbers(text: &str) -> Vec<u64> {
 /// # Errors
 /// It does not within 15 seconds.
 pub fn wait<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + PATIENCE * crate::case::slowness();
     loop {
         if let Some(t) = look()? {
             return Ok(t);
