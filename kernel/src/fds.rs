@@ -24,6 +24,17 @@ pub fn pidfd_open(pid: HostPid, flags: u32) -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Has a task used semaphores so that its end would undo something (semop(2), SEM_UNDO)? Which, the kernel tells nobody.
+///
+/// KERNEL: kcmp(2) compares lists, and a task without one equals another without one. Every thread that starts a thread gets a
+/// list (ipc/sem.c, copy_semundo()), so the caller throws its own away first; it must not use such semaphores itself.
+pub fn has_undo(pid: HostPid) -> SysResult<bool> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_SYSVSEM)
+        .map_err(|e| SysError::new("unshare", e, "CLONE_SYSVSEM"))?;
+    let own = HostPid(nix::unistd::gettid().as_raw());
+    Ok(kcmp(pid, own, Kcmp::Sysvsem)? != Ordering::Equal)
+}
+
 /// Makes a process that ends at once, lets `f` use its pid, and reaps it: what `f` opened of it is then of a reaped task.
 pub fn with_stand_in<T>(f: impl FnOnce(HostPid) -> T) -> SysResult<T> {
     // SAFETY: the child calls nothing but _exit(2), which is safe also when other threads held locks.

@@ -34,6 +34,8 @@ pub mod attr {
 
 const OPEN_TREE_CLONE: u64 = 1;
 const OPEN_TREE_CLOEXEC: u64 = libc::O_CLOEXEC as u64;
+/// linux/fcntl.h
+const AT_RECURSIVE: u64 = 0x8000;
 const RESOLVE_NO_XDEV: u64 = 0x1;
 const RESOLVE_NO_MAGICLINKS: u64 = 0x2;
 const RESOLVE_NO_SYMLINKS: u64 = 0x4;
@@ -56,17 +58,20 @@ fn text(s: &str) -> Arg {
     Arg::Str(s.as_bytes().to_vec())
 }
 
-/// A detached copy of the one mount at an absolute path, from there on downward. Links in the path are followed: it must
-/// come from the caller.
-pub fn clone_path(path: &[u8]) -> Call {
-    let args = vec![
-        here(),
-        Arg::Str(path.to_vec()),
-        Arg::Named(
+/// A detached copy of the one mount at an absolute path, from there on downward; `recursive`: and of all that is mounted below.
+/// Links in the path are followed: it must come from the caller.
+pub fn clone_path(path: &[u8], recursive: bool) -> Call {
+    let flags = match recursive {
+        false => Arg::Named(
             OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC,
             "OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC".into(),
         ),
-    ];
+        true => Arg::Named(
+            OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE,
+            "OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_RECURSIVE".into(),
+        ),
+    };
+    let args = vec![here(), Arg::Str(path.to_vec()), flags];
     Call::new(libc::SYS_open_tree, args)
 }
 
@@ -229,6 +234,16 @@ pub fn setattr(mount: FdRef, set: u64, clear: u64, propagation: u64) -> Call {
     Call::new(libc::SYS_mount_setattr, args)
 }
 
+/// Sets the propagation (`MS_...`) of a mount and of all mounts below it.
+pub fn spread(mount: FdRef, propagation: u64) -> Call {
+    let mut call = setattr(mount, 0, 0, propagation);
+    call.args[2] = Arg::Named(
+        libc::AT_EMPTY_PATH as u64 | AT_RECURSIVE,
+        "AT_EMPTY_PATH|AT_RECURSIVE".into(),
+    );
+    call
+}
+
 /// Mounts of this namespace, all below the root, stop sharing what is mounted in them.
 pub fn all_private() -> Call {
     let bits = libc::MS_REC | libc::MS_PRIVATE;
@@ -329,7 +344,6 @@ pub fn nameless_tmpfs() -> Result<OwnedFd, SysError> {
 /// # Errors
 /// As open_tree(2).
 pub fn whole_tree(path: &std::ffi::CStr) -> Result<OwnedFd, SysError> {
-    const AT_RECURSIVE: u64 = 0x8000;
     open_tree(path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)
 }
 

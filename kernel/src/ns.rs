@@ -1,9 +1,11 @@
 //! Namespaces: their handles, and visits to foreign ones.
-use crate::error::SysError;
+use crate::error::{SysError, check};
 use crate::ids::HostPid;
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 /// A sort of namespace (namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,7 +91,11 @@ impl Ns {
 /// process, so what `f` opens there can be used here.
 ///
 /// A thread can enter all sorts but user (setns(2): EINVAL), and pid or time only for children it may have. Entering a mount
-/// namespace sets its root and working directory to the root of that namespace.
+/// namespace sets its root and working directory to the root of that namespace. Those it is in already are passed over.
+///
+/// Where that is refused to a caller who has no rights over the namespaces, but over the user namespace that owns them (a
+/// rootless container's, seen by the user who made it), `f` runs in a process that enters that one first: it shares memory and
+/// descriptors with this one, so for `f` there is no difference; it must not start threads.
 ///
 /// # Errors
 /// setns(2) or unshare(2) refused; `f` did not run then.
@@ -97,23 +103,102 @@ pub fn visit<R: Send>(
     places: &[(Ns, BorrowedFd<'_>)],
     f: impl FnOnce() -> R + Send,
 ) -> Result<R, SysError> {
-    std::thread::scope(|s| {
-        let visitor = s.spawn(|| {
-            for (ns, fd) in places {
-                if *ns == Ns::Mnt {
-                    // KERNEL: a mount namespace is entered only with directories that nobody shares (fs/namespace.c, mntns_install)
-                    unshare(CloneFlags::CLONE_FS)
-                        .map_err(|e| SysError::new("unshare", e, "CLONE_FS"))?;
-                }
-                setns(fd, ns.flag())
-                    .map_err(|e| SysError::new("setns", e, format!("a {} namespace", ns.name())))?;
-            }
-            Ok(f())
-        });
+    let mut places = places.to_vec();
+    places.retain(|(ns, fd)| !is_here(*ns, *fd));
+    let mut f = Some(f);
+    let tried = std::thread::scope(|s| {
+        let visitor = s.spawn(|| enter(&places).map(|()| f.take().map(|f| f())));
         visitor
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    });
+    let owner = match (&tried, places.first()) {
+        (Err(e), Some(p)) if e.errno == Errno::EPERM => owner(p.1).ok(),
+        _ => None,
+    };
+    match (tried, owner, f) {
+        (Err(_), Some(owner), Some(f)) => through(&owner, &places, f),
+        (Ok(Some(r)), ..) => Ok(r),
+        (Err(e), ..) => Err(e),
+        (Ok(None), ..) => Err(lost()),
+    }
+}
+
+/// Is the caller in this namespace?
+fn is_here(ns: Ns, fd: BorrowedFd<'_>) -> bool {
+    let own = std::fs::metadata(format!("/proc/thread-self/ns/{}", ns.name()));
+    let that = crate::fds::fstat(fd);
+    own.is_ok_and(|o| that.is_ok_and(|t| (o.dev(), o.ino()) == (t.st_dev, t.st_ino)))
+}
+
+fn enter(places: &[(Ns, BorrowedFd<'_>)]) -> Result<(), SysError> {
+    for (ns, fd) in places {
+        if *ns == Ns::Mnt {
+            // KERNEL: a mount namespace is entered only with directories that nobody shares (fs/namespace.c, mntns_install)
+            unshare(CloneFlags::CLONE_FS).map_err(|e| SysError::new("unshare", e, "CLONE_FS"))?;
+        }
+        setns(fd, ns.flag())
+            .map_err(|e| SysError::new("setns", e, format!("a {} namespace", ns.name())))?;
+    }
+    Ok(())
+}
+
+/// The user namespace that owns a namespace (ioctl_ns(2), NS_GET_USERNS).
+fn owner(ns: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: no argument; it gives a new descriptor.
+    let fd = unsafe { libc::ioctl(ns.as_raw_fd(), NS_GET_USERNS) };
+    check(fd.into(), "ioctl(NS_GET_USERNS)", || "a namespace's owner")?;
+    // SAFETY: a fresh descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs `f` in these namespaces, in a process that has entered the user namespace of their owner.
+///
+/// KERNEL: no thread may enter a user namespace (kernel/user_namespace.c, userns_install()), but a process may that shares its
+/// memory and descriptors with us: it is no thread of ours. The caller's thread waits (CLONE_VFORK), as it lends its
+/// thread-local memory.
+fn through<R>(
+    owner: &OwnedFd,
+    places: &[(Ns, BorrowedFd<'_>)],
+    f: impl FnOnce() -> R,
+) -> Result<R, SysError> {
+    const STACK: usize = 4 << 20;
+    let mut f = Some(f);
+    let mut told = None;
+    let visitor = || {
+        told = Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(
+            || {
+                let entered = setns(owner, CloneFlags::CLONE_NEWUSER).map_err(|e| {
+                    SysError::new("setns", e, "the user namespace of a namespace's owner")
+                });
+                // a change of credentials made our memory undumpable (no access to our own /proc); it is the caller's as well
+                // SAFETY: plain numbers.
+                unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+                entered.and_then(|()| enter(places))?;
+                Ok(f.take().map(|f| f()))
+            },
+        )));
+        0
+    };
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_FILES | CloneFlags::CLONE_VFORK;
+    let mut stack = vec![0u8; STACK];
+    // SAFETY: the stack is the visitor's alone; what it borrows outlives it, as this thread goes on when it has ended.
+    let pid = unsafe { nix::sched::clone(Box::new(visitor), &mut stack, flags, None) }
+        .map_err(|e| SysError::new("clone", e, "a visitor of namespaces"))?;
+    let wall = nix::sys::wait::WaitPidFlag::__WALL;
+    while nix::sys::wait::waitpid(pid, Some(wall)) == Err(Errno::EINTR) {}
+    match told {
+        Some(Ok(Ok(Some(r)))) => Ok(r),
+        Some(Ok(Err(e))) => Err(e),
+        Some(Err(panic)) => std::panic::resume_unwind(panic),
+        // it was killed
+        Some(Ok(Ok(None))) | None => Err(lost()),
+    }
+}
+
+fn lost() -> SysError {
+    SysError::new("clone", Errno::ESRCH, "a visitor of namespaces")
 }
 
 /// [`visit`] to namespaces of a task.

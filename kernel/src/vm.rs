@@ -389,8 +389,36 @@ fn io(e: std::io::Error, call: &'static str, what: String) -> SysError {
     SysError::new(call, Errno::from_raw(e.raw_os_error().unwrap_or(0)), what)
 }
 
+/// Maps the first page of a file without access (mmap(2), PROT_NONE) and calls `f` with the address while it is mapped.
+///
+/// # Errors
+/// The file cannot be mapped.
+pub fn with_mapped<T>(file: &File, f: impl FnOnce(u64) -> T) -> SysResult<T> {
+    let len = crate::pagemap::PAGE_SIZE as usize;
+    let (none, private) = (libc::PROT_NONE, libc::MAP_PRIVATE);
+    // SAFETY: the kernel chooses the place; nothing is read or written there, and it is unmapped below.
+    let at = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            none,
+            private,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(SysError::last("mmap", "a file to compare"));
+    }
+    let r = f(at as u64);
+    // SAFETY: the mapping made above, to which nobody has a reference.
+    unsafe { libc::munmap(at, len) };
+    Ok(r)
+}
+
 /// An open file of fresh shared anonymous memory: the same object as mmap(MAP_SHARED|MAP_ANONYMOUS) gives, shown as
-/// `/dev/zero (deleted)`. Needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the initial user namespace (map_files).
+/// `/dev/zero (deleted)`. Without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the initial user namespace (map_files) it is a
+/// memfd, which behaves alike and is shown as `/memfd:shared (deleted)`.
 pub fn shared_memory(size: u64) -> SysResult<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd;
     let len = size.max(1).next_multiple_of(4096) as usize;
@@ -419,6 +447,12 @@ pub fn shared_memory(size: u64) -> SysResult<std::os::fd::OwnedFd> {
     let failed = SysError::last("open", path.to_string_lossy());
     // SAFETY: the mapping made above.
     unsafe { libc::munmap(at as *mut libc::c_void, len) };
+    if fd < 0 && failed.errno == Errno::EPERM {
+        let fd = crate::fds::memfd_create(c"shared", 0)?;
+        nix::unistd::ftruncate(&fd, len as i64)
+            .map_err(|e| SysError::new("ftruncate", e, "shared memory"))?;
+        return Ok(fd);
+    }
     if fd < 0 {
         return Err(failed);
     }

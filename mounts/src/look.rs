@@ -81,6 +81,10 @@ struct One<'a> {
     fstype: Option<&'static FsType>,
     external: Option<String>,
     inherited: bool,
+    /// What is mounted below it outside comes with it.
+    recursive: bool,
+    /// It comes with the one it is mounted on, or with the one that is mounted on.
+    rides: bool,
 }
 
 impl One<'_> {
@@ -134,17 +138,23 @@ pub fn describe(view: &View, wishes: &Wishes) -> Result<Described> {
             m.inherited = true;
         }
     }
+    riders(&mut all, view);
     let mut out = Described::default();
     let mut archived = BTreeSet::new();
     for i in 0..all.len() {
         if i == root {
             continue;
         }
-        if !all[i].outside() {
+        if !all[i].outside() && !all[i].rides {
             let external = judge(&all, i, root, view, wishes)?;
             all[i].external = external;
         }
     }
+    all.retain(|m| !m.rides);
+    let root = all
+        .iter()
+        .position(|m| is_root(m.info, view.infos))
+        .unwrap_or(root);
     for (i, m) in all.iter().enumerate() {
         sharing(&all, i, root, view, wishes)?;
         let filled = m.fstype.is_some_and(|t| t.make == Make::Filled);
@@ -158,6 +168,29 @@ pub fn describe(view: &View, wishes: &Wishes) -> Result<Described> {
     }
     out.entries = all.iter().rev().map(|m| entry(m, view)).collect();
     Ok(out)
+}
+
+/// A recursive bind of a folder of the caller's (`rbind` of OCI runtimes): mounts on it that are the machine's own come with it
+/// again, and are no business of the image's.
+fn riders(all: &mut [One], view: &View) {
+    let hosts = |m: &MountInfo| {
+        // KERNEL: the root of a cgroup hierarchy is told as the reader's cgroup namespace has it
+        let groups = m.fstype.starts_with(b"cgroup");
+        let same = |h: &MountInfo| h.dev == m.dev && (h.root == m.root || groups);
+        view.host.iter().any(same)
+    };
+    loop {
+        // mounts have no order that one could rely on
+        let new = (0..all.len()).find_map(|i| {
+            let m = &all[i];
+            let on = all.iter().position(|p| p.info.id == m.info.parent)?;
+            let carries = all[on].rides || all[on].outside() && !all[on].inherited;
+            (!m.rides && !m.outside() && carries && on != i && hosts(m.info)).then_some((i, on))
+        });
+        let Some((i, on)) = new else { break };
+        all[i].rides = true;
+        all[on].recursive = true;
+    }
 }
 
 fn is_root(m: &MountInfo, all: &[MountInfo]) -> bool {
@@ -206,6 +239,8 @@ fn collect<'a>(view: &View<'a>, wishes: &Wishes) -> Result<Vec<One<'a>>> {
             fstype: fstype::by_name(&name),
             external: None,
             inherited: false,
+            recursive: false,
+            rides: false,
         });
     }
     Ok(all)
@@ -326,15 +361,12 @@ fn entry(m: &One, view: &View) -> pb::MntEntry {
     let (sb_flags, rest) = flags::split_super(&shown);
     let mut options: Vec<String> = rest
         .into_iter()
-        .map(|o| match o.split_once('=') {
-            // KERNEL: shown as the first user namespace knows them (mm/shmem.c, shmem_show_options)
-            Some(("uid", v)) => v
-                .parse()
-                .map_or(o.to_owned(), |v| format!("uid={}", view.ids.user(v))),
-            Some(("gid", v)) => v
-                .parse()
-                .map_or(o.to_owned(), |v| format!("gid={}", view.ids.group(v))),
-            _ => o.to_owned(),
+        .filter_map(|o| match o.split_once('=') {
+            Some((key @ ("uid" | "gid"), v)) => match v.parse() {
+                Ok(v) => Some(format!("{key}={}", view.ids.in_option(key, v)?)),
+                Err(_) => Some(o.to_owned()),
+            },
+            _ => Some(o.to_owned()),
         })
         .collect();
     if m.fstype.is_some_and(|t| t.name == "devpts") && !view.host.iter().any(|h| h.dev == i.dev) {
@@ -374,6 +406,7 @@ fn entry(m: &One, view: &View) -> pb::MntEntry {
         sb_flags: Some(sb_flags as u32),
         ext_key: m.external.clone(),
         stasis_inherited: m.inherited.then_some(true),
+        stasis_recursive: m.recursive.then_some(true),
         ..Default::default()
     }
 }

@@ -41,7 +41,10 @@ impl Performer<'_> {
             Step::Call(c) => self.play(c, &row.why),
             Step::Unpack { image, into } => self.unpack(image, *into, &row.why),
             Step::Device { path, number, to } => {
-                self.play(&mnt::clone_path(path.as_bytes()).binds(*to), &row.why)?;
+                self.play(
+                    &mnt::clone_path(path.as_bytes(), false).binds(*to),
+                    &row.why,
+                )?;
                 let st = fds::fstat(self.fd(*to)?).map_err(|e| failed(&e, &row.why))?;
                 let is = (libc::major(st.st_rdev), libc::minor(st.st_rdev));
                 if st.st_mode & libc::S_IFMT != libc::S_IFCHR || is != *number {

@@ -362,7 +362,7 @@ impl Maker<'_> {
         use std::os::unix::ffi::OsStrExt;
         let root = self.caller.root.unwrap_or(Path::new("/"));
         let name = self.name();
-        let call = mnt::clone_path(root.as_os_str().as_bytes()).binds(name);
+        let call = mnt::clone_path(root.as_os_str().as_bytes(), false).binds(name);
         self.out(
             call,
             format!(
@@ -376,7 +376,9 @@ impl Maker<'_> {
             match self.sources[i].clone() {
                 Source::Path(p) => {
                     let name = self.name();
-                    let call = mnt::clone_path(p.as_os_str().as_bytes()).binds(name);
+                    let call =
+                        mnt::clone_path(p.as_os_str().as_bytes(), self.tree.mounts[i].recursive)
+                            .binds(name);
                     self.out(call, format!("{place}: it comes from the caller"));
                     self.mounts.insert(i, name);
                 }
@@ -653,7 +655,10 @@ impl Maker<'_> {
                 if outside {
                     let kept = self.kept_sharing(c);
                     self.call(
-                        mnt::setattr(mount, 0, 0, kept),
+                        match m.recursive {
+                            true => mnt::spread(mount, kept),
+                            false => mnt::setattr(mount, 0, 0, kept),
+                        },
                         format!("{place}: what it keeps of its master"),
                     );
                 }

@@ -44,6 +44,8 @@ pub struct Mount {
     pub external: Option<String>,
     /// It was the machine's when it was dumped, at the same place.
     pub inherited: bool,
+    /// What is mounted below it where it comes from comes with it.
+    pub recursive: bool,
 }
 
 impl Mount {
@@ -274,6 +276,7 @@ fn mount(e: &pb::MntEntry, parent: usize, at: &str) -> Mount {
         master: group(e.master_id),
         external: e.ext_key.clone().or(old),
         inherited: e.stasis_inherited(),
+        recursive: e.stasis_recursive(),
     }
 }
 

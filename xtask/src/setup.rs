@@ -92,9 +92,39 @@ const NEEDS: &[Need] = &[
         why: "podman watches containers with it",
     },
     Need {
+        probe: "/usr/lib/podman/netavark",
+        package: "netavark",
+        why: "podman's networks, and podman starts no container without it",
+    },
+    Need {
         probe: "ip",
         package: "iproute2",
         why: "loopback of tests' networks is set up with it",
+    },
+    Need {
+        probe: "newuidmap",
+        package: "uidmap",
+        why: "rootless podman makes its user namespace with it",
+    },
+    Need {
+        probe: "redis-server",
+        package: "redis-server",
+        why: "a database in a container is checkpointed under load, by tests",
+    },
+    Need {
+        probe: "redis-benchmark",
+        package: "redis-tools",
+        why: "the load",
+    },
+    Need {
+        probe: "nginx",
+        package: "nginx-light",
+        why: "a web server in a container is checkpointed under load, by tests",
+    },
+    Need {
+        probe: "wrk",
+        package: "wrk",
+        why: "the load",
     },
 ];
 

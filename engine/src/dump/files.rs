@@ -1,5 +1,6 @@
 //! Descriptors: every open file is looked at once, through a duplicate the engine holds.
 use super::Dumping;
+use super::mapped::{self, Copied};
 use super::task::Task;
 use crate::error::{Error, Result};
 use crate::kinds::{self, DumpCx, FileKind, IN_FLIGHT, Seen, fown, locks, regular, shmem, unixsk};
@@ -36,7 +37,13 @@ pub struct OpenFiles {
     tables: BTreeSet<u32>,
     late: Vec<usize>,
     /// Shared anonymous memory by inode: any file of it, and the end of what is mapped of it.
-    shared: BTreeMap<u64, (OwnedFd, u64)>,
+    shared: BTreeMap<u64, (Shared, u64)>,
+}
+
+/// How the engine reads shared anonymous memory.
+enum Shared {
+    Open(OwnedFd),
+    Copied(Copied),
 }
 
 impl Dumping<'_> {
@@ -228,13 +235,14 @@ impl Dumping<'_> {
         }
         Ok(())
     }
-    /// The file behind a mapping: its entry's id, whether it is a memfd, and the flags it must be opened with.
+    /// The file behind a mapping: its entry's id, whether it is a memfd, and the flags it must be opened with. `None`: it cannot
+    /// be had.
     pub fn mapped_file(
         &mut self,
         t: &Task,
         m: &MapsLine,
         flags: VmFlags,
-    ) -> Result<(u32, bool, u32)> {
+    ) -> Result<Option<(u32, bool, u32)>> {
         let open = super::open_flags_of(m, flags);
         // neighbouring mappings are usually of one file: it is looked at once
         let key = (
@@ -244,16 +252,11 @@ impl Dumping<'_> {
             m.path.clone(),
         );
         if let Some((id, memfd)) = self.mapped.get(&key) {
-            return Ok((*id, *memfd, open));
+            return Ok(Some((*id, *memfd, open)));
         }
-        let fd = t.proc.open_map_file(
-            m,
-            if m.deleted {
-                libc::O_RDONLY
-            } else {
-                libc::O_PATH
-            },
-        )?;
+        let Some(fd) = mapped::open(t, m)? else {
+            return Ok(None);
+        };
         let link = t.proc.map_file_link(m)?;
         let id = self.describe(
             t,
@@ -270,7 +273,7 @@ impl Dumping<'_> {
             .find(|e| e.id == id)
             .is_some_and(|e| e.r#type == pb::FdTypes::Memfd as i32);
         self.mapped.insert(key, (id, memfd));
-        Ok((id, memfd, open))
+        Ok(Some((id, memfd, open)))
     }
     fn describe(
         &mut self,
@@ -312,18 +315,35 @@ impl Dumping<'_> {
     /// Shared anonymous memory: its identity; contents are saved once, when all who map it are known.
     pub fn shared_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
         let end = m.offset + m.len();
-        match self.files.shared.entry(m.ino) {
-            Entry::Occupied(mut e) => e.get_mut().1 = end.max(e.get().1),
+        let e = match self.files.shared.entry(m.ino) {
+            Entry::Occupied(e) => e.into_mut(),
             Entry::Vacant(e) => {
-                e.insert((t.proc.open_map_file(m, libc::O_RDONLY)?, end));
+                let shared = match t.proc.open_map_file(m, libc::O_RDONLY) {
+                    Ok(fd) => Shared::Open(fd),
+                    // huge pages of the pool are not copied: they would take as many again
+                    Err(e) if mapped::is_denied(&e) && m.path == b"/anon_hugepage" => {
+                        return Err(mapped::nowhere(t, m));
+                    }
+                    Err(e) if mapped::is_denied(&e) => Shared::Copied(Copied::new()?),
+                    Err(e) => return Err(e.into()),
+                };
+                e.insert((shared, end))
             }
+        };
+        e.1 = end.max(e.1);
+        if let Shared::Copied(c) = &mut e.0 {
+            c.add(t, m)?;
         }
         Ok(m.ino)
     }
     /// Contents of all shared anonymous memory. What nobody maps any more at its end stays behind: whoever restores makes
     /// it as large as the mappings tell.
     pub fn shared_contents(&mut self) -> Result<()> {
-        for (ino, (fd, end)) in std::mem::take(&mut self.files.shared) {
+        for (ino, (shared, end)) in std::mem::take(&mut self.files.shared) {
+            let fd = match shared {
+                Shared::Open(fd) => fd,
+                Shared::Copied(c) => c.finish(end)?,
+            };
             let st = fds::fstat(fd.as_fd())?;
             let size = (st.st_size as u64).min(end);
             // in huge pages of the pool (MAP_HUGETLB)
@@ -334,7 +354,14 @@ impl Dumping<'_> {
     }
     /// SysV shared memory of the host's IPC namespace.
     pub fn sysv_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
-        let fd = t.proc.open_map_file(m, libc::O_RDONLY)?;
+        let fd = match t.proc.open_map_file(m, libc::O_RDONLY) {
+            Err(e) if mapped::is_denied(&e) => {
+                let mut copy = Copied::new()?;
+                copy.add(t, m)?;
+                copy.finish(m.offset + m.len())?
+            }
+            r => r?,
+        };
         let id = u32::try_from(m.ino).map_err(|_| Error::bug("a segment id of 64 bits"))?;
         crate::kinds::sysv::dump(&mut self.cx, id, fd.as_fd())?;
         Ok(m.ino)

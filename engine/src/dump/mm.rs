@@ -354,7 +354,17 @@ fn file(
         v.shmid = d.sysv_memory(task, m)?;
         return Ok(());
     }
-    let (id, memfd, fdflags) = d.mapped_file(task, m, s.flags)?;
+    let Some((id, memfd, fdflags)) = d.mapped_file(task, m, s.flags)? else {
+        // a memfd that nobody has open is shared memory that only shows another name: this is also how a rootless restore
+        // makes shared memory
+        if m.shared && m.deleted && path.starts_with(b"/memfd:") {
+            v.status |= status::ANON_SHARED;
+            v.flags |= libc::MAP_ANONYMOUS as u32;
+            v.shmid = d.shared_memory(task, m)?;
+            return Ok(());
+        }
+        return Err(super::mapped::nowhere(task, m));
+    };
     if memfd {
         v.status |= status::MEMFD;
     }

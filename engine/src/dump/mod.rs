@@ -4,6 +4,7 @@ mod backlog;
 mod facts;
 mod family;
 mod files;
+mod mapped;
 mod memory;
 pub mod mm;
 mod places;
@@ -736,9 +737,7 @@ impl<'a> Dumping<'a> {
                 }
             }
         };
-        // the kernel tells nobody what is in an undo list, only whose it is: the engine has none
-        let undo = fds::kcmp(t.pid, HostPid::own(), Kcmp::Sysvsem);
-        if undo.is_ok_and(|o| o != Ordering::Equal) {
+        if fds::has_undo(t.pid).is_ok_and(|has| has) {
             self.cx.warn(format!(
                 "task {} has used semaphores with SEM_UNDO: what its end would undo is forgotten",
                 t.pid.0

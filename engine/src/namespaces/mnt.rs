@@ -111,16 +111,21 @@ fn visit(proc: &File) -> Result<Visit> {
 /// Owners as the task's user namespace numbers them.
 fn ids_of(task: HostPid) -> Result<Ids> {
     let (theirs, ours) = (ProcDir::open(task)?, ProcDir::open(HostPid::own())?);
-    if theirs.ns("user")? == ours.ns("user")? {
-        return Ok(Ids::default());
-    }
-    let rows = |name: &str| -> Result<Vec<(u32, u32, u32)>> {
-        Ids::rows(&theirs.bytes(name)?)
-            .ok_or_else(|| Error::bug(format!("/proc/{}/{name} cannot be read", task.0)))
+    let rows = |of: &ProcDir, name: &str| -> Result<Vec<(u32, u32, u32)>> {
+        Ids::rows(&of.bytes(name)?)
+            .ok_or_else(|| Error::bug(format!("/proc/{}/{name} cannot be read", of.pid().0)))
     };
+    let engine = (rows(&ours, "uid_map")?, rows(&ours, "gid_map")?);
+    if theirs.ns("user")? == ours.ns("user")? {
+        return Ok(Ids {
+            engine,
+            ..Default::default()
+        });
+    }
     Ok(Ids {
-        users: rows("uid_map")?,
-        groups: rows("gid_map")?,
+        users: rows(&theirs, "uid_map")?,
+        groups: rows(&theirs, "gid_map")?,
+        engine,
     })
 }
 

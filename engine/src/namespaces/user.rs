@@ -193,6 +193,10 @@ impl Maps {
         }
         Ok(Self(entry))
     }
+    /// Is setgroups(2) denied for good?
+    pub fn denies_groups(&self) -> bool {
+        self.0.stasis_setgroups_denied == Some(true)
+    }
     /// Are these the maps the caller's spec gives (OCI `uidMappings`, `gidMappings`)? The order of lines does not matter.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! others, which belong to that one. All tasks are born of it and inherit them. A pid namespace is made by the birth of its
 //! first task, whose number in it is 1.
 use super::images::Images;
+use super::privileges::Groups;
 use crate::error::{Blame, Error, Result};
 use crate::options::Options;
 use stasis_kernel::call::{Arg, Call};
@@ -91,6 +92,26 @@ impl Grounds {
                 .filter(|_| g.makes(Ns::Pid));
         }
         Ok(g)
+    }
+    /// What becomes of supplementary groups there.
+    ///
+    /// # Errors
+    /// A damaged image, or /proc cannot be read.
+    pub fn groups(&self, dir: &ImageDir) -> Result<Groups> {
+        let denied = match self.made(Ns::User) {
+            Some(id) => crate::namespaces::user::load(dir, id)?.denies_groups(),
+            None if self.has(Ns::User) => false,
+            // a kernel without user namespaces has no such file
+            None => std::fs::read("/proc/self/setgroups").is_ok_and(|t| t.starts_with(b"deny")),
+        };
+        Ok(match (denied, self.has(Ns::User)) {
+            (false, _) => Groups::Set,
+            (true, true) => Groups::Born,
+            (true, false) => {
+                let own = nix::unistd::getgroups().unwrap_or_default();
+                Groups::These(own.into_iter().map(|g| g.as_raw()).collect())
+            }
+        })
     }
     /// Is this sort made anew?
     pub fn makes(&self, ns: Ns) -> bool {

@@ -101,7 +101,8 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     files(images, &mut cx)?;
     kinds::locks::plan(&mut cx).map_err(|e| e.of("locks").at(Phase::Plan))?;
     let shared = memory::shared(images, &mut cx)?;
-    let labels = privileges::Labels {
+    let around = privileges::Around {
+        groups: grounds.groups(dir)?,
         image: images.lsm,
         host: crate::lsm::of_host("/".as_ref()),
         over: o.namespaces.lsm_profile.as_deref(),
@@ -222,7 +223,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
                 .push((*tid, slot + k, thread_birth(*tid, slot + k)));
         }
         habits::plan(t, own_hands, by_id, &mut p).map_err(on)?;
-        privileges::plan(t, &images.seccomp, &labels, &mut p).map_err(on)?;
+        privileges::plan(t, &images.seccomp, &around, &mut p).map_err(on)?;
         for (_, stage, call) in cx.task.iter().filter(|r| r.0 == t.entry.pid) {
             match stage {
                 TaskStage::Placed => p.placed.push(call.clone()),

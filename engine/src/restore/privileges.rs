@@ -21,8 +21,21 @@ fn prctl(op: u64, name: &str, args: &[u64]) -> Call {
     Call::new(libc::SYS_prctl, a)
 }
 
-/// Where security labels come from.
-pub struct Labels<'a> {
+/// Supplementary groups in the user namespace where the tree comes to live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Groups {
+    /// They are set.
+    Set,
+    /// setgroups(2) is denied there for good (user_namespaces(7)): a thread keeps what it is born with.
+    Born,
+    /// As [`Groups::Born`], and they are these: the namespace is the engine's own.
+    These(Vec<u32>),
+}
+
+/// What a tree's privileges depend on besides the images of its tasks.
+pub struct Around<'a> {
+    /// Supplementary groups.
+    pub groups: Groups,
     /// The module where the tree was dumped.
     pub image: pb::Lsmtype,
     /// That of this machine.
@@ -35,7 +48,7 @@ pub struct Labels<'a> {
 pub fn plan(
     t: &TaskImages,
     filters: &[pb::SeccompFilter],
-    labels: &Labels<'_>,
+    around: &Around<'_>,
     p: &mut TaskPlan,
 ) -> Result<()> {
     for (i, (_, core)) in t.threads.iter().enumerate() {
@@ -55,7 +68,9 @@ pub fn plan(
             .as_ref()
             .filter(|c| mode == 2 && c.no_new_privs != Some(1) && set(&c.cap_eff) & SYS_ADMIN == 0);
         if let Some(c) = &tc.creds {
-            creds(c, late.map_or(0, |_| SYS_ADMIN), &mut rows);
+            groups(c, &around.groups)?;
+            let set = around.groups == Groups::Set;
+            creds(c, late.map_or(0, |_| SYS_ADMIN), set, &mut rows);
         }
         // KERNEL: commit_creds() makes the whole address space undumpable when any thread changes its ids, so the rest waits
         // until all threads have
@@ -79,7 +94,7 @@ pub fn plan(
             &[u64::from(tc.pdeath_sig.unwrap_or(0))],
         ));
         let label = tc.creds.as_ref().and_then(|c| c.lsm_profile.as_deref());
-        if let Some((lsm, name)) = lsm::decide(labels.image, labels.host, label, labels.over)? {
+        if let Some((lsm, name)) = lsm::decide(around.image, around.host, label, around.over)? {
             // no_new_privs would forbid it
             rows.extend(lsm::rows(lsm, name, rows.len()));
         }
@@ -113,16 +128,38 @@ fn set(v: &[u32]) -> u64 {
     u64::from(v.first().copied().unwrap_or(0)) | u64::from(v.get(1).copied().unwrap_or(0)) << 32
 }
 
-/// `more`: capabilities kept for a while.
-fn creds(c: &pb::CredsEntry, more: u64, rows: &mut Vec<Call>) {
+/// Groups that nobody can set must be right.
+fn groups(c: &pb::CredsEntry, there: &Groups) -> Result<()> {
+    let sorted = |g: &[u32]| {
+        let mut g = g.to_vec();
+        g.sort_unstable();
+        g
+    };
+    match there {
+        Groups::These(own) if sorted(own) != sorted(&c.groups) => {
+            Err(Error::new("E6466", Blame::Host, "supplementary groups cannot be set")
+                .why(format!(
+                    "this user namespace denies it; the task had {:?}, the engine has {own:?}",
+                    c.groups
+                ))
+                .advice("restore as the same user, in a user namespace that allows it (`unshare --map-auto`), or as root"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `more`: capabilities kept for a while; `set`: groups are set.
+fn creds(c: &pb::CredsEntry, more: u64, set_groups: bool, rows: &mut Vec<Call>) {
     const KEEP_CAPS_AND_NO_FIXUP: u64 = 1 << 4 | 1 << 2;
     let (bnd, amb) = (set(&c.cap_bnd), set(&c.cap_amb));
     rows.push(prctl(28, "PR_SET_SECUREBITS", &[KEEP_CAPS_AND_NO_FIXUP]));
     let ids: Vec<u8> = c.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
-    rows.push(Call::new(
-        libc::SYS_setgroups,
-        vec![Arg::Int(c.groups.len() as u64), Arg::In(ids)],
-    ));
+    if set_groups {
+        rows.push(Call::new(
+            libc::SYS_setgroups,
+            vec![Arg::Int(c.groups.len() as u64), Arg::In(ids)],
+        ));
+    }
     let id = |v: u32| Arg::Int(u64::from(v));
     rows.push(Call::new(
         libc::SYS_setresgid,
