@@ -63,6 +63,27 @@ tests!(a_tree_is_back_in_its_groups in_a_namespace_of_its_own threads_are_back_i
 struct Group(PathBuf);
 
 impl Group {
+    /// Kills all processes of a group and the groups below it ("": its own), and waits until their numbers are free.
+    fn end(&self, below: &str) {
+        let path = Path::new(&self.path()).join(below).display().to_string();
+        let path = path.trim_end_matches('/');
+        let is_member = |pid: &str| {
+            let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let group = text.lines().find_map(|l| l.strip_prefix("0::"));
+            group.is_some_and(|g| g == path || g.starts_with(&format!("{path}/")))
+        };
+        let members: Vec<String> = fs::read_dir("/proc")
+            .expect("/proc")
+            .filter_map(|e| e.ok()?.file_name().into_string().ok())
+            .filter(|p| p.bytes().all(|b| b.is_ascii_digit()) && is_member(p))
+            .collect();
+        assert!(!members.is_empty(), "nobody is in {path}");
+        fs::write(self.0.join(below).join("cgroup.kill"), "1").expect("a group");
+        until("their end", || {
+            let gone = |p: &String| !Path::new("/proc").join(p).exists();
+            members.iter().all(gone)
+        });
+    }
     fn new() -> Self {
         // hybrid hosts have it elsewhere, and more than that
         while umount2(CGROUPS, MntFlags::MNT_DETACH).is_ok() {}
@@ -367,22 +388,7 @@ mod inside {
                 "{group}"
             );
             if n == 0 {
-                let below = format!("{}/new{n}/", top.path());
-                let members: Vec<String> = fs::read_dir("/proc")
-                    .expect("/proc")
-                    .filter_map(|e| e.ok()?.file_name().into_string().ok())
-                    .filter(|p| p.bytes().all(|b| b.is_ascii_digit()))
-                    .filter(|p| {
-                        fs::read_to_string(format!("/proc/{p}/cgroup"))
-                            .is_ok_and(|t| t.contains(&below))
-                    })
-                    .collect();
-                kill(g.pid, Signal::SIGKILL).expect("it is there");
-                let _ = fs::write(top.0.join("new0/cgroup.kill"), "1");
-                // their numbers are needed again
-                until("their end", || {
-                    members.iter().all(|p| !Path::new("/proc").join(p).exists())
-                });
+                top.end("new0");
             }
         }
         g.finish();
@@ -400,11 +406,7 @@ mod inside {
             let mode = format!("--manage-cgroups={mode}");
             criu("restore", dir.path(), &["-d", &mode], None)
         };
-        let end = || {
-            kill(g.pid, Signal::SIGKILL).expect("it is there");
-            let _ = fs::write(top.0.join("cgroup.kill"), "1");
-            g.gone();
-        };
+        let end = || top.end("");
         let e = restore("strict").expect_err("its groups are there");
         assert!(e.contains("E6440"), "{e}");
         restore("none").expect("its groups are there");

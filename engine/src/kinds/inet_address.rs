@@ -191,7 +191,7 @@ impl Bind {
         let row = Call::new(libc::SYS_bind, vec![Arg::Fd(self.file), Arg::In(b), len]);
         on.host.play(&row).map_err(|e| {
             let advice = match e.errno {
-                Errno::EADDRINUSE => "end the process that has the address (ss -anp tells), or restore in a network namespace of its own",
+                Errno::EADDRINUSE => "end the process that has the address (ss -anp tells); if only an ended connection has it (TIME-WAIT), wait a minute; or restore in a network namespace of its own",
                 Errno::EADDRNOTAVAIL => "give the address to a device, or say which took its place (--tcp-remap OLD=NEW)",
                 _ => "see the call",
             };

@@ -251,6 +251,9 @@ impl Stage {
     }
     /// Dumps for good, so that there is something to restore; the tree is gone after.
     pub(crate) fn dump_away(&mut self, root: Pid) -> Result<PathBuf> {
+        // Connections that a killed restore had woken up end as all do whose program is killed: for a minute their port is in
+        // TIME_WAIT, and no next restore can have it. Not in this network namespace, which is the box's own.
+        fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")?;
         let dir = self.fresh_images()?;
         let mut args = self.dump_args(root, &dir);
         args.retain(|a| a != "-R");
