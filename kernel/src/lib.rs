@@ -8,6 +8,7 @@ pub mod bpf;
 /// A system call as data: the row of every tape.
 pub mod call;
 /// What went wrong: a failed system call, or kernel text that could not be understood.
+pub mod datagram;
 pub mod error;
 /// Dump tapes: asking a stopped task what only it can be asked.
 pub mod excursion;

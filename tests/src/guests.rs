@@ -154,6 +154,7 @@ macro_rules! with_guests {
             tcp_queued: ["--tcp-established"] [];
             tcp_unaccepted: ["--skip-in-flight"] [];
             udp: [] [];
+            udp_queue: [] [];
             udp_multicast: [] [];
             raw: [] [];
             ping: [] [];
@@ -248,6 +249,7 @@ macro_rules! with_works {
             tcp_unaccepted: dump_restore, leave_running, generations;
             udp_multicast: dump_restore, leave_running, generations;
             udp: dump_restore, leave_running, generations;
+            udp_queue: dump_restore, leave_running, generations, contained;
             raw: dump_restore, leave_running, generations;
             ping: dump_restore, leave_running, generations;
             map_file_shared: dump_restore, leave_running, generations;

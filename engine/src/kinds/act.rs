@@ -5,7 +5,7 @@
 //! itself like a row, so the whole plan can be read before it is played.
 use super::{
     fown, ghost, inet_address, inet_groups, inherit, netlink, pidfd, sockopts, sysv, tcp_acts,
-    tcp_queue, tty_acts, unixsk_acts,
+    tcp_queue, tty_acts, udp_queue, unixsk_acts,
 };
 use crate::error::{Blame, Error, Result};
 use crate::pages::{Source, Store};
@@ -81,6 +81,8 @@ pub enum Act {
     Wake(Box<tcp_acts::Wake>),
     /// Connections that wait to be accepted.
     Lead(Box<tcp_queue::Lead>),
+    /// Datagrams that wait.
+    Deliver(Box<udp_queue::Deliver>),
 }
 
 /// Writes runs of a pages image into a file.
@@ -183,6 +185,7 @@ impl Act {
             Act::Connect(c) => c.perform(on),
             Act::Wake(w) => w.perform(on),
             Act::Lead(l) => l.perform(on),
+            Act::Deliver(d) => d.perform(on),
         }
     }
     /// The call, if it is one.
@@ -239,6 +242,7 @@ impl fmt::Display for Act {
             Act::Connect(c) => c.fmt(f),
             Act::Wake(w) => w.fmt(f),
             Act::Lead(l) => l.fmt(f),
+            Act::Deliver(d) => d.fmt(f),
         }
     }
 }

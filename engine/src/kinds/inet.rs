@@ -11,24 +11,26 @@
 //! one that was shut down. Connections that nobody has accepted yet come back in
 //! the queue of their listening socket (`tcp_queue.rs`); with `--skip-in-flight` they are left behind.
 //!
-//! **UDP.** Addresses, options, multicast groups, and a shutdown of the receiving side. Datagrams that wait are left behind, with a
-//! warning; part of a datagram that is held back by UDP_CORK is refused.
+//! **UDP.** Addresses, options, multicast groups, and a shutdown of the receiving side. Datagrams that wait come
+//! back (`udp_queue.rs`); part of a datagram that is held back by UDP_CORK cannot be looked at and is refused.
 //!
 //! **Restore.** All sockets are made and bound first, then those that listen do so, then connections are made, so that a port can
 //! have a listener and its connections. With `--tcp-remap OLD=NEW` a socket gets another local address.
 //!
 //! **What does not come back.** MPTCP connections (listening MPTCP sockets do), SCTP, DCCP: refused by name. Errors that
-//! wait to be told (SO_ERROR, MSG_ERRQUEUE). What waits in UDP, raw and ping sockets. The device of IP_MULTICAST_IF when it was
+//! wait to be told (SO_ERROR, MSG_ERRQUEUE). What waits in raw and ping sockets. The device of IP_MULTICAST_IF when it was
 //! named by its index. TCP-MD5 and TCP-AO keys. eBPF programs that choose a socket of an SO_REUSEPORT group.
 //!
-//! Guests: tcp_listen, tcp_loop, tcp_v6, tcp_opts, tcp_states, tcp_reuseport, tcp_queued, tcp_unaccepted, udp, udp_multicast, raw, ping.
+//! Guests: tcp_listen, tcp_loop, tcp_v6, tcp_opts, tcp_states, tcp_reuseport, tcp_queued, tcp_unaccepted, udp, udp_queue, udp_multicast, raw, ping.
 use super::common::{ask_int, body, settle};
 use super::inet_address::{self as address, Bind};
 use super::inet_options::{self as options, IPPROTO_MPTCP, Sort, state};
 use super::sockopts::Buffers;
 use super::sockopts::{self, get, get_int, set_int_row, word};
 use super::tcp_acts::{Connect, Wake};
-use super::{Act, DumpCx, FileKind, PlanCx, Seen, Stage, inet_groups, malformed, tcp, tcp_queue};
+use super::{
+    Act, DumpCx, FileKind, PlanCx, Seen, Stage, inet_groups, malformed, tcp, tcp_queue, udp_queue,
+};
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::host::Host;
@@ -174,8 +176,12 @@ impl FileKind for Inet {
                 let how = shut_down(seen, false)?;
                 e.shutdown = (how != pb::SkShutdown::None).then_some(how as i32);
                 corked(seen)?;
+                if !cx.options.network.skip_in_flight {
+                    extra.datagrams = udp_queue::read(seen, cx)?;
+                }
+            } else {
+                dropped(seen, cx);
             }
-            dropped(seen, s, cx)?;
             extra.membership = inet_groups::read(seen, s)?;
         }
         for t in s.options(e.state) {
@@ -257,6 +263,9 @@ impl FileKind for Inet {
             let len = Arg::Int(b.len() as u64);
             let row = Call::new(libc::SYS_connect, vec![Arg::Fd(file), Arg::In(b), len]);
             cx.host_at(Stage::Second, row, format!("{local} talks to {peer}"));
+        }
+        if s.is_udp() && !cx.options.network.skip_in_flight {
+            udp_queue::plan(e, s, local, cx);
         }
         if let Some(extra) = &e.stasis {
             inet_groups::plan(cx, file, &extra.membership);
@@ -521,14 +530,13 @@ fn corked(seen: &Seen) -> Result<()> {
     .advice("try again when the program has sent it"))
 }
 
-/// Queues that are left behind.
-fn dropped(seen: &Seen, s: Sort, cx: &mut DumpCx) -> Result<()> {
+/// What waits in raw and ping sockets is left behind: they have no peek offsets (SO_PEEK_OFF), so only the first packet could be
+/// looked at without taking it out.
+fn dropped(seen: &Seen, cx: &mut DumpCx) {
     // ping sockets do not tell
     if ask_int(seen.fd, SIOCINQ).unwrap_or(0) > 0 {
-        let what = if s.is_udp() { "datagrams" } else { "packets" };
-        cx.warn(format!("{}: {what} that wait are dropped", seen.place()));
+        cx.warn(format!("{}: packets that wait are dropped", seen.place()));
     }
-    Ok(())
 }
 
 fn raw_peer(seen: &Seen, family: i32) -> Result<Option<SocketAddr>> {

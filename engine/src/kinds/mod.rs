@@ -44,6 +44,7 @@ pub mod timerfd;
 pub mod tty;
 pub mod tty_acts;
 pub mod tty_plan;
+pub mod udp_queue;
 pub mod unixsk;
 mod unixsk_acts;
 mod unixsk_diag;
