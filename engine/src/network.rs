@@ -53,6 +53,23 @@ pub fn close(lock: &mut Lock, tuples: &[Tuple]) -> Result<()> {
     Ok(lock.arm(tuples)?)
 }
 
+/// Makes a lock ready for a restore that is to come, in the caller's own network namespace.
+///
+/// # Errors
+/// As for [`prepare`].
+pub fn make_ready(o: &Options) -> Result<()> {
+    if needless(o) {
+        return Ok(());
+    }
+    let lock = netlock::prepare_in(o, netlock::own_place()?.as_fd(), Scope::Connections)?;
+    *o.network
+        .ready
+        .0
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner) = lock;
+    Ok(())
+}
+
 /// What must be held of the sockets of an image: connections, and who waits for them.
 fn tuples(o: &Options, files: &BTreeMap<u32, pb::FileEntry>) -> Vec<Tuple> {
     let mut all = Vec::new();
@@ -105,6 +122,7 @@ pub fn hold(
     if needless(o) {
         return Ok(None);
     }
+    let elsewhere = place.is_some();
     let place: OwnedFd = match place {
         None => netlock::own_place()?,
         Some(p) => std::fs::File::open(p)
@@ -126,7 +144,11 @@ pub fn hold(
     if !all.iter().any(|t| t.remote.is_some()) {
         return Ok(None);
     }
-    let mut lock = netlock::prepare_in(o, place.as_fd(), Scope::Connections)?;
+    let ready = o.network.ready.take().filter(|_| !elsewhere);
+    let mut lock = match ready {
+        Some(l) => Some(l),
+        None => netlock::prepare_in(o, place.as_fd(), Scope::Connections)?,
+    };
     if let Some(lock) = &mut lock {
         close(lock, &all)?;
     }

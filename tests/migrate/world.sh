@@ -75,7 +75,7 @@ from=a to=b done=0 met=0
 while [ $done -lt "$rounds" ]; do
 	done=$((done + 1))
 	: >"$dir/receive.out"
-	on $to "$stasis" --json receive --listen "10.78.$(at $to).1:7766" --tcp-established --hooks-dir "$dir/hooks/$to" \
+	on $to ${TRACE:-} "$stasis" --json receive --listen "10.78.$(at $to).1:7766" --tcp-established --hooks-dir "$dir/hooks/$to" \
 		"$@" >"$dir/receive.out" 2>&1 &
 	receive=$!
 	i=0

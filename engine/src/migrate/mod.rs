@@ -33,6 +33,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver as Receiving, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use stream::{Stream, Target, aborted};
@@ -46,7 +47,7 @@ const ROUNDS: u32 = 30;
 /// Rounds that leave as much as the one before, until it is clear that the tree writes faster than it is sent.
 const FUTILE: u32 = 3;
 /// What a freeze and a restore take besides sending pages: a guess to begin with, in microseconds.
-const BESIDES_US: u64 = 30_000;
+const BESIDES_US: u64 = 60_000;
 
 /// How connections are made.
 #[derive(Debug, Clone)]
@@ -247,11 +248,12 @@ impl Migration {
             progress: Mutex::new(Progress::default()),
             tell,
         };
-        let over = AtomicU8::new(0);
+        let (over, is_over) = std::sync::mpsc::channel();
         let done = std::thread::scope(|s| {
-            s.spawn(|| run.tick(&over));
+            let run = &run;
+            s.spawn(move || run.tick(&is_over));
             let done = run.story(self);
-            over.store(1, Ordering::Relaxed);
+            drop(over);
             done
         });
         let done = done.map_err(|e| stream.blame(e));
@@ -302,16 +304,13 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Tells every second how far it is.
-    fn tick(&self, over: &AtomicU8) {
+    fn tick(&self, over: &Receiving<()>) {
         let (mut last, mut sent) = (Instant::now(), 0);
-        while over.load(Ordering::Relaxed) == 0 {
-            std::thread::sleep(Duration::from_millis(10));
-            if last.elapsed() >= Duration::from_secs(1) {
-                let now = self.stream.sent().1;
-                let rate = (now - sent) * 1_000_000 / (last.elapsed().as_micros() as u64).max(1);
-                (last, sent) = (Instant::now(), now);
-                self.update(|p| p.rate = rate);
-            }
+        while over.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+            let now = self.stream.sent().1;
+            let rate = (now - sent) * 1_000_000 / (last.elapsed().as_micros() as u64).max(1);
+            (last, sent) = (Instant::now(), now);
+            self.update(|p| p.rate = rate);
         }
     }
     fn update(&self, f: impl FnOnce(&mut Progress)) {
@@ -342,7 +341,7 @@ impl Run<'_> {
             let o = self.options(round);
             let r = crate::pre_dump(&o)?;
             send_folder(&mut *m.words, &o.images, round)?;
-            settle(&mut *m.words, &self.stream)?;
+            settle(&mut *m.words, &self.stream, false)?;
             let sent = self.stream.sent().1 - sent;
             // what little was sent says nothing of the rate
             if sent > 1 << 20 || rate == 0 {
@@ -358,7 +357,9 @@ impl Run<'_> {
             );
             self.update(|p| (p.rate, p.left, p.downtime) = (rate_now, left, Some(downtime)));
             round += 1;
-            if downtime <= self.goal.downtime {
+            // a round that helps much is worth it: how busy the hosts will be in the last one is not known
+            let helped = left < left_before / 4 * 3;
+            if downtime <= self.goal.downtime && (downtime * 2 <= self.goal.downtime || !helped) {
                 break;
             }
             futile = match left.saturating_mul(10) >= left_before.saturating_mul(9) {
@@ -452,9 +453,9 @@ fn send_folder(words: &mut dyn Link, path: &Path, number: u32) -> Result<()> {
 }
 
 /// Waits until all pages that were sent are in place.
-fn settle(words: &mut dyn Link, stream: &Stream) -> Result<()> {
+fn settle(words: &mut dyn Link, stream: &Stream, last: bool) -> Result<()> {
     let frames = stream.sent().0;
-    say(words, &Say::Settle { frames })?;
+    say(words, &Say::Settle { frames, last })?;
     expect_done(words)
 }
 
@@ -501,7 +502,7 @@ impl Watcher for Handover {
 impl Handover {
     fn hand_over(&self, words: &mut Box<dyn Link>) -> Result<i32> {
         send_folder(&mut **words, &self.folder, self.round)?;
-        settle(&mut **words, &self.brake.stream)?;
+        settle(&mut **words, &self.brake.stream, true)?;
         let number = self.round;
         say(&mut **words, &Say::Restore { number })?;
         words

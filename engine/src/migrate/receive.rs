@@ -215,6 +215,7 @@ impl Receiver {
             words: Mutex::new(words),
             told: AtomicBool::new(false),
         });
+        crate::network::make_ready(o)?;
         let nameless;
         let path = match &self.folder {
             Some(f) => f.clone(),
@@ -311,13 +312,14 @@ impl Receiver {
                     Some((_, d)) => staging.file(d, &name, len, words)?,
                     None => return Err(odd("a file of no folder")),
                 },
-                Say::Settle { frames } => {
+                Say::Settle { frames, last } => {
                     let bytes = staging.settled(frames)?;
-                    if let Some((number, dir)) = &dir {
+                    say(words, &Say::Done)?;
+                    // while the next round is on its way; after the last the tree stands, and there is no time
+                    if let Some((number, dir)) = dir.as_ref().filter(|_| !last) {
                         free_older(dir, *number);
                         tell(Told::Round(*number, bytes));
                     }
-                    say(words, &Say::Done)?;
                 }
                 Say::Restore { number } => return Ok(number),
                 other => return Err(odd(format!("{other:?} in the middle of images"))),
@@ -328,12 +330,7 @@ impl Receiver {
     fn see_off(&self, r: RestoreReport, token: &Token, gate: &Gate) -> Result<RestoreReport> {
         let mut words = gate.words();
         let runs = Say::Runs { pid: r.pid };
-        let soon = Some(Duration::from_secs(SOON_SECS));
-        let dead = say(&mut **words, &runs).and_then(|()| {
-            words.socket().set_read_timeout(soon).map_err(lost)?;
-            hear(&mut **words)
-        });
-        if let Ok(Say::Dead) = dead {
+        if let Ok(Say::Dead) = hear(&mut **words) {
             return Ok(r);
         }
         if is_acknowledged(words.socket()) || self.answer(token, &runs) {
@@ -393,11 +390,13 @@ impl Gate {
 
 impl Watcher for Gate {
     fn moment(&self, moment: Moment) -> Result<()> {
-        if !matches!(moment, Moment::PreResume(_)) {
-            return Ok(());
+        let mut words = self.words();
+        match moment {
+            Moment::PreResume(_) => {}
+            Moment::PostResume(pid) => return say(&mut **words, &Say::Runs { pid }),
+            _ => return Ok(()),
         }
         crate::kill_point();
-        let mut words = self.words();
         self.told.store(true, Ordering::Release);
         say(&mut **words, &Say::Ready)?;
         let soon = Some(Duration::from_secs(SOON_SECS));

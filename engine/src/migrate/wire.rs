@@ -59,6 +59,8 @@ pub enum Say {
     Settle {
         /// Since the beginning.
         frames: u64,
+        /// The tree stands.
+        last: bool,
     },
     /// Source: this folder is the last one; bring the tree back, but do not let it run.
     Restore {
@@ -256,9 +258,13 @@ mod tests {
         let (mut a, mut b) = pair();
         prepare(&a).unwrap();
         introduce(&mut a, Role::Pages, &[7; 16]).unwrap();
-        say(&mut a, &Say::Settle { frames: 9 }).unwrap();
+        let settle = Say::Settle {
+            frames: 9,
+            last: true,
+        };
+        say(&mut a, &settle).unwrap();
         assert_eq!(meet(&mut b).unwrap(), (Role::Pages, [7; 16]));
-        assert!(matches!(hear(&mut b).unwrap(), Say::Settle { frames: 9 }));
+        assert!(matches!(hear(&mut b).unwrap(), Say::Settle { frames: 9, .. }));
         drop(a);
         assert_eq!(hear(&mut b).unwrap_err().code, "E6720");
         let f = Frame {

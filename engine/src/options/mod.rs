@@ -9,7 +9,7 @@ pub use cgroups::{CgroupMode, CgroupOptions};
 pub use memory::MemoryOptions;
 pub use mounts::MountOptions;
 pub use namespaces::NamespaceOptions;
-pub use network::{NetworkLock, NetworkOptions};
+pub use network::{NetworkLock, NetworkOptions, ReadyLock};
 
 use crate::events::EventSink;
 use std::path::PathBuf;

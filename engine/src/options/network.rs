@@ -1,4 +1,7 @@
 //! What the caller says of sockets and networks.
+use crate::netlock::Lock;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How packets of frozen connections are held (`--network-lock`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,6 +15,23 @@ pub enum NetworkLock {
     Nftables,
     /// None (`skip`).
     Skip,
+}
+
+/// A network lock made ahead of time, for whoever takes it first.
+#[derive(Clone, Default)]
+pub struct ReadyLock(pub Arc<Mutex<Option<Lock>>>);
+
+impl ReadyLock {
+    /// It, if it is still there.
+    pub fn take(&self) -> Option<Lock> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for ReadyLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadyLock")
+    }
 }
 
 /// Sockets and networks.
@@ -37,6 +57,8 @@ pub struct NetworkOptions {
     pub netdevs: Vec<(String, String)>,
     /// `--weak-sysctls`: sysctls that are missing or refused are no error.
     pub weak_sysctls: bool,
+    /// A lock that is ready already, which holds nothing yet: making one takes 10 ms for each device.
+    pub ready: ReadyLock,
     /// Local addresses that changed: what sockets had, and what they get.
     pub addresses: Vec<(std::net::IpAddr, std::net::IpAddr)>,
 }

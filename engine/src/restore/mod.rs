@@ -42,9 +42,6 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
         .tell(Moment::PreRestore)
         .map_err(|e| e.at(Phase::Plan))?;
     report.pid = perform::perform(o, &dir, &images, &plan, &mut report)?;
-    if let Err(e) = o.events.tell(Moment::PostResume(report.pid)) {
-        tracing::warn!("the tree runs, but: {e}");
-    }
     report.restore_us = begun.elapsed().as_micros() as u64;
     if !o.detach {
         report.exit_status = Some(stasis_kernel::ptrace::wait_exit(report.pid)?);

@@ -1181,6 +1181,9 @@ pub fn perform(
     // before anything runs: a caller that cannot be told the pid must not find a running tree
     let mut pidfile = PidFile::write(o, p.root.map_or(0, |r| r.0 as u32))?;
     let pid = p.run(&mut pidfile).map_err(|e| e.at(Phase::Run))?;
+    if let Err(e) = o.events.tell(Moment::PostResume(pid)) {
+        tracing::warn!("the tree runs, but: {e}");
+    }
     report.warnings.append(&mut p.warnings);
     if let Err(e) = p.open(&[Stage::Last]) {
         tracing::warn!("the tree runs, but: {e}");
