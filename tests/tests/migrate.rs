@@ -53,11 +53,18 @@ fn a_redis_at_work_moves_there_and_back() {
         }
     }
     let tmp = tempfile::tempdir().expect("a folder");
-    let tests = build::source_dir().with_file_name("migrate").display().to_string();
+    let tests = build::source_dir()
+        .with_file_name("migrate")
+        .display()
+        .to_string();
     let work = tmp.path().join("world").display().to_string();
     let downtime = std::env::var("STASIS_DOWNTIME_MS").unwrap_or("2000".into());
     let (size, rounds) = if long() { ("500", "50") } else { ("40", "2") };
-    let said = run("world.sh", tmp.path(), &[&work, &tests, size, rounds, &downtime]);
+    let said = run(
+        "world.sh",
+        tmp.path(),
+        &[&work, &tests, size, rounds, &downtime],
+    );
     eprintln!("{said}");
     let good = said.contains("keys right")
         && said.contains("answers right")

@@ -264,7 +264,10 @@ mod tests {
         };
         say(&mut a, &settle).unwrap();
         assert_eq!(meet(&mut b).unwrap(), (Role::Pages, [7; 16]));
-        assert!(matches!(hear(&mut b).unwrap(), Say::Settle { frames: 9, .. }));
+        assert!(matches!(
+            hear(&mut b).unwrap(),
+            Say::Settle { frames: 9, .. }
+        ));
         drop(a);
         assert_eq!(hear(&mut b).unwrap_err().code, "E6720");
         let f = Frame {
