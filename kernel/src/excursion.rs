@@ -518,7 +518,7 @@ impl<'a> Excursion<'a> {
         self.t.set_sigmask(u64::MAX)
     }
     /// Plays `before`, lets `during` look at the task as it is then, and plays `after`, which takes back what `before` did.
-    /// Arguments are plain numbers, answers are not kept.
+    /// Answers are not kept.
     ///
     /// Where that can be it is one chain with a halt in the middle: an engine lost at the halt, or anywhere, leaves a task that
     /// goes on through `after` by itself. Where it cannot be (a guarded thread, no free signal) the rows are played one by one,
@@ -541,6 +541,12 @@ impl<'a> Excursion<'a> {
             calls.iter().map(row).collect()
         };
         let (before, after) = (words(before), words(after));
+        if lay.data.len() > DATA_LEN {
+            return Err(SysError::new("tape", Errno::E2BIG, "data of its rows"));
+        }
+        if !lay.data.is_empty() {
+            self.write(self.dead.start, &lay.data)?;
+        }
         let restart_block = self.away.regs.orig_rax as i64 >= 0
             && self.away.regs.rax as i64 == ERESTART_RESTARTBLOCK;
         let links = (self.dead.len - NEED) / LINK_LEN;

@@ -47,8 +47,11 @@ const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03u32 as libc::Ioctl;
 const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01u32 as libc::Ioctl;
 const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04u32 as libc::Ioctl;
 const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02u32 as libc::Ioctl;
-/// Of `/dev/userfaultfd`. KERNEL(>=6.1)
-const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00u32 as libc::Ioctl;
+/// USERFAULTFD_IOC_NEW of `/dev/userfaultfd`: a descriptor for the caller's address space. KERNEL(>=6.1)
+pub const NEW: u32 = 0xaa00;
+const USERFAULTFD_IOC_NEW: libc::Ioctl = NEW as libc::Ioctl;
+/// KERNEL(>=5.7)
+const UFFDIO_WRITEPROTECT: libc::Ioctl = 0xc018_aa06u32 as libc::Ioctl;
 
 /// userfaultfd(2) on our own address space; `flags` 0 or [`USER_MODE_ONLY`]. CLOEXEC and O_NONBLOCK are added.
 pub fn open(flags: i32) -> SysResult<OwnedFd> {
@@ -175,6 +178,26 @@ pub fn zero(uffd: BorrowedFd<'_>, at: RemotePtr, len: u64) -> SysResult<()> {
     .map(drop)
 }
 
+/// Protects the pages of a registered range that are there against writing, or lifts that and wakes who waits. EAGAIN while
+/// an event waits to be read, ENOENT where nothing is registered, ESRCH when the address space is gone.
+pub fn write_protect(uffd: BorrowedFd<'_>, at: RemotePtr, len: u64, on: bool) -> SysResult<()> {
+    // struct uffdio_writeprotect: range (start, len), mode.
+    let mut arg = [at.0, len, u64::from(on)];
+    // SAFETY: `arg` has the layout and size of struct uffdio_writeprotect.
+    let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_WRITEPROTECT, arg.as_mut_ptr()) };
+    check(ret.into(), "ioctl(UFFDIO_WRITEPROTECT)", || {
+        format!("{len} bytes at {at}")
+    })
+    .map(drop)
+}
+
+/// How many faults wait to be read (/proc/self/fdinfo): what can be read beyond them are other events.
+pub fn pending_faults(uffd: BorrowedFd<'_>) -> Option<usize> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", uffd.as_raw_fd())).ok()?;
+    let word = text.lines().find_map(|l| l.strip_prefix("pending:"))?;
+    word.trim().parse().ok()
+}
+
 /// Wakes who waits for a page of the range.
 pub fn wake(uffd: BorrowedFd<'_>, at: RemotePtr, len: u64) -> SysResult<()> {
     let mut arg = [at.0, len];
@@ -204,10 +227,19 @@ pub enum Event {
 /// Appends what has happened, at most 16 events; none if nothing has. Whoever caused an event other than a fault goes on once
 /// it is read.
 pub fn events(uffd: BorrowedFd<'_>, out: &mut Vec<Event>) -> SysResult<()> {
+    events_at_most(uffd, MOST_EVENTS, out)
+}
+
+/// Events read at a time.
+const MOST_EVENTS: usize = 16;
+
+/// The same, at most `most` of them. KERNEL: faults come before other events (fs/userfaultfd.c, userfaultfd_ctx_read()).
+pub fn events_at_most(uffd: BorrowedFd<'_>, most: usize, out: &mut Vec<Event>) -> SysResult<()> {
     const LEN: usize = 32;
-    let mut b = [0u64; 16 * LEN / 8];
-    // SAFETY: the kernel writes at most the length of `b`.
-    let n = unsafe { libc::read(uffd.as_raw_fd(), b.as_mut_ptr().cast(), 16 * LEN) };
+    let mut b = [0u64; MOST_EVENTS * LEN / 8];
+    let most = most.clamp(1, MOST_EVENTS);
+    // SAFETY: the kernel writes at most `most` events, for which `b` has room.
+    let n = unsafe { libc::read(uffd.as_raw_fd(), b.as_mut_ptr().cast(), most * LEN) };
     if n < 0 && nix::errno::Errno::last() == nix::errno::Errno::EAGAIN {
         return Ok(());
     }

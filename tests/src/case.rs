@@ -29,6 +29,13 @@ pub enum Scenario {
     LeaveRunning,
     /// Dumped, and restored with memory that comes when it runs.
     Lazy,
+    /// Dumped and restored once by our own command line, with these options.
+    Ours {
+        /// Of `stasis dump`, behind the pid.
+        dump: Vec<String>,
+        /// Of `stasis restore`.
+        restore: Vec<String>,
+    },
     /// This many pre-dumps and dumps that leave it running, each on the one before, then a dump on the last, and a restore.
     Incremental(u32),
     /// Dumped and restored this many times over.

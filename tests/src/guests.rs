@@ -66,6 +66,7 @@ macro_rules! with_guests {
             // memory
             map_anon: [] [];
             churn: [] [];
+            instant: [] [];
             map_anon_shared: [] [];
             map_file_private: [] [];
             map_file_shared: [] [];
@@ -254,15 +255,16 @@ macro_rules! with_works {
             ping: dump_restore, leave_running, generations;
             map_file_shared: dump_restore, leave_running, generations;
             cow: dump_restore, leave_running, generations;
-            churn: dump_restore, leave_running, generations, incremental, lazy;
-            map_anon: incremental, lazy;
-            threads: incremental, lazy;
+            churn: dump_restore, leave_running, generations, incremental, lazy, snapshot;
+            instant: dump_restore, leave_running, generations, incremental, lazy, snapshot;
+            map_anon: incremental, lazy, snapshot;
+            threads: incremental, lazy, snapshot;
             registers: incremental, lazy;
             map_file_private: incremental, lazy;
             shmem_family: incremental, lazy;
-            seccomp_filter: incremental, lazy;
-            hugetlb: incremental, lazy;
-            madvise: incremental, lazy;
+            seccomp_filter: incremental, lazy, snapshot;
+            hugetlb: incremental, lazy, snapshot;
+            madvise: incremental, lazy, snapshot;
             mlock: dump_restore, leave_running, generations, lazy;
             map_special: dump_restore, leave_running, generations;
             sysv_shm: dump_restore, leave_running, generations;

@@ -23,6 +23,7 @@ mod incremental;
 pub mod init;
 mod lazy;
 pub mod life;
+mod ours;
 pub mod program;
 pub mod rpc;
 pub mod runtimes;

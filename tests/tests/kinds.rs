@@ -73,6 +73,7 @@ fn promised(name: &str, scenario: &str) {
         "leave_running" => Scenario::LeaveRunning,
         "generations" => Scenario::Generations(in_a_row()),
         "lazy" => Scenario::Lazy,
+        "snapshot" => ours("-D {images} --leave-running --snapshot", "-D {images}"),
         "incremental" => Scenario::Incremental(4),
         "contained" => Scenario::Contained(Sort::Root, 2),
         "contained_user" => Scenario::Contained(Sort::User, 2),
@@ -80,6 +81,15 @@ fn promised(name: &str, scenario: &str) {
         other => panic!("no scenario {other}"),
     };
     check(name, scenario);
+}
+
+/// By our own command line.
+fn ours(dump: &str, restore: &str) -> Scenario {
+    let words = |text: &str| text.split(' ').map(String::from).collect();
+    Scenario::Ours {
+        dump: words(dump),
+        restore: words(restore),
+    }
 }
 
 fn sabotage_all(name: &str) {

@@ -96,6 +96,28 @@ restores! {
     tcp_opts: 7, 20;
 }
 
+macro_rules! snapshots {
+    ($($name:ident: $stride:literal, $rounds:literal;)*) => {
+        mod snapshot_killed_at_each_step {
+            $(#[test] fn $name() {
+                super::live(stringify!($name), super::Trial::KillSnapshot { stride: super::stride($stride) });
+            })*
+        }
+        mod snapshot_killed_at_random {
+            $(#[test] fn $name() {
+                super::live(stringify!($name), super::Trial::KillSnapshotRandom(super::rounds($rounds)));
+            })*
+        }
+    };
+}
+
+// `instant` writes all the time: no write may wait for an engine that is gone
+snapshots! {
+    map_anon: 23, 20;
+    seccomp_filter: 19, 20;
+    instant: 41, 30;
+}
+
 macro_rules! fails {
     ($module:ident, $trial:ident: $($test:ident: $guest:literal, $fault:expr;)*) => {
         mod $module {

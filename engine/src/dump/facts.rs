@@ -2,6 +2,7 @@
 //!
 //! ptrace binds a tracee to one thread of the engine, reading /proc does not. Half of a dump's time is /proc, so a second
 //! processor takes that half.
+use super::snapshot::Snapshot;
 use super::task::Task;
 use crate::error::{Error, Result};
 use stasis_kernel::ids::HostPid;
@@ -37,15 +38,27 @@ pub struct Facts {
 /// How many tasks the reader may be ahead: bounds the memory.
 const AHEAD: usize = 32;
 
-fn gather(pid: HostPid, leader: Status, others: &[HostPid]) -> Result<Facts> {
+fn gather(
+    pid: HostPid,
+    leader: Status,
+    others: &[HostPid],
+    snapshot: Option<&Snapshot>,
+) -> Result<Facts> {
     let proc = ProcDir::open(pid)?;
     let mut threads = Vec::with_capacity(others.len() + 1);
     threads.push(leader);
     for tid in others {
         threads.push(proc.task_status(*tid)?);
     }
+    let known = match snapshot {
+        Some(s) => s.mappings(pid)?,
+        None => None,
+    };
     Ok(Facts {
-        smaps: proc.smaps()?,
+        smaps: match known {
+            Some(m) => m,
+            None => proc.smaps()?,
+        },
         stat: proc.stat()?,
         timers: proc.timers()?,
         namespaces: proc.ns_links()?,
@@ -59,7 +72,8 @@ fn gather(pid: HostPid, leader: Status, others: &[HostPid]) -> Result<Facts> {
     })
 }
 
-/// Starts to gather facts of all live tasks, in their order. `status` is that of their leaders.
+/// Starts to gather facts of all live tasks, in their order. `status` is that of their leaders; `snapshot` may know their
+/// mappings.
 ///
 /// # Errors
 /// Through the channel, in place of the facts: what could not be read.
@@ -67,6 +81,7 @@ pub fn gather_all<'s>(
     scope: &'s std::thread::Scope<'s, '_>,
     held: &[Task],
     status: &[Status],
+    snapshot: Option<&'s Snapshot>,
 ) -> Receiver<Result<Facts>> {
     let all: Vec<(HostPid, Status, Vec<HostPid>)> = held
         .iter()
@@ -80,8 +95,8 @@ pub fn gather_all<'s>(
     let (to, from) = sync_channel(AHEAD);
     scope.spawn(move || {
         for (pid, leader, others) in all {
-            let facts =
-                gather(pid, leader, &others).map_err(|e: Error| e.on(format!("task {}", pid.0)));
+            let facts = gather(pid, leader, &others, snapshot)
+                .map_err(|e: Error| e.on(format!("task {}", pid.0)));
             // the dump has ended early: nobody listens
             if to.send(facts).is_err() {
                 return;

@@ -2,6 +2,7 @@
 //!
 //! The engine reads with process_vm_readv into a small buffer that stays in the cache and writes it out; memory use does
 //! not depend on the target's size.
+use super::drain::Late;
 use super::mm::Run;
 use super::tracking::Range;
 use crate::error::{Blame, Error, Result};
@@ -62,6 +63,38 @@ impl Sink {
             None => Sink::Plain(dir.create_raw(&Kind::Pages.file_of(id))?),
         })
     }
+    /// Writes the contents at an offset; `room` is anybody's to use.
+    ///
+    /// # Errors
+    /// E6001.
+    pub fn put(&self, at: u64, bytes: &[u8], room: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Sink::Packed(p) => (at..)
+                .step_by(PIECE as usize)
+                .zip(bytes.chunks(PIECE as usize))
+                .try_for_each(|(at, b)| p.put(at, b, room)),
+            Sink::Remote(r) => r.put(at, bytes),
+            Sink::Plain(file) => file.write_all_at(bytes, at).map_err(|e| {
+                Error::new("E6001", Blame::Host, "cannot write pages")
+                    .why(e)
+                    .advice("make room where the images go")
+            }),
+        }
+    }
+    /// All is written: `len` bytes.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn finish(self, dir: &ImageDir, id: u32, len: u64) -> Result<()> {
+        match self {
+            Sink::Packed(p) => p.finish(dir, id).map(drop),
+            Sink::Remote(r) => r.end(len),
+            // room made before the freeze was a guess
+            Sink::Plain(file) => file
+                .set_len(len)
+                .map_err(|e| Error::new("E6001", Blame::Host, "cannot write pages").why(e)),
+        }
+    }
 }
 
 /// What was written.
@@ -83,9 +116,23 @@ pub fn write(
     (pages_id, to): (u32, Sink),
     runs: &[Run],
 ) -> Result<Written> {
+    let (written, to, _) = write_now(dir, space, image, (pages_id, to), runs)?;
+    to.finish(dir, pages_id, written.pages * PAGE)?;
+    Ok(written)
+}
+
+/// The same without the pages of runs that are [late](Run::late): gives the image, and where in it they belong.
+pub fn write_now(
+    dir: &ImageDir,
+    space: &Space,
+    image: &str,
+    (pages_id, to): (u32, Sink),
+    runs: &[Run],
+) -> Result<(Written, Sink, Vec<Late>)> {
     let mut w = dir.writer(image)?;
     w.write(&pb::PagemapHead { pages_id })?;
     let mut pieces = Vec::new();
+    let mut late = Vec::new();
     let mut written = Written::default();
     let mut offset = 0;
     for r in runs {
@@ -101,6 +148,11 @@ pub fn write(
             })?;
             if skip {
                 written.skipped += pages;
+                continue;
+            }
+            if r.late {
+                late.push((start, end - start, offset));
+                offset += end - start;
                 continue;
             }
             let mut at = start;
@@ -120,17 +172,34 @@ pub fn write(
     w.finish()?;
     written.pages = offset / PAGE;
     written.lost = copy(space, &to, &pieces)?;
-    match to {
-        Sink::Packed(p) => {
-            p.finish(dir, pages_id)?;
-        }
-        Sink::Remote(r) => r.end(offset)?,
-        // room made before the freeze was a guess
-        Sink::Plain(file) => file
-            .set_len(offset)
-            .map_err(|e| Error::new("E6001", Blame::Host, "cannot write pages").why(e))?,
+    Ok((written, to, late))
+}
+
+/// Reads runs (address, length, anything) of a process into a buffer of their length. `shared`: as [`read`] says.
+pub fn read_runs(
+    pid: HostPid,
+    runs: &[Late],
+    shared: bool,
+    buf: &mut [u8],
+) -> std::result::Result<(), stasis_kernel::error::SysError> {
+    let ranges: Vec<_> = runs
+        .iter()
+        .map(|r| vm::RemoteRange {
+            addr: RemotePtr(r.0),
+            len: r.1 as usize,
+        })
+        .collect();
+    if !shared && vm::readv(pid, &ranges, buf).is_ok() {
+        return Ok(());
     }
-    Ok(written)
+    let mem = vm::Mem::open(pid)?;
+    let mut rest = buf;
+    for r in ranges {
+        let (now, then) = rest.split_at_mut(r.len);
+        mem.read(r.addr, now)?;
+        rest = then;
+    }
+    Ok(())
 }
 
 /// Sends the pages of one address space to a page server; all of them.
@@ -212,12 +281,14 @@ fn copy(space: &Space, to: &Sink, pieces: &[Piece]) -> Result<Vec<Range>> {
     Ok(lost)
 }
 
-/// Index ranges of pieces that together fit one buffer; their file offsets follow each other by construction.
+/// Index ranges of pieces that together fit one buffer and follow each other in the image.
 fn group(pieces: &[Piece]) -> Vec<(usize, usize)> {
     let mut groups = Vec::new();
     let (mut from, mut sum) = (0, 0);
     for (i, p) in pieces.iter().enumerate() {
-        if i > from && (sum + p.len > PIECE || i - from >= 512 || p.shared != pieces[from].shared) {
+        let follows = i > from && pieces[i - 1].at + pieces[i - 1].len == p.at;
+        let full = sum + p.len > PIECE || i - from >= 512;
+        if i > from && (!follows || full || p.shared != pieces[from].shared) {
             groups.push((from, i));
             (from, sum) = (i, 0);
         }
@@ -239,15 +310,7 @@ fn piece(
     let n: u64 = pieces.iter().map(|p| p.len).sum();
     let buf = &mut buf[..n as usize];
     read(space, pieces, buf, lost)?;
-    let file = match to {
-        Sink::Packed(p) => return p.put(pieces[0].at, buf, room),
-        Sink::Remote(r) => return r.put(pieces[0].at, buf),
-        Sink::Plain(file) => file,
-    };
-    file.write_all_at(buf, pieces[0].at).map_err(|e| {
-        let blame = Error::new("E6001", Blame::Host, "cannot write pages").why(e);
-        blame.advice("make room where the images go")
-    })
+    to.put(pieces[0].at, buf, room)
 }
 
 /// Reads pieces into a buffer of their length.
@@ -307,11 +370,8 @@ mod tests {
     #[test]
     fn only_what_the_dump_before_has_is_left_to_it() {
         let mut r = Run {
-            start: 0x1000,
-            len: 0x9000,
-            lazy: false,
-            shared: false,
             unwritten: true,
+            ..Run::at(0x1000, 0x9000)
         };
         let before = [
             (0, 0x2000),

@@ -56,6 +56,8 @@ pub struct Run {
     pub shared: bool,
     /// Not written since the dump before.
     pub unwritten: bool,
+    /// Saved when the tree runs again.
+    pub late: bool,
 }
 
 impl Run {
@@ -67,15 +69,16 @@ impl Run {
             lazy: false,
             shared: false,
             unwritten: false,
+            late: false,
         }
     }
     /// Appends it, joined with its neighbour if the same is said of both.
-    fn join(self, runs: &mut Vec<Run>) {
+    pub fn join(self, runs: &mut Vec<Run>) {
         match runs.last_mut() {
             Some(l)
                 if l.start + l.len == self.start
-                    && (l.lazy, l.shared, l.unwritten)
-                        == (self.lazy, self.shared, self.unwritten) =>
+                    && (l.lazy, l.shared, l.unwritten, l.late)
+                        == (self.lazy, self.shared, self.unwritten, self.late) =>
             {
                 l.len += self.len
             }
@@ -115,7 +118,14 @@ pub fn describe(
         } else if v.status & status::VDSO != 0 {
             runs.push(Run::at(m.start, m.len()));
         } else if private && v.status & (status::VVAR | status::VSYSCALL) == 0 {
-            let guards = pages(&mut scanner, s, watch, &mut runs)?;
+            let protected = match d.snapshot {
+                Some(snap) => snap.protect(&mut scanner, task.pid, s, &mut runs)?,
+                None => None,
+            };
+            let guards = match protected {
+                Some(guards) => guards,
+                None => pages(&mut scanner, s, watch, &mut runs)?,
+            };
             let guard = |g: &PageRange| pb::VmaEntry {
                 start: g.start,
                 end: g.end,

@@ -1,6 +1,7 @@
 //! The story of a dump: look from outside, write down, seal, let go. Long because the story and what it looks at in a task
 //! stand together.
 mod backlog;
+mod drain;
 mod facts;
 mod family;
 mod files;
@@ -13,6 +14,7 @@ mod preflight;
 mod process;
 mod ready;
 pub mod seize;
+mod snapshot;
 mod strangers;
 pub(crate) mod task;
 mod thread;
@@ -38,6 +40,7 @@ use memory::Sink;
 use places::Places;
 use process::{Asked, Asking, GadgetCache, Tapes};
 use ready::Ready;
+use snapshot::Snapshot;
 use stasis_cgroups::{Collector, Freezer};
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::HostPid;
@@ -57,7 +60,30 @@ use tracking::Tracking;
 /// On any error the tree runs on as it was and the folder holds no inventory.
 pub fn dump(o: &Options) -> Result<DumpReport> {
     stasis_kernel::limits::raise_nofile();
-    as_tracer(|| dump_here(o))
+    as_tracer(|| match dump_here(o)? {
+        Done::Whole(report) => Ok(report),
+        Done::Lost(why) => {
+            let said = format!("the tree was stopped for the whole dump: {why}");
+            info!("{said}");
+            let mut o = o.clone();
+            o.memory.snapshot = false;
+            match dump_here(&o)? {
+                Done::Whole(mut report) => {
+                    report.warnings.push(said);
+                    Ok(report)
+                }
+                Done::Lost(_) => Err(Error::bug("a dump without a snapshot has lost one")),
+            }
+        }
+    })
+}
+
+/// How a dump ended.
+enum Done {
+    /// It is complete.
+    Whole(DumpReport),
+    /// Memory of the instant is gone, and why. The tree runs, and there are no images.
+    Lost(String),
 }
 
 /// Runs what traces tasks in a thread of its own.
@@ -72,7 +98,7 @@ fn as_tracer(f: impl FnOnce() -> Result<DumpReport> + Send) -> Result<DumpReport
     told.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn dump_here(o: &Options) -> Result<DumpReport> {
+fn dump_here(o: &Options) -> Result<Done> {
     let dir = prepare(o).map_err(|e| e.at(Phase::Prepare))?;
     let m = &o.memory;
     let elsewhere = m.page_server.is_some() || m.stream.is_some();
@@ -85,6 +111,10 @@ fn dump_here(o: &Options) -> Result<DumpReport> {
     o.events
         .tell(Moment::PreDump)
         .map_err(|e| e.at(Phase::Prepare))?;
+    let mut snapshot = match o.memory.snapshot {
+        true => Some(Snapshot::prepare(o, &mut ready.gadgets).map_err(|e| e.at(Phase::Memory))?),
+        false => None,
+    };
     let begun = Instant::now();
     let mut report = DumpReport::default();
     let mut held = Vec::new();
@@ -94,6 +124,9 @@ fn dump_here(o: &Options) -> Result<DumpReport> {
         .and_then(|()| Ok(freezer.iter_mut().try_for_each(Freezer::thaw)?))
         .map_err(|e| e.at(Phase::Seize));
     report.freezing_us = micros(begun);
+    if let Some(s) = &mut snapshot {
+        s.still();
+    }
     let mut locked = false;
     let written = seized
         .and_then(|()| {
@@ -102,17 +135,25 @@ fn dump_here(o: &Options) -> Result<DumpReport> {
         })
         .and_then(|()| tracking.take(&held))
         .and_then(|()| {
-            let (freezer, tracking) = (freezer.as_ref(), &mut tracking);
-            write(o, &dir, ready, freezer, tracking, &mut held, &mut report)
+            let with = (freezer.as_ref(), snapshot.as_ref());
+            write(o, &dir, ready, with, &mut tracking, &mut held, &mut report)
         });
+    let written = written.and_then(|w| {
+        snapshot.as_mut().map_or(Ok(()), |s| s.ready(&dir))?;
+        Ok(w)
+    });
     let mut made = Vec::new();
+    let mut later = None;
     let sealed = written.and_then(|(inventory, undo)| {
-        let sealed = dir
-            .commit_inventory(&inventory)
-            .map_err(Error::from)
-            .and_then(|()| o.events.tell(Moment::PostDump))
-            .and_then(|()| tracking.stay())
-            .map_err(|e| e.at(Phase::Seal));
+        let sealed = match snapshot {
+            // sealed when the tree runs again and all of its memory is there
+            Some(_) => {
+                later = Some(inventory);
+                Ok(())
+            }
+            None => seal(o, &dir, &inventory).and_then(|()| tracking.stay()),
+        };
+        let sealed = sealed.map_err(|e| e.at(Phase::Seal));
         if sealed.is_err() || o.after != After::Default {
             take_back(&undo)?;
         }
@@ -137,6 +178,23 @@ fn dump_here(o: &Options) -> Result<DumpReport> {
     let released = release(held, after).map_err(|e| e.at(Phase::Release));
     // from here on nothing of it is stopped any more: it runs, or is dead
     report.frozen_us = micros(begun);
+    let drained = match (snapshot.as_mut(), later) {
+        (Some(s), Some(inventory)) => {
+            report.frozen_us += s.stopped.as_micros() as u64;
+            let begun = Instant::now();
+            let r = s.drain(&dir).map_err(|e| e.at(Phase::Memory));
+            report.memdump_us = micros(begun);
+            r.and_then(|lost| match lost {
+                None => seal(o, &dir, &inventory)
+                    .map(|()| None)
+                    .map_err(|e| e.at(Phase::Seal)),
+                why => Ok(why),
+            })
+        }
+        _ => Ok(None),
+    };
+    // the tree is let go of it before anything else is waited for
+    drop(snapshot);
     for m in made.iter_mut().filter(|_| killed) {
         if let Err(e) = m.outlive() {
             warn!("{e}");
@@ -148,10 +206,13 @@ fn dump_here(o: &Options) -> Result<DumpReport> {
             warn!("{e}");
         }
     }
-    if sealed.is_err() {
+    if sealed.is_err() || !matches!(drained, Ok(None)) {
         let _ = dir.invalidate();
     }
     sealed?;
+    if let Some(why) = drained? {
+        return Ok(Done::Lost(why));
+    }
     released?;
     paused.map_err(|e| Error::from(e).at(Phase::Release))?;
     if o.memory.auto_dedup
@@ -164,7 +225,13 @@ fn dump_here(o: &Options) -> Result<DumpReport> {
         "dumped {} tasks with {} threads, {} pages",
         report.tasks, report.threads, report.pages_written
     );
-    Ok(report)
+    Ok(Done::Whole(report))
+}
+
+/// The images are complete: they are made durable, and whoever wants to know is told.
+fn seal(o: &Options, dir: &ImageDir, inventory: &pb::InventoryEntry) -> Result<()> {
+    dir.commit_inventory(inventory)?;
+    o.events.tell(Moment::PostDump)
 }
 
 /// Stops the control group the caller named. One of cgroup v1 runs from here on: its tasks cannot be stopped while it does not.
@@ -244,7 +311,7 @@ fn write(
     o: &Options,
     dir: &ImageDir,
     ready: Ready,
-    freezer: Option<&Freezer>,
+    (freezer, snapshot): (Option<&Freezer>, Option<&Snapshot>),
     tracking: &mut Tracking,
     held: &mut [Task],
     report: &mut DumpReport,
@@ -259,9 +326,10 @@ fn write(
     }
     family::check(o, held, &status).map_err(tree)?;
     let mut d = Dumping::new(o, dir, &pids, ready, tracking)?;
+    d.snapshot = snapshot;
     d.cgroups = crate::cgroups::collector(&o.cgroups, freezer, held).map_err(tree)?;
     let written = std::thread::scope(|scope| {
-        let facts = facts::gather_all(scope, held, &status);
+        let facts = facts::gather_all(scope, held, &status, snapshot);
         let (own, theirs) = (HostPid::own(), held.first().map(|t| t.pid));
         let strangers = theirs.map(|root| {
             let members = pids.keys().copied().collect();
@@ -365,8 +433,8 @@ fn gone(killed: &[Task]) {
 }
 
 /// While it is traced, a task's own rules do not judge the calls it plays.
-fn suspend_seccomp(t: &Task, f: &Facts) -> Result<()> {
-    if f.threads.iter().any(|st| st.seccomp != 0) {
+fn suspend_seccomp(t: &Task, threads: &[Status]) -> Result<()> {
+    if threads.iter().any(|st| st.seccomp != 0) {
         for th in &t.threads {
             th.tracee.set_options(
                 stasis_kernel::ptrace::TRACESYSGOOD | stasis_kernel::ptrace::SUSPEND_SECCOMP,
@@ -428,6 +496,8 @@ pub struct Dumping<'a> {
     server: Option<Arc<Mutex<Client>>>,
     /// What was written since the dump before, and from this one on.
     pub tracking: &'a mut Tracking,
+    /// Memory that is saved when the tree runs again.
+    pub snapshot: Option<&'a Snapshot>,
 }
 
 impl<'a> Dumping<'a> {
@@ -464,6 +534,7 @@ impl<'a> Dumping<'a> {
             },
             lsm: crate::lsm::of_host("/".as_ref()),
             tracking,
+            snapshot: None,
         })
     }
     /// A task's place in the tree; gives its own pid.
@@ -519,7 +590,7 @@ impl<'a> Dumping<'a> {
             .at(Phase::Tree));
         }
         let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
-        suspend_seccomp(t, &f)?;
+        suspend_seccomp(t, &f.threads)?;
         let ids = self.ids(t)?;
         self.backlog.one(Kind::Ids, pid, ids)?;
         // pages are listed before the excursion, which touches dead stack
@@ -590,6 +661,7 @@ impl<'a> Dumping<'a> {
         let image = Kind::Pagemap.file_of(pid);
         let before = self.tracking.before(self.dir, host, &image);
         let options = self.cx.options.memory.clone();
+        let hand = self.snapshot.map(Snapshot::hand);
         self.backlog.add(move |dir| {
             let to = match room {
                 Some(r) => Sink::Plain(r.1),
@@ -600,8 +672,14 @@ impl<'a> Dumping<'a> {
                 before: &before,
                 running: false,
             };
-            let w = memory::write(dir, &space, &image, (id, to), &runs)
+            let written = memory::write_now(dir, &space, &image, (id, to), &runs);
+            let (w, to, late) = written
                 .map_err(|e| e.on(format!("memory of task {}", host.0)).at(Phase::Memory))?;
+            let len = w.pages * crate::pages::PAGE;
+            match hand {
+                Some(hand) => hand(host, id, to, late, len),
+                None => to.finish(dir, id, len)?,
+            }
             crate::kill_point();
             Ok(Wrote {
                 pages: w.pages,

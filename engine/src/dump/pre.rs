@@ -100,7 +100,7 @@ fn list(
         .map(|t| t.proc.status())
         .collect::<std::result::Result<_, _>>()?;
     std::thread::scope(|scope| {
-        let facts = facts::gather_all(scope, held, &status);
+        let facts = facts::gather_all(scope, held, &status, None);
         for t in held.iter_mut().filter(|t| t.zombie.is_none()) {
             let gone = |_| Error::bug("the reader of /proc has ended early");
             let f = facts.recv().map_err(gone)??;
@@ -127,7 +127,7 @@ fn one(
 ) -> Result<Listed> {
     let pid = t.pid;
     thread::look(&mut t.threads[0], pid)?;
-    super::suspend_seccomp(t, f)?;
+    super::suspend_seccomp(t, &f.threads)?;
     let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
     let watch = tracking.watch(t, f, &maps, gadgets)?;
     let mut scanner = Scanner::of(&t.proc)?;

@@ -4,11 +4,11 @@ use super::facts::Facts;
 use super::task::Task;
 use super::thread::Told;
 use crate::error::{Blame, Error, Result};
-use stasis_kernel::call::{Arg, Call};
+use stasis_kernel::call::{Arg, Call, Part};
 use stasis_kernel::excursion::{self, Answers, Away, DeadStack, Excursion, Gadgets};
 use stasis_kernel::flight::{self, Flight};
 use stasis_kernel::ids::{HostPid, RemoteFd, RemotePtr};
-use stasis_kernel::procfs::{MapName, MapsLine, Timer, TimerNotify};
+use stasis_kernel::procfs::{MapName, MapsLine, Status, Timer, TimerNotify};
 use stasis_kernel::{fds, uffd, vm};
 use stasis_proto::pb;
 use std::collections::BTreeMap;
@@ -242,13 +242,17 @@ fn whole(timers: &[Timer]) -> Vec<Call> {
 
 /// Has a stopped task make a userfaultfd, fetches it, and has the task close it again; `None` if the task may not.
 ///
-/// The descriptor is in the task only while it is stopped. An engine lost meanwhile leaves a task that closes it by itself;
-/// only a thread whose seccomp rules forbid the calls is left with an idle descriptor then.
+/// With `device`, an open /dev/userfaultfd, it is one that also serves faults of system calls, which a task without
+/// CAP_SYS_PTRACE cannot make by itself: the device is lent to it for the call.
+///
+/// Descriptors are in the task only while it is stopped. An engine lost meanwhile leaves a task that closes them by itself;
+/// only a thread whose seccomp rules forbid the calls is left with idle descriptors then.
 pub fn userfaultfd(
     task: &Task,
-    f: &Facts,
+    leader: &Status,
     maps: &[MapsLine],
     cache: &mut GadgetCache,
+    device: Option<&OwnedFd>,
 ) -> Result<Option<OwnedFd>> {
     let mut gadgets = cache.find(task.pid, maps);
     let mut planted = None;
@@ -257,24 +261,58 @@ pub fn userfaultfd(
         gadgets = Gadgets::plant(&mem, at)?;
         planted = Some((mem, at));
     }
-    let r = userfaultfd_with(task, f, maps, gadgets);
+    let taken: std::collections::BTreeSet<i32> =
+        task.proc.fds()?.into_iter().map(|fd| fd.0).collect();
+    // KERNEL: a new descriptor gets the lowest free number
+    let free: Vec<i32> = (0..).filter(|n| !taken.contains(n)).take(4).collect();
+    let r = match device {
+        None => own_userfaultfd(task, leader, maps, gadgets, free[0]),
+        Some(d) => lent_userfaultfd(task, leader, maps, gadgets, &free, d),
+    };
     if let Some((mem, at)) = planted {
         Gadgets::unplant(&mem, at)?;
     }
     r
 }
 
-fn userfaultfd_with(
+/// The leader plays `before`, is looked at, and plays `after`.
+fn around<R>(
     task: &Task,
-    f: &Facts,
+    leader: &Status,
     maps: &[MapsLine],
     gadgets: Gadgets,
+    (before, after): (&[Call], &[Call]),
+    during: impl FnOnce() -> Result<R>,
+) -> Result<R> {
+    let dead = dead_stack(task, maps)?;
+    let (end, quiet) = end_signal(leader);
+    let tape: Vec<Call> = before.iter().chain(after).cloned().collect();
+    let th = task.leader();
+    let away = Away {
+        regs: th.regs,
+        mask: th.mask,
+        xstate: th.xstate.clone(),
+        gadgets,
+        end_signal: end,
+        end_is_silent: quiet,
+        guarded: guarded(th, leader.seccomp, &tape, gadgets, dead)?,
+    };
+    let mut e = Excursion::begin(&th.tracee, task.pid.0, away, dead)?;
+    crate::kill_point();
+    let r = e.around(before, during, after);
+    crate::kill_point();
+    e.finish()?;
+    r?
+}
+
+fn own_userfaultfd(
+    task: &Task,
+    leader: &Status,
+    maps: &[MapsLine],
+    gadgets: Gadgets,
+    fd: i32,
 ) -> Result<Option<OwnedFd>> {
     const LINK: &[u8] = b"anon_inode:[userfaultfd]";
-    let taken: std::collections::BTreeSet<i32> =
-        task.proc.fds()?.into_iter().map(|fd| fd.0).collect();
-    // KERNEL: a new descriptor gets the lowest free number
-    let fd = (0..).find(|n| !taken.contains(n)).unwrap_or(0);
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK | uffd::USER_MODE_ONLY) as u64;
     let make = [Call::new(
         libc::SYS_userfaultfd,
@@ -285,22 +323,7 @@ fn userfaultfd_with(
     )
     .any()];
     let close = [Call::new(libc::SYS_close, vec![Arg::Int(fd as u64)]).any()];
-    let dead = dead_stack(task, maps)?;
-    let (end, quiet) = end_signal(&f.threads[0]);
-    let tape = [make[0].clone(), close[0].clone()];
-    let th = task.leader();
-    let away = Away {
-        regs: th.regs,
-        mask: th.mask,
-        xstate: th.xstate.clone(),
-        gadgets,
-        end_signal: end,
-        end_is_silent: quiet,
-        guarded: guarded(th, f.threads[0].seccomp, &tape, gadgets, dead)?,
-    };
-    let mut e = Excursion::begin(&th.tracee, task.pid.0, away, dead)?;
-    crate::kill_point();
-    let fetch = || -> Result<Option<OwnedFd>> {
+    let fetch = || {
         crate::kill_point();
         let made = task.proc.fd_link(RemoteFd(fd)).is_ok_and(|l| l == LINK);
         if !made {
@@ -309,14 +332,112 @@ fn userfaultfd_with(
         let pidfd = fds::pidfd_open(task.pid, 0)?;
         Ok(Some(fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(fd))?))
     };
-    let r = e.around(&make, fetch, &close);
-    crate::kill_point();
-    e.finish()?;
-    r?
+    around(task, leader, maps, gadgets, (&make, &close), fetch)
+}
+
+/// `free`: four numbers. The task makes a pair of sockets; the engine takes a duplicate of one end and sends the device; the
+/// task asks it for a userfaultfd and sends that back.
+fn lent_userfaultfd(
+    task: &Task,
+    leader: &Status,
+    maps: &[MapsLine],
+    gadgets: Gadgets,
+    free: &[i32],
+    device: &OwnedFd,
+) -> Result<Option<OwnedFd>> {
+    let [ours, theirs, lent, made] = free[..] else {
+        return Err(Error::bug("four descriptors"));
+    };
+    let int = |n: i32| Arg::Int(n as u64);
+    let sort = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let pair = [Call::new(
+        libc::SYS_socketpair,
+        vec![
+            Arg::Named(libc::AF_UNIX as u64, "AF_UNIX".into()),
+            Arg::Named(
+                sort as u64,
+                "SOCK_SEQPACKET|SOCK_CLOEXEC|SOCK_NONBLOCK".into(),
+            ),
+            Arg::Int(0),
+            Arg::Out(8),
+        ],
+    )
+    .any()];
+    // struct msghdr around one byte and one descriptor
+    let message = |byte: Arg, control: Arg| {
+        let iov = Arg::Struct(vec![
+            Part::Ptr(byte),
+            Part::Bytes(1u64.to_le_bytes().to_vec()),
+        ]);
+        Arg::Struct(vec![
+            Part::Bytes(vec![0; 16]),
+            Part::Ptr(iov),
+            Part::Bytes(1u64.to_le_bytes().to_vec()),
+            Part::Ptr(control),
+            Part::Bytes(24u64.to_le_bytes().to_vec()),
+            Part::Bytes(vec![0; 8]),
+        ])
+    };
+    let mut rights = 20u64.to_le_bytes().to_vec();
+    rights.extend((libc::SOL_SOCKET as u32).to_le_bytes());
+    rights.extend((libc::SCM_RIGHTS as u32).to_le_bytes());
+    rights.extend(made.to_le_bytes());
+    rights.extend([0; 4]);
+    let cloexec = Arg::Named(libc::MSG_CMSG_CLOEXEC as u64, "MSG_CMSG_CLOEXEC".into());
+    let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+    let mut after = vec![
+        Call::new(
+            libc::SYS_recvmsg,
+            vec![int(ours), message(Arg::Out(8), Arg::Out(24)), cloexec],
+        ),
+        Call::new(
+            libc::SYS_ioctl,
+            vec![
+                int(lent),
+                Arg::Named(uffd::NEW as u64, "USERFAULTFD_IOC_NEW".into()),
+                Arg::OpenFlags(flags),
+            ],
+        ),
+        Call::new(
+            libc::SYS_sendmsg,
+            vec![
+                int(ours),
+                message(Arg::In(b"+".to_vec()), Arg::In(rights)),
+                Arg::Int(0),
+            ],
+        ),
+    ];
+    after.extend(
+        free.iter()
+            .map(|fd| Call::new(libc::SYS_close, vec![int(*fd)])),
+    );
+    let after: Vec<Call> = after.into_iter().map(Call::any).collect();
+    let lend = || -> Result<Option<OwnedFd>> {
+        crate::kill_point();
+        let made = |fd| {
+            let link = task.proc.fd_link(RemoteFd(fd));
+            link.is_ok_and(|l| l.starts_with(b"socket:"))
+        };
+        if !made(ours) || !made(theirs) {
+            return Ok(None);
+        }
+        let pidfd = fds::pidfd_open(task.pid, 0)?;
+        let end = fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(theirs))?;
+        fds::send_fds(end.as_fd(), b"+", &[device.as_fd()])?;
+        crate::kill_point();
+        Ok(Some(end))
+    };
+    let Some(end) = around(task, leader, maps, gadgets, (&pair, &after), lend)? else {
+        return Ok(None);
+    };
+    match fds::recv_fds(end.as_fd(), &mut [0; 8]) {
+        Ok((_, mut got)) => Ok(got.pop()),
+        Err(_) => Ok(None),
+    }
 }
 
 /// A signal that ends a chain: ignored by default and not pending; and whether nobody catches it.
-fn end_signal(st: &stasis_kernel::procfs::Status) -> (Option<i32>, bool) {
+fn end_signal(st: &Status) -> (Option<i32>, bool) {
     let free = |s: &&i32| (st.shd_pnd | st.sig_pnd) & (1 << (**s - 1)) == 0;
     let quiet = |s: &&i32| st.sig_cgt & (1 << (**s - 1)) == 0;
     let candidates = [libc::SIGURG, libc::SIGWINCH];

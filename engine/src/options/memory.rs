@@ -17,6 +17,8 @@ pub struct MemoryOptions {
     pub lazy: bool,
     /// `--compress`: how pages of private memory are compressed.
     pub compress: Option<Compression>,
+    /// `--snapshot` of a dump that lets the tree run on: memory is saved while it runs.
+    pub snapshot: bool,
     /// `--page-server` of a dump: pages go there instead of into the folder.
     pub page_server: Option<Server>,
     /// A migration: pages images are made at the other host.

@@ -30,6 +30,9 @@ pub struct Dump {
     /// Let the processes run on
     #[arg(short = 'R', long, conflicts_with = "leave_stopped")]
     leave_running: bool,
+    /// Stop the processes only for a moment: their memory, as it was then, is saved while they run on
+    #[arg(long, requires = "leave_running", conflicts_with_all = ["pre", "parent", "track", "auto_dedup"])]
+    snapshot: bool,
     /// Leave the processes stopped (SIGSTOP)
     #[arg(short = 's', long)]
     leave_stopped: bool,
@@ -129,6 +132,7 @@ impl Dump {
         self.carry.apply(&mut o);
         o.memory.parent = self.parent.clone();
         o.memory.compress = self.compress;
+        o.memory.snapshot = self.snapshot;
         o.memory.track = self.track;
         o.memory.auto_dedup = self.auto_dedup;
         crate::hooks::watch(&mut o, &self.hooks_dir, None)?;

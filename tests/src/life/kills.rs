@@ -1,8 +1,9 @@
 //! Dumps and restores that are killed at every step and at random moments. Long because the bookkeeping of both sorts of kills
 //! is one.
+use super::Trial;
 use super::snapshot::Snapshot;
 use super::stepper::{self, Step};
-use crate::case::Report;
+use crate::case::{Report, Scenario};
 use crate::init::{Stage, processes};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
@@ -10,6 +11,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -62,6 +64,14 @@ impl Stage {
             dir.display().to_string(),
         ]);
         args.extend(self.spec.options.iter().cloned());
+        let snapshot =
+            |t: &Trial| matches!(t, Trial::KillSnapshot { .. } | Trial::KillSnapshotRandom(_));
+        if matches!(&self.spec.scenario, Scenario::Life(t) if snapshot(t)) {
+            // not an option of criu: the command line is our own
+            args[0] = "stasis".into();
+            args[1] = "dump".into();
+            args.push("--snapshot".into());
+        }
         args
     }
     pub(crate) fn restore_args(&self, dir: &Path) -> Vec<String> {
@@ -85,6 +95,13 @@ impl Stage {
             Command::new(bin)
         };
         let out = File::create(self.spec.dir.join("engine.out"))?;
+        let args = match !traced && args.first().is_some_and(|a| a == "stasis") {
+            true => {
+                c.arg0("stasis");
+                &args[1..]
+            }
+            false => args,
+        };
         c.args(args)
             .current_dir(&self.spec.dir)
             .stdin(Stdio::null())
@@ -102,7 +119,7 @@ impl Stage {
             }
             let now = Snapshot::take(root.as_raw());
             // it forks all the time: no two looks are equal, and it checks itself
-            let diff = if self.name() == "forker" {
+            let diff = if ["forker", "instant"].contains(&self.name().as_str()) {
                 now.held()
             } else {
                 before.diff(&now)

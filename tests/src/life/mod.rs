@@ -26,6 +26,13 @@ pub enum Trial {
     },
     /// A dump is killed after random times, this often; the tree must be as before.
     KillDumpRandom(u32),
+    /// As [`Trial::KillDump`], of a dump with `--snapshot`.
+    KillSnapshot {
+        /// 1: every call.
+        stride: usize,
+    },
+    /// As [`Trial::KillDumpRandom`], of dumps with `--snapshot`.
+    KillSnapshotRandom(u32),
     /// A restore is killed before each `stride`-th changing system call; nothing may be left.
     KillRestore {
         /// 1: every call.
@@ -47,14 +54,16 @@ impl Trial {
     /// How many times the patience of one engine's run a trial may take.
     pub fn rounds(&self) -> u64 {
         match self {
-            Trial::KillDump { .. } | Trial::KillRestore { .. } => {
+            Trial::KillDump { .. } | Trial::KillSnapshot { .. } | Trial::KillRestore { .. } => {
                 if std::env::var_os("STASIS_LONG").is_some() {
                     90
                 } else {
                     6
                 }
             }
-            Trial::KillDumpRandom(n) | Trial::KillRestoreRandom(n) => 6 + u64::from(*n) / 20,
+            Trial::KillDumpRandom(n)
+            | Trial::KillSnapshotRandom(n)
+            | Trial::KillRestoreRandom(n) => 6 + u64::from(*n) / 20,
             _ => 8,
         }
     }
@@ -73,6 +82,12 @@ impl Stage {
                 self.kill_dump(root, *stride, report).map(|()| Some(root))
             }
             Trial::KillDumpRandom(n) => {
+                self.kill_dump_random(root, *n, report).map(|()| Some(root))
+            }
+            Trial::KillSnapshot { stride } => {
+                self.kill_dump(root, *stride, report).map(|()| Some(root))
+            }
+            Trial::KillSnapshotRandom(n) => {
                 self.kill_dump_random(root, *n, report).map(|()| Some(root))
             }
             Trial::KillRestore { stride } => self.kill_restore(root, *stride, report).map(Some),

@@ -23,7 +23,16 @@ pub fn become_traced(args: &[String]) -> Result<()> {
     use std::os::unix::process::CommandExt;
     ptrace::traceme()?;
     let (program, rest) = args.split_first().context("a program")?;
-    Err(Command::new(program).args(rest).exec().into())
+    let mut c = Command::new(program);
+    let rest = match rest.split_first() {
+        // our own command line
+        Some((name, words)) if name == "stasis" => {
+            c.arg0(name);
+            words
+        }
+        _ => rest,
+    };
+    Err(c.args(rest).exec().into())
 }
 
 /// A system call that changes something outside of the engine, or waits for it: its number and its first two arguments.

@@ -1,0 +1,742 @@
+//! Memory that is saved while the tree runs on: the pages of the instant at which it stood still.
+//!
+//! A *space* is one address space whose large private mappings are write-protected. Whoever writes there waits until the pages
+//! around are copied and free again; everybody else is not disturbed. One thread reads what the kernel tells of all spaces,
+//! others save pages in order. Nothing lasts that needs a living engine: when the last descriptor closes, the kernel lifts all
+//! protection and wakes who waits (fs/userfaultfd.c, userfaultfd_release()).
+//!
+//! What is saved is what was there at that instant, or the drain says that it is lost:
+//! - Pages are copied, then asked whether they are protected still, then freed. What is not protected came after the instant,
+//!   where nothing was: zeroes stand for it.
+//! - Whoever saves pages holds the space's gate for reading, and events are read with it held for writing. KERNEL: while an event
+//!   waits to be read, UFFDIO_WRITEPROTECT is EAGAIN (mm/userfaultfd.c, mmap_changing): a copy that met a munmap(2) or
+//!   mremap(2) is thrown away.
+//! - madvise(2) is told before it acts, so the pages it gives up are saved first. munmap(2), execve(2) and exit are told when
+//!   the pages are gone: what was not saved by then is lost.
+use super::memory::{self, Sink};
+use crate::error::{Blame, Error, Result};
+use crate::pages::PAGE;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use stasis_kernel::error::SysError;
+use stasis_kernel::ids::{HostPid, RemotePtr};
+use stasis_kernel::pagemap::{Categories, Query, Scanner};
+use stasis_kernel::procfs::ProcDir;
+use stasis_kernel::uffd::{self, Event};
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use tracing::debug;
+
+/// What the kernel must tell.
+pub const FEATURES: u64 = uffd::FEATURE_WP
+    | uffd::FEATURE_EVENT_REMAP
+    | uffd::FEATURE_EVENT_REMOVE
+    | uffd::FEATURE_EVENT_UNMAP;
+
+/// Saved at a time: a huge page stays one.
+pub const UNIT: u64 = 2 << 20;
+/// Freed at a time before the instant.
+const WINDOW: u64 = 256 * 1024;
+/// Buffers of one unit each: what is copied and not written yet.
+const BUFFERS: usize = 32;
+/// Longest wait for something to happen.
+const MOMENT_MS: u8 = 5;
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a space is on its way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// The tree runs, protection is only made.
+    Before,
+    /// The tree stands still.
+    Still,
+    /// It runs, what it had is saved.
+    After,
+}
+
+/// Pages that are saved together.
+struct Unit {
+    end: u64,
+    /// Address, length, offset in the image: one behind another there.
+    runs: Vec<(u64, u64, u64)>,
+}
+
+struct State {
+    when: When,
+    units: BTreeMap<u64, Unit>,
+    /// In which order they are saved.
+    order: VecDeque<u64>,
+    /// Pages as they were before the kernel wrote there while the tree stood still: a thread that plays a tape has its rseq
+    /// area written.
+    early: BTreeMap<u64, Vec<u8>>,
+    /// Where mappings were moved to before the instant.
+    moved: Vec<(u64, u64)>,
+    lost: Option<String>,
+}
+
+/// An address space.
+pub struct Space {
+    /// A process that has it.
+    pub pid: HostPid,
+    fd: OwnedFd,
+    gate: RwLock<()>,
+    state: Mutex<State>,
+    image: Mutex<Option<Arc<Sink>>>,
+    /// Some of its pages are shared copy-on-write.
+    shared: AtomicBool,
+}
+
+/// Pages to be saved: address, length, offset in the image.
+pub type Late = (u64, u64, u64);
+
+impl Space {
+    /// A space of which nothing is protected yet.
+    pub fn new(pid: HostPid, fd: OwnedFd) -> Self {
+        Self {
+            pid,
+            fd,
+            gate: RwLock::default(),
+            state: Mutex::new(State {
+                when: When::Before,
+                units: BTreeMap::new(),
+                order: VecDeque::new(),
+                early: BTreeMap::new(),
+                moved: Vec::new(),
+                lost: None,
+            }),
+            image: Mutex::default(),
+            shared: AtomicBool::new(false),
+        }
+    }
+    /// Some of its pages are shared with a relative, and reading must not give them copies.
+    pub fn is_shared(&self) {
+        self.shared.store(true, Ordering::Relaxed);
+    }
+    /// The userfaultfd.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+    /// The instant: from now on nothing is freed before it is saved. Gives ranges that were moved and may hold protected pages.
+    pub fn still(&self) -> Vec<(u64, u64)> {
+        let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
+        state.when = When::Still;
+        std::mem::take(&mut state.moved)
+    }
+    /// What is to be saved, in `mappings` (start, end), and where it goes. The small mappings come first: they are likelier to go.
+    pub fn begin(&self, to: Sink, late: &[Late], mappings: &[(u64, u64)]) {
+        let mut units: BTreeMap<u64, Unit> = BTreeMap::new();
+        let mut order: Vec<(u64, u64)> = Vec::new();
+        for (addr, len, at) in late {
+            let mut done = 0;
+            while done < *len {
+                let a = addr + done;
+                let m = mappings.partition_point(|m| m.1 <= a);
+                let (start, end) = mappings.get(m).copied().unwrap_or((a, addr + len));
+                let from = (a / UNIT * UNIT).max(start);
+                let to = (a / UNIT * UNIT + UNIT).min(end);
+                let n = (len - done).min(to - a);
+                let unit = units.entry(from).or_insert_with(|| {
+                    order.push((end - start, from));
+                    Unit {
+                        end: to,
+                        runs: Vec::new(),
+                    }
+                });
+                unit.runs.push((a, n, at + done));
+                done += n;
+            }
+        }
+        order.sort_by_key(|o| o.0);
+        let mut state = lock(&self.state);
+        state.units = units;
+        state.order = order.into_iter().map(|o| o.1).collect();
+        *lock(&self.image) = Some(Arc::new(to));
+    }
+    /// The tree is about to run.
+    pub fn go(&self) {
+        lock(&self.state).when = When::After;
+    }
+    /// The image, when all is in it.
+    pub fn image(&self) -> Option<Sink> {
+        Arc::into_inner(lock(&self.image).take()?)
+    }
+    fn lose(&self, why: impl Into<String>) {
+        let mut state = lock(&self.state);
+        state.lost.get_or_insert(why.into());
+        state.units.clear();
+    }
+    fn is_done(&self) -> bool {
+        lock(&self.state).units.is_empty()
+    }
+    /// Takes the unit with an address off the list.
+    fn take(&self, addr: u64) -> Option<(u64, Unit)> {
+        let mut state = lock(&self.state);
+        let (start, unit) = state.units.range(..=addr).next_back()?;
+        if unit.end <= addr {
+            return None;
+        }
+        let start = *start;
+        state.units.remove(&start).map(|u| (start, u))
+    }
+    fn next(&self) -> Option<(u64, Unit)> {
+        let mut state = lock(&self.state);
+        while let Some(start) = state.order.pop_front() {
+            if let Some(u) = state.units.remove(&start) {
+                return Some((start, u));
+            }
+        }
+        state.units.pop_first()
+    }
+    /// Copies a unit and frees its pages, with the gate held; nothing if that must be tried again, or is lost.
+    fn save(&self, start: u64, unit: Unit, scanner: &mut Scanner, buf: &mut Vec<u8>) -> Saved {
+        match self.copy(start, &unit, scanner, buf) {
+            Ok(()) => {
+                crate::kill_point();
+                Saved::Copied(unit.runs[0].2)
+            }
+            Err(Errno::EAGAIN) => {
+                lock(&self.state).units.insert(start, unit);
+                // who waits there asks again, once what happened is read
+                let _ = uffd::wake(self.fd.as_fd(), RemotePtr(start), UNIT);
+                std::thread::yield_now();
+                Saved::Not
+            }
+            Err(e) => {
+                self.lose(format!(
+                    "pages at {start:#x} are gone ({e}): the process ended, or runs another program"
+                ));
+                Saved::Not
+            }
+        }
+    }
+    fn copy(
+        &self,
+        start: u64,
+        unit: &Unit,
+        scanner: &mut Scanner,
+        buf: &mut Vec<u8>,
+    ) -> Result<(), Errno> {
+        let all: u64 = unit.runs.iter().map(|r| r.1).sum();
+        buf.resize(all as usize, 0);
+        let read = memory::read_runs(
+            self.pid,
+            &unit.runs,
+            self.shared.load(Ordering::Relaxed),
+            buf,
+        );
+        // what is there without protection came after the instant
+        let fresh = Query {
+            all: Categories::WRITTEN,
+            any: Categories::PRESENT | Categories::SWAPPED,
+            inverted: Categories::NONE,
+            report: Categories::NONE,
+        };
+        let mut found = Vec::new();
+        let scanned = scanner.scan(RemotePtr(start), RemotePtr(unit.end), &fresh, &mut found);
+        uffd::write_protect(self.fd.as_fd(), RemotePtr(start), unit.end - start, false)
+            .map_err(|e| e.errno)?;
+        read.map_err(|e| e.errno)?;
+        scanned.map_err(|e| e.errno)?;
+        let state = lock(&self.state);
+        let mut at = 0;
+        for (addr, len, _) in &unit.runs {
+            for f in &found {
+                let (a, b) = (f.start.max(*addr), f.end.min(addr + len));
+                if a < b {
+                    buf[at + (a - addr) as usize..at + (b - addr) as usize].fill(0);
+                }
+            }
+            for (a, page) in state.early.range(*addr..addr + len) {
+                let at = at + (a - addr) as usize;
+                buf[at..at + page.len()].copy_from_slice(page);
+            }
+            at += *len as usize;
+        }
+        Ok(())
+    }
+    /// Lets somebody write to a page while the tree stands still.
+    fn keep_page(&self, addr: u64) {
+        let mut page = vec![0; PAGE as usize];
+        let runs = [(addr, PAGE, 0)];
+        if memory::read_runs(self.pid, &runs, true, &mut page).is_ok() {
+            lock(&self.state).early.entry(addr).or_insert(page);
+        }
+        self.free(addr, PAGE);
+    }
+    /// Lifts protection where nothing is to be saved.
+    fn free(&self, addr: u64, window: u64) {
+        let from = addr / window * window;
+        let off = |at, len| uffd::write_protect(self.fd.as_fd(), RemotePtr(at), len, false);
+        if off(from, window).is_err() && off(addr, PAGE).is_err() {
+            let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), PAGE);
+        }
+    }
+    /// Reads what has happened. `first` saves ranges that are about to be given up.
+    fn events(&self, first: &mut dyn FnMut(u64, u64)) -> Result<Vec<u64>> {
+        let pending = uffd::pending_faults(self.fd.as_fd()).unwrap_or(0);
+        if pending == 0 && lock(&self.state).when == When::After {
+            for (start, end) in given_up(self.pid) {
+                first(start, end);
+            }
+        }
+        let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let (mut faults, mut all) = (Vec::new(), Vec::new());
+        uffd::events_at_most(self.fd.as_fd(), pending.max(1), &mut all)?;
+        for e in all {
+            match e {
+                Event::Fault(addr) => faults.push(addr),
+                Event::Remap(from, to, len) => self.moved(from, to, len),
+                Event::Remove(from, to) => self.gone(from, to, "madvise"),
+                Event::Unmap(from, to) => self.gone(from, to, "munmap"),
+                Event::Fork(_) => {}
+            }
+        }
+        Ok(faults)
+    }
+    fn gone(&self, from: u64, to: u64, how: &str) {
+        let state = lock(&self.state);
+        let hit = |u: &Unit| u.runs.iter().any(|r| r.0 < to && r.0 + r.1 > from);
+        let lost = state.units.range(..to).any(|(_, u)| hit(u));
+        drop(state);
+        if lost {
+            self.lose(format!(
+                "{from:#x}-{to:#x} was given up by {how} before it was saved"
+            ));
+        }
+    }
+    fn moved(&self, from: u64, to: u64, len: u64) {
+        let mut state = lock(&self.state);
+        state.moved.push((to, to + len));
+        let inside = |s: u64, u: &Unit| s < from + len && u.end > from;
+        let hit: Vec<u64> = state
+            .units
+            .range(..from + len)
+            .filter(|(s, u)| inside(**s, u))
+            .map(|(s, _)| *s)
+            .collect();
+        for start in hit {
+            let Some(u) = state.units.remove(&start) else {
+                continue;
+            };
+            let end = u.end;
+            // before, in, and behind what was moved
+            let parts = [
+                (start, from, 0),
+                (start.max(from), end.min(from + len), to.wrapping_sub(from)),
+                (from + len, end, 0),
+            ];
+            for (a, b, by) in parts {
+                let (a, b) = (a.max(start), b.min(end));
+                let runs: Vec<_> = u
+                    .runs
+                    .iter()
+                    .filter_map(|(addr, n, at)| {
+                        let (x, y) = ((*addr).max(a), (addr + n).min(b));
+                        (x < y).then(|| (x.wrapping_add(by), y - x, at + (x - addr)))
+                    })
+                    .collect();
+                if !runs.is_empty() {
+                    let end = b.wrapping_add(by);
+                    state.units.insert(a.wrapping_add(by), Unit { end, runs });
+                }
+            }
+        }
+    }
+}
+
+enum Saved {
+    /// For this offset of the image.
+    Copied(u64),
+    /// Later, or never.
+    Not,
+}
+
+/// Ranges that threads of a process wait to give up by madvise(2), as /proc tells of calls that sleep.
+fn given_up(pid: HostPid) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    let Ok(proc) = ProcDir::open(pid) else {
+        return out;
+    };
+    for tid in proc.tasks().unwrap_or_default() {
+        let text = proc.bytes(&format!("task/{tid}/syscall"));
+        let text = String::from_utf8(text.unwrap_or_default()).unwrap_or_default();
+        let mut words = text.split_whitespace();
+        if words.next().and_then(|n| n.parse::<i64>().ok()) != Some(libc::SYS_madvise) {
+            continue;
+        }
+        let mut arg = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+        if let (Some(start), Some(len)) = (arg(), arg()) {
+            out.push((start, start.saturating_add(len)));
+        }
+    }
+    out
+}
+
+/// Copied units on their way into images, and buffers to copy into.
+struct Outbox {
+    full: Mutex<VecDeque<(Arc<Sink>, u64, Vec<u8>)>>,
+    free: Mutex<(Vec<Vec<u8>>, usize)>,
+    returned: Condvar,
+}
+
+impl Outbox {
+    fn buffer(&self) -> Vec<u8> {
+        let mut free = lock(&self.free);
+        loop {
+            if let Some(b) = free.0.pop() {
+                return b;
+            }
+            if free.1 < BUFFERS {
+                free.1 += 1;
+                return Vec::with_capacity(UNIT as usize);
+            }
+            free = self
+                .returned
+                .wait(free)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+    fn give_back(&self, b: Vec<u8>) {
+        lock(&self.free).0.push(b);
+        self.returned.notify_one();
+    }
+}
+
+/// The thread that listens to spaces, and what it has come to.
+pub struct Listener {
+    spaces: Mutex<Vec<Arc<Space>>>,
+    over: AtomicBool,
+    outbox: Outbox,
+    in_hand: AtomicUsize,
+    failed: Mutex<Option<Error>>,
+}
+
+impl Listener {
+    /// Begins to listen; the thread ends with [`Listener::stop`].
+    pub fn start() -> (Arc<Self>, std::thread::JoinHandle<()>) {
+        let all = Arc::new(Self {
+            spaces: Mutex::default(),
+            over: AtomicBool::new(false),
+            outbox: Outbox {
+                full: Mutex::default(),
+                free: Mutex::default(),
+                returned: Condvar::new(),
+            },
+            in_hand: AtomicUsize::new(0),
+            failed: Mutex::default(),
+        });
+        let own = all.clone();
+        let log = tracing::dispatcher::get_default(Clone::clone);
+        let thread = std::thread::spawn(move || {
+            tracing::dispatcher::with_default(&log, || own.listen());
+        });
+        (all, thread)
+    }
+    /// Listens to one more.
+    pub fn add(&self, space: Arc<Space>) {
+        lock(&self.spaces).push(space);
+    }
+    /// Ends the thread.
+    pub fn stop(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+    /// All spaces.
+    pub fn spaces(&self) -> Vec<Arc<Space>> {
+        lock(&self.spaces).clone()
+    }
+    fn fail(&self, e: Error) {
+        lock(&self.failed).get_or_insert(e);
+    }
+    fn listen(&self) {
+        let mut scanners: BTreeMap<HostPid, Scanner> = BTreeMap::new();
+        while !self.over.load(Ordering::Relaxed) {
+            let spaces = self.spaces();
+            if spaces.is_empty() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                continue;
+            }
+            let mut polls: Vec<PollFd> = spaces
+                .iter()
+                .map(|s| PollFd::new(s.fd.as_fd(), PollFlags::POLLIN))
+                .collect();
+            match nix::poll::poll(&mut polls, PollTimeout::from(MOMENT_MS)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(e) => return self.fail(SysError::new("poll", e, "userfaultfds").into()),
+            }
+            let ready = polls
+                .iter()
+                .map(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN)));
+            for (space, ready) in spaces.iter().zip(ready) {
+                if !scanners.contains_key(&space.pid) {
+                    match Scanner::open(space.pid) {
+                        Ok(s) => drop(scanners.insert(space.pid, s)),
+                        // it is ending
+                        Err(_) => continue,
+                    }
+                }
+                let Some(scanner) = scanners.get_mut(&space.pid) else {
+                    continue;
+                };
+                if let Err(e) = self.turn(space, ready, scanner) {
+                    self.fail(e);
+                    space.lose("the kernel does not tell what happens");
+                }
+            }
+        }
+    }
+    fn turn(&self, space: &Arc<Space>, ready: bool, scanner: &mut Scanner) -> Result<()> {
+        if !ready {
+            return Ok(());
+        }
+        // before anything is taken off a list: whoever finds all lists empty looks here next
+        self.in_hand.fetch_add(1, Ordering::SeqCst);
+        let r = self.see_to(space, scanner);
+        self.in_hand.fetch_sub(1, Ordering::SeqCst);
+        r
+    }
+    fn see_to(&self, space: &Arc<Space>, scanner: &mut Scanner) -> Result<()> {
+        {
+            let mut first = |start: u64, end: u64| {
+                let mut at = start;
+                while at < end {
+                    let unit = lock(&space.state)
+                        .units
+                        .range(..end)
+                        .find(|(_, u)| u.end > at)
+                        .map(|(s, u)| (*s, u.end));
+                    let Some((s, e)) = unit else { break };
+                    let _reader = space.gate.read().unwrap_or_else(PoisonError::into_inner);
+                    let taken = space.take(s.max(at).min(e - 1));
+                    at = e;
+                    if let Some((start, unit)) = taken {
+                        // what madvise(2) waits with makes every freeing fail: copied only
+                        self.keep(space, start, unit, scanner, true);
+                    }
+                }
+            };
+            for addr in space.events(&mut first)? {
+                self.fault(space, addr, scanner);
+            }
+        }
+        Ok(())
+    }
+    fn fault(&self, space: &Arc<Space>, addr: u64, scanner: &mut Scanner) {
+        {
+            let _reader = space.gate.read().unwrap_or_else(PoisonError::into_inner);
+            let when = lock(&space.state).when;
+            match when {
+                When::Before => return space.free(addr, WINDOW),
+                When::Still => return space.keep_page(addr),
+                When::After => {}
+            }
+            if let Some((start, unit)) = space.take(addr) {
+                return self.keep(space, start, unit, scanner, false);
+            }
+        }
+        // in somebody's hands, or nothing to be saved
+        let writer = space.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let again = space.take(addr);
+        drop(writer);
+        match again {
+            Some((start, unit)) => {
+                let _reader = space.gate.read().unwrap_or_else(PoisonError::into_inner);
+                self.keep(space, start, unit, scanner, false);
+            }
+            None => space.free(addr, PAGE),
+        }
+    }
+    /// Copies a unit; others write it. `doomed`: its pages are about to go, and stay protected until then.
+    fn keep(
+        &self,
+        space: &Arc<Space>,
+        start: u64,
+        unit: Unit,
+        scanner: &mut Scanner,
+        doomed: bool,
+    ) {
+        self.in_hand.fetch_add(1, Ordering::SeqCst);
+        let mut buf = self.outbox.buffer();
+        let saved = match doomed {
+            true => {
+                let at = unit.runs[0].2;
+                match space.copy(start, &unit, scanner, &mut buf) {
+                    Ok(()) => Saved::Copied(at),
+                    // KERNEL: mmap_changing; nothing was freed, and nothing has changed since the event was told
+                    Err(Errno::EAGAIN) => {
+                        match space.copy_doomed(start, &unit, scanner, &mut buf) {
+                            true => Saved::Copied(at),
+                            false => Saved::Not,
+                        }
+                    }
+                    Err(_) => Saved::Not,
+                }
+            }
+            false => space.save(start, unit, scanner, &mut buf),
+        };
+        let image = lock(&space.image).clone();
+        match (saved, image) {
+            (Saved::Copied(at), Some(image)) => {
+                lock(&self.outbox.full).push_back((image, at, buf));
+            }
+            _ => {
+                self.outbox.give_back(buf);
+                self.in_hand.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+    /// Saves everything. `Ok(Some)`: why something is lost.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn drain(&self) -> Result<Option<String>> {
+        let spaces = self.spaces();
+        for s in &spaces {
+            s.go();
+        }
+        crate::kill_point();
+        let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    if let Err(e) = self.work(&spaces) {
+                        self.fail(e);
+                        for s in &spaces {
+                            s.lose("writing failed");
+                        }
+                        // who waits for a buffer must not wait for ever
+                        while let Some((_, _, buf)) = lock(&self.outbox.full).pop_front() {
+                            self.outbox.give_back(buf);
+                            self.in_hand.fetch_sub(1, Ordering::SeqCst);
+                        }
+                    }
+                });
+            }
+        });
+        if let Some(e) = lock(&self.failed).take() {
+            return Err(e);
+        }
+        Ok(spaces
+            .iter()
+            .find_map(|s| Some(format!("task {}: {}", s.pid, lock(&s.state).lost.clone()?))))
+    }
+    fn work(&self, spaces: &[Arc<Space>]) -> Result<()> {
+        let mut scanners: BTreeMap<HostPid, Scanner> = BTreeMap::new();
+        let mut room = Vec::new();
+        let mut own = Vec::with_capacity(UNIT as usize);
+        loop {
+            // those that somebody waited for
+            let job = lock(&self.outbox.full).pop_front();
+            if let Some((image, at, buf)) = job {
+                let r = image.put(at, &buf, &mut room);
+                drop(image);
+                self.outbox.give_back(buf);
+                self.in_hand.fetch_sub(1, Ordering::SeqCst);
+                r?;
+                continue;
+            }
+            let Some(space) = spaces.iter().find(|s| !s.is_done()) else {
+                if self.in_hand.load(Ordering::SeqCst) == 0 && spaces.iter().all(|s| s.is_done()) {
+                    return Ok(());
+                }
+                std::thread::sleep(std::time::Duration::from_micros(200));
+                continue;
+            };
+            if !scanners.contains_key(&space.pid) {
+                match Scanner::open(space.pid) {
+                    Ok(s) => drop(scanners.insert(space.pid, s)),
+                    Err(e) => {
+                        space.lose(e.to_string());
+                        continue;
+                    }
+                }
+            }
+            let Some(scanner) = scanners.get_mut(&space.pid) else {
+                continue;
+            };
+            self.in_hand.fetch_add(1, Ordering::SeqCst);
+            let saved = {
+                let _reader = space.gate.read().unwrap_or_else(PoisonError::into_inner);
+                match space.next() {
+                    Some((start, unit)) => space.save(start, unit, scanner, &mut own),
+                    None => Saved::Not,
+                }
+            };
+            let image = lock(&space.image).clone();
+            let r = match (saved, image) {
+                (Saved::Copied(at), Some(image)) => image.put(at, &own, &mut room),
+                _ => Ok(()),
+            };
+            self.in_hand.fetch_sub(1, Ordering::SeqCst);
+            r?;
+        }
+    }
+}
+
+impl Space {
+    /// Copies pages that wait to be given up: what is protected is as it was.
+    fn copy_doomed(
+        &self,
+        start: u64,
+        unit: &Unit,
+        scanner: &mut Scanner,
+        buf: &mut Vec<u8>,
+    ) -> bool {
+        let all: u64 = unit.runs.iter().map(|r| r.1).sum();
+        buf.resize(all as usize, 0);
+        let kept = Query {
+            all: Categories::WRITTEN,
+            any: Categories::PRESENT | Categories::SWAPPED,
+            inverted: Categories::WRITTEN,
+            report: Categories::NONE,
+        };
+        let read = memory::read_runs(
+            self.pid,
+            &unit.runs,
+            self.shared.load(Ordering::Relaxed),
+            buf,
+        );
+        let mut found = Vec::new();
+        let scanned = scanner.scan(RemotePtr(start), RemotePtr(unit.end), &kept, &mut found);
+        if let Err(e) = read.and(scanned) {
+            debug!("pages at {start:#x} that are given up are not saved: {e}");
+            self.lose(format!(
+                "pages at {start:#x} were given up before they were saved"
+            ));
+            return false;
+        }
+        let mut whole = true;
+        for (addr, len, _) in &unit.runs {
+            let held: u64 = found
+                .iter()
+                .map(|f| f.end.min(addr + len).saturating_sub(f.start.max(*addr)))
+                .sum();
+            let changed = lock(&self.state).early.range(*addr..addr + len).count() > 0;
+            whole &= held == *len && !changed;
+        }
+        if !whole {
+            self.lose(format!(
+                "pages at {start:#x} were given up before they were saved"
+            ));
+        }
+        whole
+    }
+}
+
+/// An error for a space that the kernel does not let us protect.
+pub fn refused(pid: HostPid, why: impl std::fmt::Display) -> Error {
+    Error::new(
+        "E6704",
+        Blame::Host,
+        format!("memory of task {pid} cannot be saved while it runs"),
+    )
+    .why(why)
+    .advice(
+        "dump as root on a kernel with userfaultfd write protection (5.7), or without --snapshot",
+    )
+}
