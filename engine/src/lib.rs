@@ -21,6 +21,7 @@ pub mod phase;
 pub mod remote;
 pub mod report;
 pub mod restore;
+pub mod seccomp;
 mod workers;
 
 pub use check::{check, probes};

@@ -17,6 +17,7 @@ mod figures;
 mod hooks;
 mod log;
 mod oci;
+mod profile;
 mod verbs;
 
 use clap::{Args, Parser, Subcommand};

@@ -121,6 +121,7 @@ impl Bundle {
     /// Namespace files that cannot be read, a container that is gone.
     pub fn dump(&self, o: &mut Options) -> Result<()> {
         o.mounts.root = Some(self.root()?);
+        o.namespaces.seccomp = crate::profile::if_any(crate::profile::of(&self.spec));
         for (at, _) in self.outside() {
             o.mounts.external.push((at.clone(), at));
         }

@@ -40,6 +40,19 @@ pub fn guest(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`guest`].
 pub fn compile(name: &str, source: &Path) -> Result<PathBuf> {
+    compile_with(name, source, &[])
+}
+
+/// The compiled guest `name` that needs nothing of the file system it runs in.
+///
+/// # Errors
+/// As [`guest`].
+pub fn static_guest(name: &str) -> Result<PathBuf> {
+    let source = source_dir().join(format!("{name}.c"));
+    compile_with(&format!("static-{name}"), &source, &["-static"])
+}
+
+fn compile_with(name: &str, source: &Path, flags: &[&str]) -> Result<PathBuf> {
     let dir = target_dir()?.join("guests");
     fs::create_dir_all(&dir)?;
     let binary = dir.join(name);
@@ -73,6 +86,7 @@ pub fn compile(name: &str, source: &Path) -> Result<PathBuf> {
         ])
         .arg(&fresh)
         .arg(source)
+        .args(flags)
         .arg("-lrt")
         .output()
         .context("gcc (the guests are C programs)")?;

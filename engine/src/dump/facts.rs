@@ -7,6 +7,7 @@ use super::task::Task;
 use crate::error::{Error, Result};
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::{Limit, ProcDir, SmapsEntry, Stat, Status, Timer};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Facts of one live process.
@@ -33,6 +34,17 @@ pub struct Facts {
     pub oom_score_adj: i32,
     /// Which mappings a core dump holds.
     pub coredump_filter: Option<u32>,
+    /// What its seccomp rules do to calls of a tape.
+    pub rules: Rules,
+}
+
+/// How a task's own seccomp rules meet the calls that it plays.
+#[derive(Clone, Default)]
+pub struct Rules {
+    /// They judge them: the kernel did not let the engine suspend them.
+    pub judge: bool,
+    /// The only filter, as the caller knows it, for an engine that may not read it.
+    pub given: Option<Arc<[u8]>>,
 }
 
 /// How many tasks the reader may be ahead: bounds the memory.
@@ -69,6 +81,7 @@ fn gather(
         loginuid: proc.loginuid().ok().map(|l| l.unwrap_or(u32::MAX)),
         oom_score_adj: proc.oom_score_adj()?,
         coredump_filter: proc.coredump_filter().ok().flatten(),
+        rules: Rules::default(),
     })
 }
 

@@ -49,7 +49,7 @@ pub fn nowhere(t: &Task, m: &MapsLine) -> Error {
         "cannot open the file behind mapping {m} of task {}",
         t.pid.0
     );
-    Error::new("E4209", Blame::Host, what)
+    Error::new("E4209", Blame::Container, what)
         .why("only a user with CAP_CHECKPOINT_RESTORE opens it through the mapping, and neither its path nor a descriptor of the task leads to it")
         .advice("dump as root; or have the program keep the file open, or restart it if a library was upgraded under it")
 }

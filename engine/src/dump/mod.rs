@@ -432,16 +432,65 @@ fn gone(killed: &[Task]) {
     }
 }
 
-/// While it is traced, a task's own rules do not judge the calls it plays.
-fn suspend_seccomp(t: &Task, threads: &[Status]) -> Result<()> {
-    if threads.iter().any(|st| st.seccomp != 0) {
-        for th in &t.threads {
-            th.tracee.set_options(
-                stasis_kernel::ptrace::TRACESYSGOOD | stasis_kernel::ptrace::SUSPEND_SECCOMP,
-            )?;
+/// While it is traced, a task's own rules do not judge the calls it plays: unless the kernel refuses that to us.
+fn suspend_seccomp(t: &Task, threads: &[Status], o: &Options) -> Result<facts::Rules> {
+    use stasis_kernel::ptrace::{SUSPEND_SECCOMP, TRACESYSGOOD};
+    let mut rules = facts::Rules::default();
+    if threads.iter().all(|st| st.seccomp == 0) {
+        return Ok(rules);
+    }
+    for th in &t.threads {
+        match th.tracee.set_options(TRACESYSGOOD | SUSPEND_SECCOMP) {
+            // KERNEL: CAP_SYS_ADMIN in the first user namespace is needed (kernel/ptrace.c, check_ptrace_options())
+            Err(e) if e.errno == nix::errno::Errno::EPERM => {
+                th.tracee.set_options(TRACESYSGOOD)?;
+                rules.judge = true;
+            }
+            r => r?,
         }
     }
-    Ok(())
+    if rules.judge {
+        rules.given = o.namespaces.seccomp.as_deref().map(Into::into);
+    }
+    Ok(rules)
+}
+
+/// The filters of a thread and their flags, the oldest first. Where the kernel does not let the engine read them, the one that
+/// the caller knows of (`given`).
+///
+/// # Errors
+/// E4013: they cannot be known.
+fn filters_of(th: &task::Thread, st: &Status, given: Option<&[u8]>) -> Result<Vec<(Vec<u8>, u64)>> {
+    // the image wants the oldest first, each naming its predecessor
+    // KERNEL: get_nth_filter() (kernel/seccomp.c) numbers from the oldest, whatever ptrace(2) says
+    let mut filters = Vec::new();
+    loop {
+        match th.tracee.seccomp_filter(filters.len()) {
+            Ok(Some(f)) => filters.push(f),
+            Ok(None) => return Ok(filters),
+            Err(e) if filters.is_empty() && mapped::is_denied(&e) => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let unknown = |why: String| {
+        Error::new(
+            "E4013",
+            Blame::Container,
+            format!("the seccomp filters of thread {} cannot be read", th.tid.0),
+        )
+        .why(why)
+        .advice("dump as root; or as the container's owner with its config.json in the work folder or beside the images; or run it with seccomp=unconfined")
+    };
+    match (given, st.seccomp_filters) {
+        (Some(f), Some(1)) => Ok(vec![(f.to_vec(), 0)]),
+        (Some(_), n) => Err(unknown(format!(
+            "only root may, and it has {} where the runtime installed one",
+            n.map_or("an unknown number".into(), |n| n.to_string())
+        ))),
+        (None, _) => Err(unknown(
+            "only root may, and nobody says what the runtime installed".into(),
+        )),
+    }
 }
 
 fn micros(since: Instant) -> u64 {
@@ -563,9 +612,10 @@ impl<'a> Dumping<'a> {
     fn begin<'t>(
         &mut self,
         t: &'t Task,
-        f: Facts,
+        mut f: Facts,
         asked: &mut VecDeque<Begun<'t>>,
     ) -> Result<Begun<'t>> {
+        f.rules = suspend_seccomp(t, &f.threads, self.cx.options)?;
         let st = &f.threads[0];
         let own = |st: &Status| st.ns_pid.last().copied().unwrap_or(0) as u32;
         let pid = self.entry(t, st, f.threads.iter().map(own).collect());
@@ -590,7 +640,6 @@ impl<'a> Dumping<'a> {
             .at(Phase::Tree));
         }
         let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
-        suspend_seccomp(t, &f.threads)?;
         let ids = self.ids(t)?;
         self.backlog.one(Kind::Ids, pid, ids)?;
         // pages are listed before the excursion, which touches dead stack
@@ -714,7 +763,7 @@ impl<'a> Dumping<'a> {
         for (i, ((th, told), st)) in all.enumerate() {
             let portrait = thread::Portrait::of(th, st, told)?;
             let process = (i == 0).then(|| process::core(t, f, asked)).transpose()?;
-            let filter = self.seccomp(th, st)?;
+            let filter = self.seccomp(th, st, f)?;
             let (cg_set, ids) = (sets[i], self.cx.ids.clone());
             let label = crate::lsm::label(self.lsm, th.tid)?;
             let tid = st.ns_pid.last().copied().unwrap_or(th.tid.0) as u32;
@@ -760,16 +809,11 @@ impl<'a> Dumping<'a> {
         Ok(all)
     }
     /// The index of a thread's newest filter in seccomp.img.
-    fn seccomp(&mut self, th: &task::Thread, st: &Status) -> Result<Option<u32>> {
+    fn seccomp(&mut self, th: &task::Thread, st: &Status, f: &Facts) -> Result<Option<u32>> {
         if st.seccomp != 2 {
             return Ok(None);
         }
-        // the image wants the oldest first, each naming its predecessor
-        // KERNEL: get_nth_filter() (kernel/seccomp.c) numbers from the oldest, whatever ptrace(2) says
-        let mut filters = Vec::new();
-        while let Some(f) = th.tracee.seccomp_filter(filters.len())? {
-            filters.push(f);
-        }
+        let filters = filters_of(th, st, f.rules.given.as_deref())?;
         let mut prev = None;
         for (filter, flags) in filters {
             prev = Some(self.filter(filter, flags as u32, prev));

@@ -58,7 +58,7 @@ fn pre_dump_here(o: &Options) -> Result<DumpReport> {
         .map_err(|e| e.at(Phase::Seize));
     report.freezing_us = micros(begun);
     let listed = seized.and_then(|()| {
-        list(&mut held, &mut tracking, ready.gadgets).map_err(|e| e.at(Phase::Memory))
+        list(o, &mut held, &mut tracking, ready.gadgets).map_err(|e| e.at(Phase::Memory))
     });
     report.tasks = held.len() as u32;
     report.threads = held.iter().map(|t| t.threads.len() as u32).sum();
@@ -89,6 +89,7 @@ fn pre_dump_here(o: &Options) -> Result<DumpReport> {
 
 /// Lists and protects all address spaces of the stopped tree.
 fn list(
+    o: &Options,
     held: &mut [Task],
     tracking: &mut Tracking,
     mut gadgets: GadgetCache,
@@ -103,7 +104,8 @@ fn list(
         let facts = facts::gather_all(scope, held, &status, None);
         for t in held.iter_mut().filter(|t| t.zombie.is_none()) {
             let gone = |_| Error::bug("the reader of /proc has ended early");
-            let f = facts.recv().map_err(gone)??;
+            let mut f = facts.recv().map_err(gone)??;
+            f.rules = super::suspend_seccomp(t, &f.threads, o)?;
             let same =
                 |l: &Listed| fds::kcmp(l.pid, t.pid, Kcmp::Vm).is_ok_and(|o| o == Ordering::Equal);
             if listed.iter().any(same) {
@@ -127,7 +129,6 @@ fn one(
 ) -> Result<Listed> {
     let pid = t.pid;
     thread::look(&mut t.threads[0], pid)?;
-    super::suspend_seccomp(t, &f.threads)?;
     let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
     let watch = tracking.watch(t, f, &maps, gadgets)?;
     let mut scanner = Scanner::of(&t.proc)?;

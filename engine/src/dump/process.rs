@@ -1,6 +1,6 @@
 //! What a process is: credentials, signals, timers, limits, mm fields. Half of it is told from outside, half by a tape. Long because
 //! a tape and the reading of its answers must be seen side by side.
-use super::facts::Facts;
+use super::facts::{Facts, Rules};
 use super::task::Task;
 use super::thread::Told;
 use crate::error::{Blame, Error, Result};
@@ -249,7 +249,7 @@ fn whole(timers: &[Timer]) -> Vec<Call> {
 /// only a thread whose seccomp rules forbid the calls is left with idle descriptors then.
 pub fn userfaultfd(
     task: &Task,
-    leader: &Status,
+    leader: (&Status, &Rules),
     maps: &[MapsLine],
     cache: &mut GadgetCache,
     device: Option<&OwnedFd>,
@@ -278,14 +278,14 @@ pub fn userfaultfd(
 /// The leader plays `before`, is looked at, and plays `after`.
 fn around<R>(
     task: &Task,
-    leader: &Status,
+    leader: (&Status, &Rules),
     maps: &[MapsLine],
     gadgets: Gadgets,
     (before, after): (&[Call], &[Call]),
     during: impl FnOnce() -> Result<R>,
 ) -> Result<R> {
     let dead = dead_stack(task, maps)?;
-    let (end, quiet) = end_signal(leader);
+    let (end, quiet) = end_signal(leader.0);
     let tape: Vec<Call> = before.iter().chain(after).cloned().collect();
     let th = task.leader();
     let away = Away {
@@ -295,7 +295,7 @@ fn around<R>(
         gadgets,
         end_signal: end,
         end_is_silent: quiet,
-        guarded: guarded(th, leader.seccomp, &tape, gadgets, dead)?,
+        guarded: guarded((th, leader.0), leader.1, &tape, gadgets, dead)?,
     };
     let mut e = Excursion::begin(&th.tracee, task.pid.0, away, dead)?;
     crate::kill_point();
@@ -307,7 +307,7 @@ fn around<R>(
 
 fn own_userfaultfd(
     task: &Task,
-    leader: &Status,
+    leader: (&Status, &Rules),
     maps: &[MapsLine],
     gadgets: Gadgets,
     fd: i32,
@@ -339,7 +339,7 @@ fn own_userfaultfd(
 /// task asks it for a userfaultfd and sends that back.
 fn lent_userfaultfd(
     task: &Task,
-    leader: &Status,
+    leader: (&Status, &Rules),
     maps: &[MapsLine],
     gadgets: Gadgets,
     free: &[i32],
@@ -510,8 +510,8 @@ pub fn ask<'a>(
 impl<'a> Asking<'a> {
     fn away(&self, f: &Facts, i: usize) -> Result<Away> {
         let th = &self.task.threads[i];
-        let mode = f.threads[i].seccomp;
-        let guarded = guarded(th, mode, &self.whole, self.gadgets, self.dead)?;
+        let who = (th, &f.threads[i]);
+        let guarded = guarded(who, &f.rules, &self.whole, self.gadgets, self.dead)?;
         Ok(self.unless(guarded, f, i))
     }
     /// The signal that ends a thread's chain, if there is one that is not pending.
@@ -620,8 +620,8 @@ impl<'a> Asking<'a> {
         let mut flying = Vec::new();
         for (i, told_of) in threads.iter_mut().enumerate().skip(1) {
             let th = &self.task.threads[i];
-            let mode = f.threads[i].seccomp;
-            let guarded = guarded(th, mode, &self.whole, self.gadgets, self.dead)?;
+            let who = (th, &f.threads[i]);
+            let guarded = guarded(who, &f.rules, &self.whole, self.gadgets, self.dead)?;
             if self.flies(guarded, f, i, &self.own) {
                 flying.push(i);
             } else {
@@ -720,30 +720,41 @@ fn future(a: &Answers, at: u64) -> Option<u32> {
     })
 }
 
-/// Would the thread's own seccomp rules harm it for a call of the tape, or for the way home?
+/// Would the seccomp rules of a process's thread harm it for a call of the tape, or for the way home?
+///
+/// # Errors
+/// They would, and are not suspended; or they cannot be known.
 fn guarded(
-    th: &super::task::Thread,
-    mode: u32,
+    (th, st): (&super::task::Thread, &Status),
+    rules: &Rules,
     tape: &[Call],
     gadgets: Gadgets,
     dead: DeadStack,
 ) -> Result<bool> {
-    match mode {
-        0 => Ok(false),
+    let harms = match st.seccomp {
+        0 => false,
         2 => {
-            let mut filters = Vec::new();
-            while let Some((filter, _)) = th.tracee.seccomp_filter(filters.len())? {
-                filters.push(filter);
-            }
+            let filters = super::filters_of(th, st, rules.given.as_deref())?;
+            let filters: Vec<_> = filters.into_iter().map(|f| f.0).collect();
             let also = [libc::SYS_rt_sigreturn, libc::SYS_getpid].map(|n| Call::new(n, vec![]));
             // KERNEL: seccomp_data has the address behind the `syscall` instruction
             let harmless = |c: &Call| {
                 stasis_kernel::seccomp::is_harmless(&filters, c, gadgets.call_ret + 2, dead.start)
             };
-            Ok(!tape.iter().chain(&also).all(harmless))
+            !tape.iter().chain(&also).all(harmless)
         }
-        _ => Ok(true),
+        _ => true,
+    };
+    if harms && rules.judge {
+        return Err(Error::new(
+            "E4013",
+            Blame::Container,
+            format!("thread {} cannot be asked", th.tid.0),
+        )
+        .why("its seccomp rules would end it for the calls of a tape, and only root may suspend them")
+        .advice("dump as root"));
     }
+    Ok(harms)
 }
 
 /// Unused executable bytes: the zero padding behind the vDSO image.

@@ -108,7 +108,7 @@ impl Snapshot {
             .map(OwnedFd::from);
         let mut held = Vec::new();
         let seized = seize::tree(HostPid(o.pid), 0, begun + o.timeout, &mut held);
-        let made = seized.and_then(|()| make_all(&mut held, gadgets, device.as_ref()));
+        let made = seized.and_then(|()| make_all(o, &mut held, gadgets, device.as_ref()));
         let released = seize::let_go(held);
         let made = made?;
         released?;
@@ -379,6 +379,7 @@ impl Held {
 
 /// Step 1 for all address spaces of a stopped tree.
 fn make_all(
+    o: &Options,
     held: &mut [Task],
     gadgets: &mut GadgetCache,
     device: Option<&OwnedFd>,
@@ -391,7 +392,7 @@ fn make_all(
         if made.iter().any(same) {
             continue;
         }
-        match make(t, gadgets, device).map_err(|e| e.on(format!("task {}", t.pid)))? {
+        match make(o, t, gadgets, device).map_err(|e| e.on(format!("task {}", t.pid)))? {
             Some(fd) => made.push((t.pid, fd)),
             None => warn!("{}", refused(t.pid, "it may not make a userfaultfd")),
         }
@@ -401,6 +402,7 @@ fn make_all(
 }
 
 fn make(
+    o: &Options,
     t: &mut Task,
     gadgets: &mut GadgetCache,
     device: Option<&OwnedFd>,
@@ -412,9 +414,9 @@ fn make(
     for th in &t.threads[1..] {
         all.push(t.proc.task_status(th.tid)?);
     }
-    suspend_seccomp(t, &all)?;
+    let rules = suspend_seccomp(t, &all, o)?;
     let maps = t.proc.maps()?;
-    process::userfaultfd(t, &all[0], &maps, gadgets, device)
+    process::userfaultfd(t, (&all[0], &rules), &maps, gadgets, device)
 }
 
 /// Large private memory of no file, which the kernel can protect for us.

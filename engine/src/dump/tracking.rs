@@ -379,7 +379,7 @@ fn registered(fd: &OwnedFd, m: &MapsLine) -> bool {
 
 /// A userfaultfd of the task; `None` where the kernel has no asynchronous write protection.
 fn make(t: &Task, f: &Facts, maps: &[MapsLine], g: &mut GadgetCache) -> Result<Option<OwnedFd>> {
-    let Some(fd) = process::userfaultfd(t, &f.threads[0], maps, g, None)? else {
+    let Some(fd) = process::userfaultfd(t, (&f.threads[0], &f.rules), maps, g, None)? else {
         warn!(
             "memory of task {} is not tracked: it may not make a userfaultfd",
             t.pid

@@ -21,6 +21,9 @@ pub struct NamespaceOptions {
     pub other: Vec<String>,
     /// Maps of users and of groups that the tree's user namespace must have (OCI `uidMappings`, `gidMappings`). `None`: those of the image, as far as the kernel lets the restorer give them.
     pub id_maps: Option<(IdMap, IdMap)>,
+    /// What the runtime has installed as the container's only seccomp filter (raw `struct sock_filter`s): used at dump where the
+    /// kernel does not let the engine read it.
+    pub seccomp: Option<Vec<u8>>,
     /// `--lsm-profile TYPE:NAME`.
     pub lsm_profile: Option<String>,
 }

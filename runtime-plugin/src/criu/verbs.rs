@@ -43,7 +43,10 @@ pub fn dump_tree(s: &Settings) -> Result<DumpReport> {
     if s.cpu_cap.asked {
         cpu::dump(&images)?;
     }
-    let report = stasis_engine::dump(&options(s)?)?;
+    let mut o = options(s)?;
+    let found = crate::profile::find(&[s.work_dir(), &o.images.join("..")]);
+    o.namespaces.seccomp = crate::profile::if_any(found);
+    let report = stasis_engine::dump(&o)?;
     for w in &report.warnings {
         tracing::warn!("{w}");
     }

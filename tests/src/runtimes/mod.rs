@@ -5,6 +5,7 @@
 //! the pid namespace. The engine is ours, or what `STASIS_ENGINE` names: the same scenarios then tell what CRIU does.
 
 pub mod podman;
+pub mod rootless;
 pub mod runc;
 pub mod world;
 
@@ -39,7 +40,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 pub struct Scenario {
     /// Its name in tests and tables.
     pub name: &'static str,
-    /// The runtime: `runc` or `podman`.
+    /// The program that must be there: `runc`, `podman`, ...
     pub runtime: &'static str,
     /// Plays it.
     pub play: fn(&World) -> Result<()>,
@@ -47,7 +48,10 @@ pub struct Scenario {
 
 /// All scenarios, in the order of the table in the book.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    runc::SCENARIOS.iter().chain(podman::SCENARIOS)
+    runc::SCENARIOS
+        .iter()
+        .chain(podman::SCENARIOS)
+        .chain(rootless::SCENARIOS)
 }
 
 /// What came of a scenario.

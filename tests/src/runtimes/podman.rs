@@ -19,10 +19,11 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "podman_again", runtime: "podman", play: again },
 ];
 
-const COUNT: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
+/// Counts, a number per line.
+pub const COUNT: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
 
 /// What podman is told of this world: no systemd, no limits that only a full root can set.
-const CONF: &str = "\
+pub const CONF: &str = "\
 [containers]
 pids_limit=0
 default_ulimits=[\"nofile=4096:4096\",\"nproc=32768:32768\"]
