@@ -127,11 +127,17 @@ pub struct Plan {
 
 impl Plan {
     /// For a path on a mount (of this number) that others hide: the mount, and the path below its root.
-    pub fn hidden(&self, mnt_id: u32, path: &str) -> Option<(FdRef, String)> {
+    ///
+    /// Names of mountpoints are UTF-8, those of files in them need not be.
+    pub fn hidden(&self, mnt_id: u32, path: &[u8]) -> Option<(FdRef, Vec<u8>)> {
         let i = self.tree.mounts.iter().position(|m| m.id == mnt_id)?;
-        let rest = below(path, &self.tree.mounts[i].mountpoint)?;
+        let text = String::from_utf8_lossy(path);
+        let base = &self.tree.mounts[i].mountpoint;
+        below(&text, base)?;
+        let rest = path.strip_prefix(base.as_bytes()).unwrap_or(path);
+        let rest = rest.strip_prefix(b"/").unwrap_or(rest);
         let mount = *self.mounts.get(&mnt_id)?;
-        (self.tree.at_path(path) != i).then(|| (mount, rest.to_owned()))
+        (self.tree.at_path(&text) != i).then(|| (mount, rest.to_vec()))
     }
 }
 

@@ -171,7 +171,14 @@ impl Schema {
 }
 
 /// Fields that hold text in any encoding: shown as text, with U+FFFD for what is not UTF-8, instead of base64.
-const TEXT: &[(&str, &str)] = &[("task_core_entry", "comm"), ("thread_core_entry", "comm")];
+const TEXT: &[(&str, &str)] = &[
+    ("fh_entry", "path"),
+    ("ghost_file_entry", "symlnk_target"),
+    ("memfd_inode_entry", "name"),
+    ("reg_file_entry", "name"),
+    ("task_core_entry", "comm"),
+    ("thread_core_entry", "comm"),
+];
 
 /// Puts text where `shown` has base64 of a field of [`TEXT`].
 fn readable(message: &DynamicMessage, shown: &mut Value) {

@@ -91,6 +91,7 @@ macro_rules! with_guests {
             clone_fs: [] [];
             // files
             file_reg: [] [];
+            names: [] [];
             file_shared: [] [];
             files_many: [] [];
             fd_high: [] [];
@@ -192,6 +193,7 @@ macro_rules! with_works {
             devices: dump_restore, leave_running, generations;
             fd_flags: dump_restore, leave_running, generations;
             file_reg: dump_restore, leave_running, generations;
+            names: dump_restore, leave_running, generations, contained;
             file_shared: dump_restore, leave_running, generations;
             files_many: dump_restore, leave_running, generations;
             flock: dump_restore, leave_running, generations;

@@ -209,7 +209,7 @@ fn mark_rows(
                 path: Some(match path.strip_prefix("./").unwrap_or(path) {
                     "." | "" => "/".into(),
                     p if p.starts_with('/') => p.into(),
-                    p => format!("/{p}"),
+                    p => format!("/{p}").into(),
                 }),
                 ..Default::default()
             };

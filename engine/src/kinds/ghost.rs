@@ -139,19 +139,10 @@ fn carry(cx: &DumpCx, v: &FileView, ghost: u32) -> Result<()> {
     Ok(w.finish()?)
 }
 
-fn target(v: &FileView) -> Result<String> {
+fn target(v: &FileView) -> Result<Vec<u8>> {
     let t = nix::fcntl::readlinkat(v.fd, "")
         .map_err(|e| SysError::new("readlinkat", e, v.place.clone()))?;
-    t.into_string().map_err(|t| {
-        Error::new(
-            "E4101",
-            Blame::Container,
-            format!("cannot dump {}", v.place),
-        )
-        .why(format!(
-            "its target {t:?} is not UTF-8, which the image format needs"
-        ))
-    })
+    Ok(t.into_encoded_bytes())
 }
 
 /// Runs of data (offset, length) by SEEK_DATA and SEEK_HOLE; the whole file where the file system knows neither. The

@@ -75,7 +75,10 @@ pub fn plan(entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<bool> {
 
 /// All keys that mean this file.
 fn keys(entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<Vec<String>> {
-    let path = |name: &str| vec![name.to_owned(), name.trim_start_matches('/').to_owned()];
+    let path = |name: &[u8]| {
+        let name = String::from_utf8_lossy(name);
+        vec![name.trim_start_matches('/').to_owned(), name.into_owned()]
+    };
     if cx.options.namespaces.inherit.is_empty() {
         return Ok(Vec::new());
     }
@@ -109,16 +112,15 @@ fn own(entry: &pb::FileEntry) -> Result<Option<RawFd>> {
     };
     match reg.stasis.as_ref().and_then(|s| s.stdio) {
         Some(n @ 0..=2) => Ok(Some(n as RawFd)),
-        _ => Err(Error::new(
-            "E7030",
-            Blame::Caller,
-            format!("the file {} is left to the caller", reg.name),
-        )
-        .why("it was outside of the tree when it was dumped")
-        .advice(format!(
-            "pass an open descriptor for it: --inherit-fd 'fd[N]:{}'",
-            reg.name
-        ))),
+        _ => {
+            let name = String::from_utf8_lossy(&reg.name);
+            let what = format!("the file {name} is left to the caller");
+            Err(Error::new("E7030", Blame::Caller, what)
+                .why("it was outside of the tree when it was dumped")
+                .advice(format!(
+                    "pass an open descriptor for it: --inherit-fd 'fd[N]:{name}'"
+                )))
+        }
     }
 }
 

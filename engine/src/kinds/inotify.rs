@@ -215,7 +215,10 @@ mod tests {
         i.add_watch(tmp.path(), F::IN_CREATE).unwrap();
         let mut d = testing::dump(&Inotify, &[i.as_fd()]).unwrap();
         let w = &mut d.files.get_mut(&1).unwrap().ify.as_mut().unwrap().wd[0];
-        assert_eq!(w.f_handle.path.as_deref(), tmp.path().to_str());
+        assert_eq!(
+            w.f_handle.path.as_deref(),
+            Some(tmp.path().as_os_str().as_encoded_bytes())
+        );
         w.f_handle.path = None;
         let new = d.files(&Inotify).remove(0);
         assert_eq!(watches(&new), watches(&i));

@@ -94,10 +94,7 @@ fn inode(
 ) -> Result<()> {
     let place = || format!("cannot dump {}", String::from_utf8_lossy(link));
     let name = link.strip_suffix(b" (deleted)").unwrap_or(link);
-    let name = std::str::from_utf8(&name[PREFIX.len()..]).map_err(|_| {
-        Error::new("E4101", Blame::Container, place())
-            .why("its name is not UTF-8, which the image format needs")
-    })?;
+    let name = &name[PREFIX.len()..];
     let shmid = u32::try_from(stat.st_ino).map_err(|_| {
         Error::new("E4104", Blame::Container, place()).why(format!(
             "its inode number {} does not fit the image format",
@@ -116,7 +113,7 @@ fn inode(
     let seals = Host::default().play(&get)?.ret as u32;
     shmem::dump_contents(cx, fd, shmid.into(), stat.st_size as u64, huge)?;
     let record = pb::MemfdInodeEntry {
-        name: name.to_owned(),
+        name: name.to_vec(),
         uid: cx.ids.uid(stat.st_uid),
         gid: cx.ids.gid(stat.st_gid),
         size: stat.st_size as u64,
@@ -139,7 +136,7 @@ fn plan_inode(cx: &mut PlanCx, entry: &pb::FileEntry, inode_id: u32) -> Result<F
     let Some(m) = all.iter().find(|m| m.inode_id == u64::from(inode_id)) else {
         return Err(malformed(entry, "its inode is not in memfd.img"));
     };
-    if m.name.contains('\0') {
+    if m.name.contains(&0) {
         return Err(malformed(entry, "its name has a NUL in it"));
     }
     let file = cx.temp();
@@ -157,7 +154,7 @@ fn plan_inode(cx: &mut PlanCx, entry: &pb::FileEntry, inode_id: u32) -> Result<F
     let before = cx.stage();
     cx.enter(Stage::First);
     let args = vec![
-        Arg::Str(m.name.clone().into_bytes()),
+        Arg::Str(m.name.clone()),
         Arg::Named(flags.into(), names::memfd_flags(flags.into())),
     ];
     cx.host(

@@ -26,7 +26,7 @@ pub fn entry(seen: &Seen, id: u32, cx: &DumpCx) -> Result<Option<pb::FileEntry>>
         flags: seen.flags,
         pos: seen.info.pos as u64,
         fown: seen.fown,
-        name: by_name,
+        name: by_name.into_bytes(),
         ext: Some(true),
         mode: Some(seen.stat.st_mode),
         stasis: (!asked).then(|| pb::StasisRegEntry {

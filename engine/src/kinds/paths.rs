@@ -11,8 +11,10 @@ use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::ProcDir;
 use stasis_kernel::{fds, names};
 use stasis_proto::pb;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -66,17 +68,15 @@ impl FileView<'_> {
 }
 
 /// The name by which a restore finds the file; a deleted one is carried, or linked.
-pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<String> {
-    let full = std::str::from_utf8(v.link).map_err(|_| {
-        v.refuse(
-            "E4101",
-            "its name is not UTF-8, which the image format needs",
-            "rename it",
-        )
-    })?;
-    let bare = full.strip_suffix(" (deleted)").unwrap_or(full);
+///
+/// Names are bytes: what people see of them may be in any encoding.
+pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<Vec<u8>> {
+    let full = v.link;
+    let bare = full.strip_suffix(b" (deleted)").unwrap_or(full);
     if v.fs_type == PROC_SUPER {
-        return proc_name(cx, v, full).map(str::to_owned);
+        // all names there are the kernel's
+        let name = String::from_utf8_lossy(full);
+        return Ok(proc_name(cx, v, &name)?.as_bytes().to_vec());
     }
     if v.fs_type == DEVPTS_SUPER {
         // its files are the kernel's; a terminal whose peer is gone has no name, and none is to be carried
@@ -156,7 +156,7 @@ fn proc_name<'a>(cx: &mut DumpCx, v: &FileView, full: &'a str) -> Result<&'a str
         return Err(gone());
     }
     let root = root_of(cx, v.pid)?;
-    if look(&root, &format!("/proc/{pid}")).is_err() {
+    if look(&root, format!("/proc/{pid}").as_bytes()).is_err() {
         return Err(gone());
     }
     let thread = rest
@@ -186,7 +186,7 @@ pub(super) fn mount_of(cx: &DumpCx, v: &FileView) -> Result<Option<i32>> {
 }
 
 /// Is the file on a mount of the tree to which its path does not lead?
-fn is_hidden(cx: &DumpCx, v: &FileView, root: &OwnedFd, path: &str) -> Result<bool> {
+fn is_hidden(cx: &DumpCx, v: &FileView, root: &OwnedFd, path: &[u8]) -> Result<bool> {
     let Some(id) = mount_of(cx, v)? else {
         return Ok(false);
     };
@@ -198,15 +198,15 @@ fn is_hidden(cx: &DumpCx, v: &FileView, root: &OwnedFd, path: &str) -> Result<bo
 }
 
 /// A deleted file gets its old name for a moment: that must be on its own mount.
-fn its_folder_shows(cx: &mut DumpCx, v: &FileView, path: &str) -> Result<()> {
+fn its_folder_shows(cx: &mut DumpCx, v: &FileView, path: &[u8]) -> Result<()> {
     let Some(id) = mount_of(cx, v)? else {
         return Ok(());
     };
     let root = root_of(cx, v.pid)?;
-    for up in Path::new(path).ancestors().skip(1) {
+    for up in Path::new(OsStr::from_bytes(path)).ancestors().skip(1) {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let up = up.to_string_lossy();
-        let Ok(dir) = openat(&root, relative(&up), flags, Mode::empty()) else {
+        let up = up.as_os_str().as_bytes();
+        let Ok(dir) = openat(&root, relative(up), flags, Mode::empty()) else {
             continue;
         };
         if stasis_kernel::mnt::id_of(dir.as_fd())? as i32 == id {
@@ -222,9 +222,10 @@ fn its_folder_shows(cx: &mut DumpCx, v: &FileView, path: &str) -> Result<()> {
 }
 
 /// An absolute path as openat(2) takes it below a root.
-fn relative(path: &str) -> &str {
-    match path.trim_start_matches('/') {
-        "" => ".",
+fn relative(path: &[u8]) -> &[u8] {
+    let slashes = path.iter().take_while(|b| **b == b'/').count();
+    match &path[slashes..] {
+        b"" => b".",
         rel => rel,
     }
 }
@@ -255,20 +256,20 @@ fn root_of(cx: &mut DumpCx, pid: HostPid) -> Result<Rc<OwnedFd>> {
     Ok(root)
 }
 
-fn look(root: &OwnedFd, path: &str) -> nix::Result<FileStat> {
+fn look(root: &OwnedFd, path: &[u8]) -> nix::Result<FileStat> {
     fstatat(root, relative(path), AtFlags::AT_SYMLINK_NOFOLLOW)
 }
 
 /// Names that NFS clients give to files deleted while open: `.nfs` and 24 hexadecimal digits.
-fn silly(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    name.strip_prefix(".nfs")
-        .is_some_and(|n| n.len() >= 24 && n.bytes().take(24).all(|b| b.is_ascii_hexdigit()))
+fn silly(path: &[u8]) -> bool {
+    let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path);
+    name.strip_prefix(b".nfs")
+        .is_some_and(|n| n.len() >= 24 && n[..24].iter().all(u8::is_ascii_hexdigit))
 }
 
 /// Makes a further hard link to a file whose name is gone, beside that name or in the nearest folder above that is still
 /// there. False: the file has no names at all in truth (overlayfs).
-fn link(cx: &mut DumpCx, v: &FileView, root: &OwnedFd, bare: &str, id: u32) -> Result<bool> {
+fn link(cx: &mut DumpCx, v: &FileView, root: &OwnedFd, bare: &[u8], id: u32) -> Result<bool> {
     if !cx.options.link_remap {
         return Err(v.refuse(
             "E4111",
@@ -283,7 +284,7 @@ fn link(cx: &mut DumpCx, v: &FileView, root: &OwnedFd, bare: &str, id: u32) -> R
     let this = format!("/proc/self/fd/{}", v.fd.as_raw_fd());
     let to = cx.new_id();
     let name = format!("link_remap.{to}");
-    for up in Path::new(bare).ancestors().skip(1) {
+    for up in Path::new(OsStr::from_bytes(bare)).ancestors().skip(1) {
         let rel = up.strip_prefix("/").unwrap_or(up);
         let rel = if rel.as_os_str().is_empty() {
             Path::new(".")
@@ -314,7 +315,7 @@ fn link(cx: &mut DumpCx, v: &FileView, root: &OwnedFd, bare: &str, id: u32) -> R
                 ));
             }
         }
-        let shown = path.to_string_lossy().into_owned();
+        let shown = path.as_os_str().as_bytes().to_vec();
         cx.undo.push(Undo::Unlink { dir, name, path });
         cx.entries.push(pb::FileEntry {
             r#type: pb::FdTypes::Reg as i32,

@@ -16,13 +16,12 @@
 //!
 //! **What does not come back.** A deleted file on a mount that is hidden by another one; a character device other than memory devices
 //! (its driver has state; O_PATH is fine); /proc/PID of a task that is gone, /proc/PID/task/TID of a thread that is not the
-//! leader; a name that is not UTF-8 (the image format has strings). O_TMPFILE is lost from the flags (it does nothing after
-//! open). Readahead hints (posix_fadvise). Locks are a kind of their own.
+//! leader. O_TMPFILE is lost from the flags (it does nothing after open). Readahead hints (posix_fadvise). Locks are a kind of their own.
 //!
 //! Kernel facts: O_NOCTTY, O_CREAT, O_EXCL and O_TRUNC never stay in the flags (fs/open.c do_dentry_open), O_CLOEXEC
 //! belongs to the slot; O_LARGEFILE is forced for 64-bit openers. An O_PATH file has no position (lseek: EBADF).
 //!
-//! Guests: file_reg, file_shared, files_many, dir, opath, devices, proc_files.
+//! Guests: file_reg, names, file_shared, files_many, dir, opath, devices, proc_files.
 use super::act::{Act, Check, sys};
 use super::paths::{self, FileView};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, fown, ghost, malformed, memfd};
@@ -33,7 +32,9 @@ use stasis_kernel::fds;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::{FdInfo, LeaseState, LockKind, LockMode};
 use stasis_proto::pb;
+use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 const SECRETMEM: i64 = 0x5345_434d;
@@ -118,7 +119,7 @@ pub fn plan_open(cx: &mut PlanCx, id: u32, flags: u32, bind: FdRef) -> Result<()
     cx.enter(stage_of(reg).max(before));
     let call = open_call(cx, reg, flags | NONBLOCK);
     if let Ok(c) = &call {
-        cx.host(c.clone().binds(bind), reg.name.clone());
+        cx.host(c.clone().binds(bind), shown(reg));
     }
     cx.enter(before);
     call.map(drop)
@@ -197,9 +198,14 @@ pub(super) fn is_opened(cx: &mut PlanCx, reg: &pb::RegFileEntry) -> Result<bool>
     Ok(!place && !all.iter().any(link))
 }
 
-fn is_tty_path(name: &str) -> bool {
-    let n = name.strip_prefix("/dev/").unwrap_or(name);
-    n.starts_with("pts/") || n.starts_with("tty") || matches!(n, "console" | "ptmx")
+fn is_tty_path(name: &[u8]) -> bool {
+    let n = name.strip_prefix(b"/dev/").unwrap_or(name);
+    n.starts_with(b"pts/") || n.starts_with(b"tty") || matches!(n, b"console" | b"ptmx")
+}
+
+/// The name of an entry, for people.
+pub(super) fn shown(reg: &pb::RegFileEntry) -> String {
+    String::from_utf8_lossy(&reg.name).into_owned()
 }
 
 fn plan_entry(reg: &pb::RegFileEntry, cx: &mut PlanCx) -> Result<()> {
@@ -225,7 +231,7 @@ fn plan_entry(reg: &pb::RegFileEntry, cx: &mut PlanCx) -> Result<()> {
         cx.stage(),
         Act::Check(Check {
             file,
-            name: reg.name.clone(),
+            name: shown(reg),
             size: reg.size,
             mode: reg.mode,
             skip_rwx: cx.options.skip_file_rwx_check,
@@ -252,7 +258,7 @@ fn open_call(cx: &mut PlanCx, reg: &pb::RegFileEntry, flags: u32) -> Result<Call
         return Err(Error::new(
             "E5103",
             Blame::Image,
-            format!("cannot open the external file {}", reg.name),
+            format!("cannot open the external file {}", shown(reg)),
         )
         .why("the dump left it to the caller, and only a descriptor of a task can be brought")
         .advice("dump again without --external for this file"));
@@ -267,11 +273,7 @@ fn open_call(cx: &mut PlanCx, reg: &pb::RegFileEntry, flags: u32) -> Result<Call
             match on.and_then(|id| mounts?.hidden(id, &reg.name)) {
                 Some((mount, rest)) => {
                     dir = Arg::Fd(mount);
-                    Arg::Str(if rest.is_empty() {
-                        b".".to_vec()
-                    } else {
-                        rest.into()
-                    })
+                    Arg::Str(if rest.is_empty() { b".".to_vec() } else { rest })
                 }
                 None => Arg::Str(path),
             }
@@ -293,7 +295,7 @@ fn remap(cx: &mut PlanCx, reg: &pb::RegFileEntry) -> Result<Option<pb::RemapFile
     match &found {
         Some(r) if remap_of(r).0 == pb::RemapType::Procfs => {
             Err(
-                Error::new("E5102", Blame::Image, format!("cannot open {}", reg.name))
+                Error::new("E5102", Blame::Image, format!("cannot open {}", shown(reg)))
                     .why(format!(
                         "task {} was dead when the tree was dumped",
                         r.remap_id
@@ -317,13 +319,13 @@ pub(super) fn remap_of(r: &pb::RemapFilePathEntry) -> (pb::RemapType, u32) {
 
 /// The absolute path of an entry.
 pub(super) fn path_of(reg: &pb::RegFileEntry) -> Result<PathBuf> {
-    if !reg.name.starts_with('/') || reg.name.contains('\0') {
+    if !reg.name.starts_with(b"/") || reg.name.contains(&0) {
         return Err(malformed(
             &stand_in(reg),
             "its name is not an absolute path",
         ));
     }
-    Ok(PathBuf::from(&reg.name))
+    Ok(PathBuf::from(OsStr::from_bytes(&reg.name)))
 }
 
 /// A file entry around a path entry, for error messages.
@@ -347,9 +349,9 @@ pub(super) fn open_flags(flags: u32) -> OFlag {
 
 /// Files of a task's /proc need the task.
 fn stage_of(reg: &pb::RegFileEntry) -> Stage {
-    match proc_pid(&reg.name) {
-        Some(_) => Stage::Tasks,
-        None => Stage::First,
+    match std::str::from_utf8(&reg.name).is_ok_and(|n| proc_pid(n).is_some()) {
+        true => Stage::Tasks,
+        false => Stage::First,
     }
 }
 

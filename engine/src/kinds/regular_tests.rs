@@ -310,7 +310,8 @@ fn a_deleted_name_of_a_file_with_others_is_linked_and_the_link_goes() {
     Host::default().play(p1.last[0].call().unwrap()).unwrap();
     assert_eq!(names_in(tmp.path()), ["b"]);
     // an image cannot have just any file removed
-    d.files.get_mut(&2).unwrap().reg.as_mut().unwrap().name = p("b").display().to_string();
+    d.files.get_mut(&2).unwrap().reg.as_mut().unwrap().name =
+        p("b").into_os_string().into_encoded_bytes();
     let e = d.restore(&Regular).err().unwrap().to_string();
     assert!(e.contains("not called link_remap"), "{e}");
 }

@@ -185,12 +185,12 @@ fn info(seen: &Seen, how: Sort, id: u32, cx: &DumpCx) -> Result<pb::TtyInfoEntry
 /// The path alone: a terminal from outside may be hidden or gone here.
 fn path(seen: &Seen, cx: &mut DumpCx) -> u32 {
     let id = cx.new_id();
-    let name = String::from_utf8_lossy(seen.link);
+    let name = seen.link;
     let reg = pb::RegFileEntry {
         id,
         flags: seen.flags,
         fown: seen.fown,
-        name: name.strip_suffix(" (deleted)").unwrap_or(&name).into(),
+        name: name.strip_suffix(b" (deleted)").unwrap_or(name).into(),
         mode: Some(seen.stat.st_mode),
         ..Default::default()
     };

@@ -130,7 +130,7 @@ fn pair(entry: &pb::FileEntry, index: u32, cx: &mut PlanCx) -> Result<Option<Pai
         Some((i, f)) => {
             let t = body(f, &f.tty, "tty")?;
             let path = match path_of(f, t.regf_id, cx) {
-                Ok(reg) => reg.name.clone(),
+                Ok(reg) => super::regular::shown(reg),
                 Err(_) => "/dev/ptmx".into(),
             };
             (path, t.flags, cx.file(f.id), Some(i))

@@ -220,12 +220,6 @@ pub fn find(seen: &Seen, w: &Watched, named: &[PathBuf]) -> Result<pb::FhEntry> 
                 "remove the watch before the dump",
             )
         })?;
-    let path = String::from_utf8(path).map_err(|_| {
-        seen.unsupported(
-            "the name of what it watches is not UTF-8, which the image format needs",
-            "rename it",
-        )
-    })?;
     // A restorer that cannot use a handle does not look at it, but the fields are required.
     let (kind, bytes) = w.handle.map_or((0, &[][..]), |h| (h.kind, &h.bytes[..]));
     let mut handle = vec![0u64; WORDS];
@@ -254,12 +248,12 @@ pub fn open_rows(
     let o = (libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW) as u64;
     let flags = Arg::OpenFlags(o);
     if let Some(path) = &fh.path {
-        if !path.starts_with('/') || path.contains('\0') {
+        if !path.starts_with(b"/") || path.contains(&0) {
             return Err(malformed(entry, "what it watches has no absolute path"));
         }
         let row = Call::new(
             libc::SYS_openat,
-            vec![at_cwd(), Arg::Str(path.clone().into_bytes()), flags],
+            vec![at_cwd(), Arg::Str(path.clone()), flags],
         );
         cx.host(row.binds(file), "what is watched");
         return Ok(file);

@@ -824,7 +824,7 @@ impl<'a> Performance<'a> {
             .files
             .get(&i.fs.root_id)
             .and_then(|f| f.reg.as_ref())
-            .is_some_and(|r| r.name == "/")
+            .is_some_and(|r| r.name == b"/")
     }
     fn table_of(&self, files_id: u32) -> Vec<i32> {
         let owner = self

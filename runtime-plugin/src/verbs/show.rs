@@ -181,7 +181,7 @@ fn files_by_id(dir: &ImageDir) -> Result<BTreeMap<u32, pb::FileEntry>> {
 /// What a file is, in a few words.
 fn describe(f: &pb::FileEntry) -> String {
     let mut s = if let Some(r) = &f.reg {
-        format!("{} at {}", plain(&r.name), r.pos)
+        format!("{} at {}", plain(&String::from_utf8_lossy(&r.name)), r.pos)
     } else if let Some(p) = &f.pipe {
         format!("pipe {}, {}", p.pipe_id, end(p.flags))
     } else if let Some(p) = &f.fifo {
