@@ -18,6 +18,7 @@ pub mod options;
 pub mod packed;
 pub mod pages;
 pub mod phase;
+pub mod plugins;
 pub mod remote;
 pub mod report;
 pub mod restore;
@@ -30,6 +31,7 @@ pub use error::{Blame, Error, Result};
 pub use events::{EventSink, Moment, Watcher};
 pub use options::{After, Options};
 pub use phase::Phase;
+pub use plugins::Plugin;
 pub use report::{DumpReport, RestoreReport};
 
 pub use dump::{dump, pre_dump, preflight};

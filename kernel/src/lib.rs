@@ -66,3 +66,4 @@ pub mod sysv;
 pub mod vm;
 /// Where the parts of an XSAVE area lie.
 pub mod xstate;
+pub mod zero;

@@ -12,13 +12,14 @@
 //!    [`Scanner::supported`](crate::pagemap::Scanner::supported) tells them.
 
 use std::fmt;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
 use crate::error::{SysError, SysResult, check};
 use crate::ids::{HostPid, RemotePtr};
 use crate::procfs::ProcDir;
+use crate::zero::Zeroes;
 
 /// The page size of x86-64, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
@@ -176,7 +177,7 @@ impl PageWord {
         (self.present() && pfn != 0).then_some(pfn)
     }
 
-    /// What the word says in the ioctl's terms: no WP_ALLOWED, PFN_ZERO and HUGE.
+    /// What the word says in the ioctl's terms: no WP_ALLOWED and HUGE; PFN_ZERO is not in the word (see [`crate::zero`]).
     pub fn categories(self) -> Categories {
         let bit = |n: u32, c: Categories| if self.0 >> n & 1 == 1 { c.0 } else { 0 };
         let mut c = bit(63, Categories::PRESENT)
@@ -199,6 +200,34 @@ impl PageWord {
             | Categories::SOFT_DIRTY.0
             | Categories::WRITTEN.0,
     );
+}
+
+/// Whether the kernel marks written pages as soft-dirty. Tried on a page of our own, which is new and so must be.
+///
+/// # Errors
+/// No /proc.
+pub fn soft_dirty_works() -> SysResult<bool> {
+    let page = vec![1u8; 2 * PAGE_SIZE as usize];
+    let at = (page.as_ptr() as u64).next_multiple_of(PAGE_SIZE);
+    let mut dirty = false;
+    let mut own = Scanner::words(HostPid::own())?;
+    own.each_word(RemotePtr(at), RemotePtr(at + PAGE_SIZE), |_, w| {
+        dirty = w.categories().contains(Categories::SOFT_DIRTY)
+    })?;
+    Ok(dirty)
+}
+
+/// Takes the soft-dirty marks from all pages and mappings of the address space behind `clear_refs`, a file of /proc/PID opened for
+/// writing (Documentation/admin-guide/mm/soft-dirty.rst).
+///
+/// # Errors
+/// The process is gone.
+pub fn clear_soft_dirty(clear_refs: BorrowedFd<'_>) -> SysResult<()> {
+    let file = std::fs::File::from(crate::fds::dup(clear_refs)?);
+    std::io::Write::write_all(&mut &file, b"4").map_err(|e| {
+        let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
+        SysError::new("write /proc/PID/clear_refs", errno, "4")
+    })
 }
 
 /// `struct pm_scan_arg` of include/uapi/linux/fs.h.
@@ -236,6 +265,8 @@ pub struct Scanner {
     pid: HostPid,
     /// `None`: no ioctl, read words.
     known: Option<Categories>,
+    /// Without the ioctl: what tells pages of zeroes.
+    zeroes: Option<Zeroes>,
     found: Vec<PageRange>,
     words: Vec<u8>,
 }
@@ -248,16 +279,28 @@ impl Scanner {
 
     /// Opens the pagemap of the process behind `dir`.
     pub fn of(dir: &ProcDir) -> SysResult<Self> {
-        let file = dir.open_file("pagemap", libc::O_RDONLY)?;
-        let mut scanner = Scanner {
-            file,
+        let mut scanner = Self::words_of(dir)?;
+        scanner.known = scanner.ask_known()?;
+        if scanner.known.is_none() {
+            scanner.zeroes = Zeroes::find()?;
+        }
+        Ok(scanner)
+    }
+
+    /// One that only reads words, whatever the kernel has.
+    pub fn words(pid: HostPid) -> SysResult<Self> {
+        Self::words_of(&ProcDir::open(pid)?)
+    }
+
+    fn words_of(dir: &ProcDir) -> SysResult<Self> {
+        Ok(Scanner {
+            file: dir.open_file("pagemap", libc::O_RDONLY)?,
             pid: dir.pid(),
             known: None,
+            zeroes: None,
             found: Vec::new(),
             words: Vec::new(),
-        };
-        scanner.known = scanner.ask_known()?;
-        Ok(scanner)
+        })
     }
 
     /// Finds the categories the kernel takes by scanning an empty range with fewer and fewer.
@@ -305,7 +348,11 @@ impl Scanner {
 
     /// The categories that can be told. SOFT_DIRTY and GUARD are accepted also by kernels that never set them.
     pub fn supported(&self) -> Categories {
-        self.known.unwrap_or(PageWord::TELLS)
+        let zero = match self.zeroes {
+            Some(_) => Categories::PFN_ZERO,
+            None => Categories::NONE,
+        };
+        self.known.unwrap_or(PageWord::TELLS | zero)
     }
 
     /// Appends to `out` the ranges of pages in `start..end` (page aligned, else EINVAL) that match, in order, without
@@ -417,8 +464,16 @@ impl Scanner {
         out: &mut Vec<PageRange>,
     ) -> SysResult<()> {
         let first = out.len();
-        self.each_word(start, end, |addr, word| {
-            let c = word.categories();
+        let zeroes = self.zeroes.take();
+        let is_zero = |w: PageWord| {
+            let frame = w.pfn();
+            zeroes.as_ref().zip(frame).is_some_and(|(z, f)| z.has(f))
+        };
+        let done = self.each_word(start, end, |addr, word| {
+            let mut c = word.categories();
+            if is_zero(word) {
+                c = c | Categories::PFN_ZERO;
+            }
             if q.matches(c) {
                 append(
                     out,
@@ -430,7 +485,9 @@ impl Scanner {
                     },
                 );
             }
-        })
+        });
+        self.zeroes = zeroes;
+        done
     }
 
     /// Calls `f` with the word of each page of `start..end` (page aligned).

@@ -177,6 +177,8 @@ pub enum Kind {
     PackedIndex,
     /// `tracking.img`: `stasis_tracking_entry`, an extension.
     Tracking,
+    /// `plugins.img`: `stasis_plugin_entry`, an extension.
+    Plugins,
     /// `stats-dump`: `stats_entry`.
     StatsDump,
     /// `stats-restore`: `stats_entry`.
@@ -442,6 +444,7 @@ pub const IMAGES: &[ImageType] = &[
     row(Kind::Packed, "STASIS_PACKED", "packed-", Id::Dec32, ".img", 0, Framing::Raw, None, None, Payload::None),
     row(Kind::PackedIndex, "STASIS_PACKED_INDEX", "packed-index-", Id::Dec32, ".img", 0x5374_5069, Framing::Common, Some("stasis_packed_entry"), None, Payload::None),
     row(Kind::Tracking, "STASIS_TRACKING", "tracking.img", Id::None, "", 0x5374_5472, Framing::Common, Some("stasis_tracking_entry"), None, Payload::None),
+    row(Kind::Plugins, "STASIS_PLUGINS", "plugins.img", Id::None, "", 0x5374_506c, Framing::Common, Some("stasis_plugin_entry"), None, Payload::None),
     row(Kind::StatsDump, "STATS", "stats-dump", Id::None, "", 0x5709_3306, Framing::Service, Some("stats_entry"), None, Payload::None),
     row(Kind::StatsRestore, "STATS", "stats-restore", Id::None, "", 0x5709_3306, Framing::Service, Some("stats_entry"), None, Payload::None),
     row(Kind::IrmapCache, "IRMAP_CACHE", "irmap-cache", Id::None, "", 0x5700_4059, Framing::Service, Some("irmap_cache_entry"), None, Payload::None),

@@ -139,6 +139,7 @@ macro_rules! with_guests {
             unix_deleted: [] [];
             unix_halfclosed: [] [];
             unix_family: [] [];
+            plugged: [] [];
             netlink: [] [];
             packet: [] [];
             pty: [] [];

@@ -139,10 +139,14 @@ impl Dumping<'_> {
         let seen = seen(&self.cx, pid, slot, &fd, stat, &link, &info)?;
         let outside = kinds::outside::entry(&seen, id, &self.cx)?;
         let kind = match &outside {
-            Some(_) => Some(&regular::Regular as &dyn FileKind),
+            Some(_) => Some(&regular::Regular as &'static dyn FileKind),
             None => kinds::FILE_KINDS.iter().copied().find(|k| k.claims(&seen)),
-        }
-        .ok_or_else(|| kinds::unsupported::name(&seen))?;
+        };
+        let kind = match kind {
+            Some(k) => k,
+            None => crate::plugins::file(&seen, id, &mut self.cx)?
+                .ok_or_else(|| kinds::unsupported::name(&seen))?,
+        };
         if let Some(entry) = outside {
             self.cx.entries.push(entry);
         } else if kind.late() {

@@ -41,6 +41,8 @@ pub mod status {
     pub const GUARD: u32 = 1 << 16;
     /// Probes' page.
     pub const UPROBES: u32 = 1 << 17;
+    /// A plugin carries it (CRIU's VMA_EXT_PLUGIN).
+    pub const EXT_PLUGIN: u32 = 1 << 27;
 }
 
 /// Pages that go into the image.
@@ -111,7 +113,8 @@ pub fn describe(
             last.end = v.end;
             continue;
         }
-        let private = v.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
+        let private = v.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0
+            && v.status & status::EXT_PLUGIN == 0;
         if v.status & status::AIORING != 0 {
             aios.push(aio(task, m)?);
             runs.push(Run::at(m.start, m.len()));
@@ -142,6 +145,7 @@ pub fn describe(
         }
         vmas.push(v);
     }
+    watch.begin()?;
     vmas.sort_by_key(|v| v.start);
     let exe_file_id = d.exe(task)?;
     Ok((
@@ -225,6 +229,12 @@ pub fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Resul
         fdflags: None,
         stasis: None,
     };
+    if let Some(id) = crate::plugins::mapping(&mut d.cx, &task.proc, m)? {
+        v.status = crate::plugins::mapping_status(m.shared);
+        v.shmid = id.into();
+        v.fdflags = Some(super::open_flags_of(m, s.flags));
+        return Ok(v);
+    }
     let on_fault = s.flags.contains(VmFlags::LOCK_ON_FAULT);
     let sealed = s.flags.contains(VmFlags::SEALED);
     if on_fault || sealed {
@@ -412,14 +422,14 @@ pub fn pages(
     runs: &mut Vec<Run>,
 ) -> Result<Vec<PageRange>> {
     let of_file = matches!(s.map.name(), MapName::File(_)) || s.map.ino != 0;
-    let believed = watch.believes(s);
+    let believed = watch.believes(scanner, s);
     let mut report =
         Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::GUARD;
     if of_file {
         report = report | Categories::FILE;
     }
-    if believed {
-        report = report | Categories::WRITTEN;
+    if let Some(written) = believed {
+        report = report | written;
     }
     let query = Query {
         all: Categories::NONE,
@@ -445,7 +455,7 @@ pub fn pages(
         Run {
             lazy,
             shared: s.shared > 0,
-            unwritten: believed && !r.categories.contains(Categories::WRITTEN),
+            unwritten: believed.is_some_and(|written| !r.categories.contains(written)),
             ..Run::at(r.start, r.end - r.start)
         }
         .join(runs);

@@ -115,6 +115,7 @@ fn dump_here(o: &Options) -> Result<Done> {
         true => Some(Snapshot::prepare(o, &mut ready.gadgets).map_err(|e| e.at(Phase::Memory))?),
         false => None,
     };
+    let mut paused_devices = crate::plugins::pause(o).map_err(|e| e.at(Phase::Prepare))?;
     let begun = Instant::now();
     let mut report = DumpReport::default();
     let mut held = Vec::new();
@@ -177,6 +178,8 @@ fn dump_here(o: &Options) -> Result<Done> {
     let paused = freezer.map_or(Ok(()), |f| f.put_back(killed));
     let released = release(held, after).map_err(|e| e.at(Phase::Release));
     // from here on nothing of it is stopped any more: it runs, or is dead
+    paused_devices.over = after == After::Default;
+    drop(paused_devices);
     report.frozen_us = micros(begun);
     let drained = match (snapshot.as_mut(), later) {
         (Some(s), Some(inventory)) => {
@@ -892,6 +895,10 @@ impl<'a> Dumping<'a> {
         crate::kill_point();
         self.dir.write_all(&Kind::Pstree.file(), &self.pstree)?;
         crate::kinds::finish(&mut self.cx)?;
+        for t in held.iter().filter(|t| t.zombie.is_none()) {
+            let own = self.cx.pids.get(&t.pid).copied().unwrap_or(t.pid.0 as u32);
+            crate::plugins::devices(&mut self.cx, t.pid, own)?;
+        }
         self.dir.write_one(
             &Kind::Seccomp.file(),
             &pb::SeccompEntry {
@@ -905,6 +912,11 @@ impl<'a> Dumping<'a> {
                 e.on(format!("the {} namespace of the tree", ns.name()))
                     .at(Phase::Tree)
             })?;
+        }
+        let plugins = Kind::Plugins.file();
+        match self.cx.plugged.is_empty() {
+            true => self.dir.remove(&plugins)?,
+            false => self.dir.write_all(&plugins, &self.cx.plugged)?,
         }
         let clocks = crate::clocks::seen_by(root)?;
         let id = match self.places.is_own(Ns::Time) {
@@ -951,6 +963,10 @@ impl<'a> Dumping<'a> {
             lsmtype: Some(self.lsm as i32),
             network_lock_method: Some(3),
             stasis_memory: memory::announce(self.cx.options),
+            plugins_entry: {
+                let plugins = crate::plugins::used(&self.cx);
+                (!plugins.is_empty()).then_some(pb::PluginsEntry { plugins })
+            },
             tcp_close: self.cx.options.network.tcp_close.then_some(true),
             stasis_network_lock: self.cx.locked.take(),
             ..Default::default()

@@ -137,6 +137,7 @@ fn one(
         mm::pages(&mut scanner, s, &watch, &mut runs)?;
         watch.protect(&mut scanner, s)?;
     }
+    watch.begin()?;
     let own = f.threads[0].ns_tgid.last().copied().unwrap_or(pid.0);
     Ok(Listed {
         pid,

@@ -16,7 +16,11 @@
 //!   registered buffers and requests under way write to pinned pages.
 //! - The pages image before really has the page.
 //!
-//! KERNEL(>=6.7): asynchronous write protection, PAGEMAP_SCAN. Without them every dump holds all pages.
+//! KERNEL(>=6.7): asynchronous write protection, PAGEMAP_SCAN. Older kernels have soft-dirty marks instead (CONFIG_MEM_SOFT_DIRTY,
+//! which Debian has): they are cleared when the pages have been listed, and a page without one was not written since. They
+//! belong to the address space and to nobody, so whoever else clears them (another engine that tracks the same process) breaks
+//! the chain without being noticed; the keeper then only proves that no dump of ours did. Pages of hugetlbfs have none and
+//! count as written. Without either every dump holds all pages.
 use super::facts::Facts;
 use super::process::{self, GadgetCache};
 use super::task::Task;
@@ -25,7 +29,7 @@ use crate::options::Options;
 use crate::pages::Pages;
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::keeper::{self, Keeper, Leash};
-use stasis_kernel::pagemap::{Categories, Query, Scanner};
+use stasis_kernel::pagemap::{self, Categories, Query, Scanner};
 use stasis_kernel::procfs::{MapsLine, SmapsEntry, VmFlags};
 use stasis_kernel::{fds, uffd};
 use stasis_proto::prost::Message;
@@ -41,10 +45,45 @@ const FEATURES: u64 =
 /// A range of addresses: start, end.
 pub type Range = (u64, u64);
 
-/// A userfaultfd that tracks an address space.
+/// What tracks an address space.
+#[derive(Debug)]
+enum Tracker {
+    /// A userfaultfd of it.
+    Uffd(OwnedFd),
+    /// Its soft-dirty marks: its /proc/PID/clear_refs, open for writing.
+    SoftDirty(OwnedFd),
+}
+
+impl Tracker {
+    fn of(soft_dirty: bool, fd: OwnedFd) -> Self {
+        match soft_dirty {
+            true => Tracker::SoftDirty(fd),
+            false => Tracker::Uffd(fd),
+        }
+    }
+    fn fd(&self) -> &OwnedFd {
+        match self {
+            Tracker::Uffd(fd) | Tracker::SoftDirty(fd) => fd,
+        }
+    }
+    fn is_soft_dirty(&self) -> bool {
+        matches!(self, Tracker::SoftDirty(_))
+    }
+    fn again(&self) -> Result<Self> {
+        Ok(Self::of(self.is_soft_dirty(), fds::dup(self.fd())?))
+    }
+    fn uffd(&self) -> Option<&OwnedFd> {
+        match self {
+            Tracker::Uffd(fd) => Some(fd),
+            Tracker::SoftDirty(_) => None,
+        }
+    }
+}
+
+/// The tracking of an address space.
 struct Space {
     start_time: u64,
-    fd: OwnedFd,
+    by: Tracker,
     /// Its record tells what was written since the dump before.
     unbroken: bool,
 }
@@ -59,7 +98,7 @@ pub struct Tracking {
     keepers: OnceCell<Vec<Keeper>>,
     spaces: BTreeMap<HostPid, Space>,
     /// For the keeper to come.
-    next: Vec<(HostPid, u64, OwnedFd)>,
+    next: Vec<(HostPid, u64, Tracker)>,
     token: Vec<u8>,
     started: Option<Leash>,
 }
@@ -67,10 +106,10 @@ pub struct Tracking {
 /// The tracking of one address space during a dump.
 #[derive(Default)]
 pub struct Watch {
-    /// Its userfaultfd, for mappings to be registered.
-    register: Option<OwnedFd>,
-    /// The one that was there.
-    old: Option<OwnedFd>,
+    /// What tracks it from now on.
+    now: Option<Tracker>,
+    /// What did so far.
+    old: Option<Tracker>,
 }
 
 impl Tracking {
@@ -127,7 +166,7 @@ impl Tracking {
                     Ok(fd) => {
                         let space = Space {
                             start_time: s.start_time,
-                            fd,
+                            by: Tracker::of(s.soft_dirty(), fd),
                             unbroken: ours,
                         };
                         found.insert(pid, space);
@@ -152,7 +191,8 @@ impl Tracking {
             return false;
         }
         let space = self.spaces.get(&task.pid);
-        space.is_some_and(|space| registered(&space.fd, &s.map))
+        let fd = space.and_then(|s| s.by.uffd());
+        fd.is_some_and(|fd| registered(fd, &s.map))
     }
 
     /// Begins with a task's address space: finds its userfaultfd or makes one.
@@ -177,8 +217,8 @@ impl Tracking {
         // one of a program that was before the execve
         let dead = |s: &Space| {
             let any = f.smaps.iter().find(|s| trackable(s));
-            any.is_some_and(|m| {
-                register(&s.fd, &m.map).is_err_and(|e| e.errno == nix::errno::Errno::ESRCH)
+            any.zip(s.by.uffd()).is_some_and(|(m, fd)| {
+                register(fd, &m.map).is_err_and(|e| e.errno == nix::errno::Errno::ESRCH)
             })
         };
         if self.on && self.spaces.get(&t.pid).is_some_and(dead) {
@@ -191,21 +231,21 @@ impl Tracking {
             old = Some(t.pid);
         }
         if self.on {
-            let fd = match old {
-                Some(pid) => Some(fds::dup(&self.spaces[&pid].fd)?),
+            let by = match old {
+                Some(pid) => Some(self.spaces[&pid].by.again()?),
                 None => make(t, f, maps, g)?,
             };
-            if let Some(fd) = fd {
-                self.next.push((t.pid, f.stat.starttime, fd));
+            if let Some(by) = by {
+                self.next.push((t.pid, f.stat.starttime, by));
             }
         }
         let own = self.next.last().filter(|n| self.on && n.0 == t.pid);
         let before = old.and_then(|pid| self.spaces.get(&pid));
         Ok(Watch {
-            register: own.map(|n| fds::dup(&n.2)).transpose()?,
+            now: own.map(|n| n.2.again()).transpose()?,
             old: before
                 .filter(|s| s.unbroken)
-                .map(|s| fds::dup(&s.fd))
+                .map(|s| s.by.again())
                 .transpose()?,
         })
     }
@@ -249,7 +289,7 @@ impl Tracking {
         let held: Vec<OwnedFd> = self
             .next
             .iter()
-            .map(|n| fds::dup(&n.2))
+            .map(|n| fds::dup(n.2.fd()))
             .collect::<std::result::Result<_, _>>()?;
         let keeper = keeper::start(&record, &held, &pidfds)?;
         let pid = keeper.pid;
@@ -264,9 +304,10 @@ impl Tracking {
             spaces: self
                 .next
                 .iter()
-                .map(|(pid, start_time, _)| pb::StasisTrackedEntry {
+                .map(|(pid, start_time, by)| pb::StasisTrackedEntry {
                     pid: pid.0 as u32,
                     start_time: *start_time,
+                    soft_dirty: by.is_soft_dirty().then_some(true),
                     lost: lost
                         .get(pid)
                         .into_iter()
@@ -377,36 +418,60 @@ fn registered(fd: &OwnedFd, m: &MapsLine) -> bool {
     register(fd, m).is_ok()
 }
 
-/// A userfaultfd of the task; `None` where the kernel has no asynchronous write protection.
-fn make(t: &Task, f: &Facts, maps: &[MapsLine], g: &mut GadgetCache) -> Result<Option<OwnedFd>> {
-    let Some(fd) = process::userfaultfd(t, (&f.threads[0], &f.rules), maps, g, None)? else {
-        warn!(
-            "memory of task {} is not tracked: it may not make a userfaultfd",
+/// What can track the task: a userfaultfd, or soft-dirty marks; `None` where there is neither.
+fn make(t: &Task, f: &Facts, maps: &[MapsLine], g: &mut GadgetCache) -> Result<Option<Tracker>> {
+    let why = match process::userfaultfd(t, (&f.threads[0], &f.rules), maps, g, None)? {
+        None => "it may not make a userfaultfd".to_string(),
+        Some(fd) => match uffd::api(fd.as_fd(), FEATURES) {
+            Ok(_) => return Ok(Some(Tracker::Uffd(fd))),
+            Err(e) => format!("the kernel has no asynchronous write protection ({e})"),
+        },
+    };
+    if pagemap::soft_dirty_works()? {
+        debug!(
+            "memory of task {} is tracked by soft-dirty marks: {why}",
             t.pid
         );
-        return Ok(None);
-    };
-    match uffd::api(fd.as_fd(), FEATURES) {
-        Ok(_) => Ok(Some(fd)),
-        Err(e) => {
-            warn!(
-                "memory of task {} is not tracked: the kernel has no asynchronous write protection ({e})",
-                t.pid
-            );
-            Ok(None)
-        }
+        let fd = t.proc.open_file("clear_refs", libc::O_WRONLY)?;
+        return Ok(Some(Tracker::SoftDirty(fd)));
     }
+    warn!(
+        "memory of task {} is not tracked: {why}, and no soft-dirty marks",
+        t.pid
+    );
+    Ok(None)
 }
 
 impl Watch {
     /// Whether what the kernel says of writing in this mapping holds since the dump before.
-    pub fn believes(&self, s: &SmapsEntry) -> bool {
-        s.flags.contains(VmFlags::UFFD_WP)
-            && self.old.as_ref().is_some_and(|fd| registered(fd, &s.map))
+    /// If so, the category of pages that were.
+    pub fn believes(&self, scanner: &Scanner, s: &SmapsEntry) -> Option<Categories> {
+        match self.old.as_ref()? {
+            Tracker::Uffd(fd) => {
+                let ours = s.flags.contains(VmFlags::UFFD_WP) && registered(fd, &s.map);
+                ours.then_some(Categories::WRITTEN)
+            }
+            Tracker::SoftDirty(_) => {
+                // KERNEL: a mapping that is new, or grew, is soft-dirty as a whole. Pages of zeroes that were only read have no
+                // mark, whatever was there before: they must be told from others. Marks of huge pages are not kept (fs/proc/
+                // task_mmu.c: clear_refs_pte_range is all there is)
+                let new = VmFlags::SOFT_DIRTY | VmFlags::HUGETLB;
+                let tells = Categories::SOFT_DIRTY | Categories::PFN_ZERO;
+                let marked = !s.flags.intersects(new) && scanner.supported().contains(tells);
+                marked.then_some(Categories::SOFT_DIRTY)
+            }
+        }
+    }
+    /// All of the address space has been scanned: pages are marked again from here on.
+    pub fn begin(&self) -> Result<()> {
+        match &self.now {
+            Some(Tracker::SoftDirty(fd)) => Ok(pagemap::clear_soft_dirty(fd.as_fd())?),
+            _ => Ok(()),
+        }
     }
     /// Protects a mapping that has just been scanned. What cannot be is not registered afterwards, and so counts as written.
     pub fn protect(&self, scanner: &mut Scanner, s: &SmapsEntry) -> Result<()> {
-        let Some(fd) = &self.register else {
+        let Some(Tracker::Uffd(fd)) = &self.now else {
             return Ok(());
         };
         if !trackable(s) {

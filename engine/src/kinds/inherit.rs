@@ -73,6 +73,26 @@ pub fn plan(entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<bool> {
     Ok(true)
 }
 
+/// Plans one more descriptor of what a plugin brings for this entry: for mappings.
+///
+/// # Errors
+/// No plugin brings it.
+pub fn plan_again(entry: &pb::FileEntry, cx: &mut PlanCx, bind: FdRef) -> Result<()> {
+    let keys = keys(entry, cx)?;
+    let brought = &cx.options.namespaces.inherit;
+    let number = brought.iter().find(|(k, _)| keys.contains(k)).map(|i| i.1);
+    let number = number.ok_or_else(|| crate::plugins::not_brought(entry.id))?;
+    let act = Adopt {
+        from: given(cx, number),
+        file: bind,
+        flags: 0,
+        again: false,
+        number,
+    };
+    cx.act_at(cx.stage(), Act::Adopt(act), "a plugin brings it");
+    Ok(())
+}
+
 /// All keys that mean this file.
 fn keys(entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<Vec<String>> {
     let path = |name: &[u8]| {
@@ -98,6 +118,8 @@ fn keys(entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<Vec<String>> {
         let reg = cx.files.get(&f.regf_id.unwrap_or(entry.id));
         reg.and_then(|e| e.reg.as_ref())
             .map_or(Vec::new(), |r| path(&r.name))
+    } else if let Some(e) = &entry.ext {
+        vec![crate::plugins::key(e.id)]
     } else if let Some(r) = &entry.reg {
         path(&r.name)
     } else {

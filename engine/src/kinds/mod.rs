@@ -167,6 +167,8 @@ pub struct DumpCx<'a> {
     pub lock: Option<stasis_netlock::Lock>,
     /// The number of the closed network lock.
     pub locked: Option<String>,
+    /// What plugins saved.
+    pub plugged: Vec<pb::StasisPluginEntry>,
 }
 
 impl<'a> DumpCx<'a> {
@@ -191,6 +193,7 @@ impl<'a> DumpCx<'a> {
             last_pages_id: 0,
             lock: None,
             locked: None,
+            plugged: Vec::new(),
             namespaces: BTreeMap::new(),
             warnings: Vec::new(),
             keep: BTreeMap::new(),

@@ -112,6 +112,9 @@ pub fn plan_open(cx: &mut PlanCx, id: u32, flags: u32, bind: FdRef) -> Result<()
     if e.memfd.is_some() {
         return memfd::plan_open(cx, e, flags, bind);
     }
+    if e.ext.is_some() {
+        return super::inherit::plan_again(e, cx, bind);
+    }
     let Some(reg) = e.reg.as_deref() else {
         return Err(malformed(e, "it cannot be mapped, executed or entered"));
     };

@@ -617,7 +617,9 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
         .collect();
     for (ino, peer) in outside {
         let (name, place) = cx.unix.peers.remove(&ino).unwrap_or_default();
-        if !allowed(cx.options, [ino, peer]) && !is_service(&name) {
+        let plugged =
+            !allowed(cx.options, [ino, peer]) && crate::plugins::socket(cx, ino, peer, &name)?;
+        if !plugged && !allowed(cx.options, [ino, peer]) && !is_service(&name) {
             let who = match name.is_empty() {
                 true => format!("a socket without name (inode {peer})"),
                 false => format!("{} (inode {peer})", shown(&name)),

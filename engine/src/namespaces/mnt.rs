@@ -55,9 +55,11 @@ pub fn dump(cx: &mut DumpCx, id: u32, task: HostPid) -> Result<()> {
     let seen = ns::visit(&places, || visit(&proc))??;
     let host = ProcDir::open(HostPid::own())?.mountinfo()?;
     let ids = ids_of(task)?;
+    let mut external = cx.options.mounts.external.clone();
+    external.extend(crate::plugins::mounts(cx, &seen.infos)?);
     let o = &cx.options.mounts;
     let wishes = Wishes {
-        external: &o.external,
+        external: &external,
         auto_external: o.auto_external,
         external_sharing: o.external_sharing,
         skip: &o.skip,

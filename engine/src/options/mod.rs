@@ -12,6 +12,7 @@ pub use namespaces::NamespaceOptions;
 pub use network::{NetworkLock, NetworkOptions, ReadyLock};
 
 use crate::events::EventSink;
+use crate::plugins::Plugins;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -72,6 +73,8 @@ pub struct Options {
     pub namespaces: NamespaceOptions,
     /// Who is told at each stage: scripts, runtimes, hooks.
     pub events: EventSink,
+    /// What carries things the engine does not know: plugins of the program that uses the engine.
+    pub plugins: Plugins,
     /// Tests only: die by SIGKILL when this point is reached (`STASIS_KILL_AT`, "phase:n").
     pub kill_at: Option<u32>,
 }
@@ -101,6 +104,7 @@ impl Options {
             memory: MemoryOptions::default(),
             namespaces: NamespaceOptions::default(),
             events: EventSink::default(),
+            plugins: Plugins::default(),
             kill_at: None,
         }
     }

@@ -47,6 +47,10 @@ pub struct Images {
     pub cgroups_of_dumper: u32,
     /// The clocks of the tree's time namespace, if it has one of its own.
     pub clocks: Option<pb::TimensEntry>,
+    /// Plugins without which it cannot be restored.
+    pub plugins: Vec<String>,
+    /// What plugins saved of tasks' devices: pid as the task sees it, plugin, data.
+    pub devices: Vec<(u32, String, Vec<u8>)>,
     /// Namespaces that were not those of the engine that dumped, with their ids; without time.
     pub own_namespaces: Vec<(Ns, u32)>,
 }
@@ -220,6 +224,8 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
     }
     Ok(Images {
         lsm: crate::lsm::of_image(&inv),
+        plugins: inv.plugins_entry.map(|p| p.plugins).unwrap_or_default(),
+        devices: Vec::new(),
         cgroups_of_dumper: inv.root_cg_set.unwrap_or(0),
         own_namespaces,
         tasks,

@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::events::Moment;
 use crate::options::Options;
 use crate::phase::Phase;
+use crate::plugins::bring;
 use crate::report::RestoreReport;
 use stasis_proto::ImageDir;
 use std::time::Instant;
@@ -32,7 +33,10 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
     let begun = Instant::now();
     stasis_kernel::limits::raise_nofile();
     let dir = open(o)?;
-    let images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
+    let mut images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
+    // open until the tree has all it brings
+    let brought = bring(o, &dir, &mut images, true).map_err(|e| e.at(Phase::Plan))?;
+    let o = &brought.options;
     let plan = plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?;
     let mut report = RestoreReport {
         warnings: plan.warnings.clone(),
@@ -57,8 +61,9 @@ fn open(o: &Options) -> Result<ImageDir> {
 /// Every tape and host call of a restore, for people; nothing is done.
 pub fn show_plan(o: &Options) -> Result<String> {
     let dir = open(o)?;
-    let images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
+    let mut images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
+    let brought = bring(o, &dir, &mut images, false).map_err(|e| e.at(Phase::Plan))?;
     Ok(plan::show(
-        &plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?,
+        &plan::make(&brought.options, &dir, &images).map_err(|e| e.at(Phase::Plan))?,
     ))
 }

@@ -972,6 +972,12 @@ impl<'a> Performance<'a> {
         }
         self.go_home()?;
         let root = self.root.map_or(0, |r| r.0);
+        for t in &self.images.tasks {
+            let own = t.entry.pid;
+            if self.images.devices.iter().any(|d| d.0 == own) {
+                crate::plugins::resume(self.o, self.images, own, self.pids.known(own)?.0)?;
+            }
+        }
         self.o.events.tell(Moment::NetworkUnlock)?;
         self.o.events.tell(Moment::PreResume(root))?;
         crate::kill_point();
@@ -1169,6 +1175,12 @@ pub fn perform(
     p.tidy_stub()?;
     p.found().map_err(|e| e.at(Phase::Birth))?;
     p.waves(report)?;
+    if !o.plugins.0.is_empty() {
+        for t in &images.tasks {
+            let pid = p.pids.known(t.entry.pid)?.0;
+            crate::plugins::forked(o, pid).map_err(|e| e.at(Phase::Birth))?;
+        }
+    }
     p.lazily().map_err(|e| e.at(Phase::Fill))?;
     p.place().map_err(|e| e.at(Phase::Place))?;
     p.open(&[Stage::Mapped]).map_err(|e| e.at(Phase::Place))?;

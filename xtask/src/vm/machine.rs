@@ -20,6 +20,8 @@ pub struct Machines<'a> {
     pub memory: u32,
     /// A machine that runs longer hangs.
     pub limit: Duration,
+    /// Begins the names of folders with results.
+    pub tag: String,
     /// `tcg`, or `kvm` where that works.
     pub accel: String,
 }
@@ -50,7 +52,7 @@ impl Machines<'_> {
         job: &str,
         luggage: Option<&Path>,
     ) -> Result<Ran> {
-        let at = self.lab.join("runs").join(name);
+        let at = self.lab.join("runs").join(format!("{}{name}", self.tag));
         if at.exists() {
             fs::remove_dir_all(&at)?;
         }

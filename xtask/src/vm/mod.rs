@@ -50,6 +50,9 @@ pub struct VmTest {
     /// Minutes after which a machine is taken for hung
     #[arg(long, default_value_t = 120)]
     limit: u64,
+    /// Put before the names of folders with results, so that runs side by side have their own
+    #[arg(long, default_value = "")]
+    tag: String,
     /// QEMU's accelerator; `kvm` is faster where it works
     #[arg(long, default_value = "tcg,thread=multi")]
     accel: String,
@@ -102,6 +105,7 @@ impl VmTest {
             memory: self.memory,
             limit: Duration::from_secs(60 * self.limit),
             accel: self.accel.clone(),
+            tag: self.tag.clone(),
         };
         let mut table = Table::default();
         let suites: Vec<String> = self
@@ -160,7 +164,7 @@ impl VmTest {
         let [from, to] = between;
         let name = format!("{} to {}", short(&from.version), short(&to.version));
         println!("vm-test: images move from {name}");
-        let luggage = machines.lab.join("luggage.img");
+        let luggage = machines.lab.join(format!("{}luggage.img", self.tag));
         let empty = machines.lab.join("empty");
         fs::create_dir_all(&empty)?;
         root::filled(&empty, &luggage, 2048)?;

@@ -43,12 +43,20 @@ struct Seen {
 ///
 /// # Errors
 /// A device that cannot be carried is named before anything is written.
-pub fn dump(cx: &DumpCx<'_>, task: HostPid, ns_id: u32) -> Result<()> {
+pub fn dump(cx: &mut DumpCx<'_>, task: HostPid, ns_id: u32) -> Result<()> {
     let bare = cx.options.namespaces.empty_net;
-    let named: Vec<String> = {
+    let plugged = match cx.options.plugins.0.is_empty() || bare {
+        true => Vec::new(),
+        false => {
+            let all = ns::visit_task(task, &[Ns::Net], list)??;
+            crate::plugins::links(cx, &all)?
+        }
+    };
+    let mut named: Vec<String> = {
         let n = &cx.options.network;
         n.netdevs.iter().map(|(inside, _)| inside.clone()).collect()
     };
+    named.extend(plugged);
     let seen = ns::visit_task(task, &[Ns::Net], || look(ns_id, bare, &named))??;
     debug!(
         "network namespace {ns_id}: {} devices, {} settings",
@@ -56,6 +64,22 @@ pub fn dump(cx: &DumpCx<'_>, task: HostPid, ns_id: u32) -> Result<()> {
         seen.sysctls.len()
     );
     write(cx, ns_id, seen, bare)
+}
+
+/// Number, name and kind of all devices but loopback.
+fn list() -> Result<Vec<(u32, String, Option<String>)>> {
+    let mut nl = Netlink::route()?;
+    let links = nl.dump("rtnetlink(RTM_GETLINK)", rtm::GETLINK, &[0; IFINFOMSG])?;
+    let devices = Messages(&links)
+        .flatten()
+        .filter(|m| m.kind() == rtm::NEWLINK && !is_loopback(m))
+        .map(|m| {
+            let a = m.attrs(IFINFOMSG);
+            let name = a.text(ifla::IFNAME).unwrap_or_default();
+            let kind = a.nest(ifla::LINKINFO).text(ifla::INFO_KIND);
+            (m.u32(4).unwrap_or(0), name, kind)
+        });
+    Ok(devices.collect())
 }
 
 /// Asks the kernel everything, in the namespace.
