@@ -35,15 +35,19 @@ impl From<stasis_netlock::Error> for Error {
 /// # Errors
 /// The means that the caller named is not there.
 pub fn prepare(o: &Options, task: HostPid, scope: Scope) -> Result<Option<Lock>> {
-    prepare_in(o, Ns::Net.of(task)?.as_fd(), scope)
+    prepare_in(o.network.lock, Ns::Net.of(task)?.as_fd(), scope)
 }
 
 /// [`prepare`] for a namespace by its handle: a fresh one is locked before its devices go up.
 ///
 /// # Errors
 /// As for [`prepare`].
-pub fn prepare_in(o: &Options, place: BorrowedFd<'_>, scope: Scope) -> Result<Option<Lock>> {
-    let means = match o.network.lock {
+pub fn prepare_in(
+    means: NetworkLock,
+    place: BorrowedFd<'_>,
+    scope: Scope,
+) -> Result<Option<Lock>> {
+    let means = match means {
         NetworkLock::Auto => Means::Auto,
         NetworkLock::Ebpf => Means::Ebpf,
         NetworkLock::Nftables => Means::Nftables,

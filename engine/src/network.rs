@@ -89,7 +89,7 @@ fn tuples(o: &Options, files: &BTreeMap<u32, pb::FileEntry>) -> Vec<Tuple> {
         all.extend(tuple(
             e.state,
             address::moved(&o.network.addresses, local),
-            peer,
+            address::peer_moved(&o.network.addresses, peer, files),
         ));
     }
     all
@@ -144,15 +144,26 @@ pub fn hold(
     if !all.iter().any(|t| t.remote.is_some()) {
         return Ok(None);
     }
-    let ready = o.network.ready.take().filter(|_| !elsewhere);
-    let mut lock = match ready {
-        Some(l) => Some(l),
-        None => netlock::prepare_in(o, place.as_fd(), Scope::Connections)?,
-    };
-    if let Some(lock) = &mut lock {
-        close(lock, &all)?;
+    if let Some(mut lock) = o.network.ready.take().filter(|_| !elsewhere) {
+        close(&mut lock, &all)?;
+        return Ok(Some(lock));
     }
-    Ok(lock)
+    // the tree is away: what is in place soonest is best
+    let quick = match o.network.lock {
+        NetworkLock::Auto => Some(NetworkLock::Nftables),
+        _ => None,
+    };
+    let try_with = |means| -> Result<Option<Lock>> {
+        let mut lock = netlock::prepare_in(means, place.as_fd(), Scope::Connections)?;
+        if let Some(lock) = &mut lock {
+            close(lock, &all)?;
+        }
+        Ok(lock)
+    };
+    match quick.map(try_with) {
+        Some(Ok(lock)) => Ok(lock),
+        _ => try_with(o.network.lock),
+    }
 }
 
 /// Packets flow again.

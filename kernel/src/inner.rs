@@ -173,6 +173,11 @@ fn enter(pidfd: &OwnedFd, which: &[Ns], engine: i32) -> Result<(), Errno> {
 /// The gate's second half.
 fn bear(number: Option<i32>, theirs: OwnedFd, work: impl FnOnce(OwnedFd) -> i32) -> i32 {
     let tid = number.unwrap_or(0);
+    // what the worker says first must not come before its number, which only the gate can tell
+    let Ok((told, go)) = fds::seqpacket_pair() else {
+        tell(&theirs, Errno::last());
+        return 1;
+    };
     // clone_args of clone3(2), 88 bytes
     let mut args = [0u64; 11];
     args[4] = libc::SIGCHLD as u64;
@@ -190,13 +195,21 @@ fn bear(number: Option<i32>, theirs: OwnedFd, work: impl FnOnce(OwnedFd) -> i32)
         // getppid() would be 0 in a pid namespace of its own, so the gate's end is seen by the channel as well
         // SAFETY: plain numbers.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        let code = work(theirs);
+        drop(told);
+        let code = match nix::unistd::read(&go, &mut [0; 1]) {
+            Ok(1) => {
+                drop(go);
+                work(theirs)
+            }
+            _ => 1,
+        };
         // SAFETY: as above.
         unsafe { libc::_exit(code) };
     }
-    let told = nix::unistd::write(&theirs, &(pid as i32).to_le_bytes());
+    drop(go);
+    let number = nix::unistd::write(&theirs, &(pid as i32).to_le_bytes());
     drop(theirs);
-    if told != Ok(4) {
+    if number != Ok(4) || nix::unistd::write(&told, b"+") != Ok(1) {
         // SAFETY: our own child.
         unsafe { libc::kill(pid as i32, libc::SIGKILL) };
     }
@@ -221,6 +234,21 @@ mod tests {
         assert_eq!(nix::unistd::read(&i.channel, &mut b).unwrap(), 5);
         assert_eq!(&b[..5], b"hello");
         i.end();
+    }
+
+    #[test]
+    fn what_a_worker_says_at_once_is_not_its_number() {
+        for _ in 0..200 {
+            let said = 4711i32.to_le_bytes();
+            let mut i = start(HostPid::own(), &[], None, |s| {
+                i32::from(nix::unistd::write(&s, &said) != Ok(4))
+            })
+            .unwrap();
+            let mut b = [0u8; 4];
+            assert_eq!(nix::unistd::read(&i.channel, &mut b).unwrap(), 4);
+            assert_eq!(b, said);
+            i.end();
+        }
     }
 
     #[test]

@@ -59,6 +59,7 @@ macro_rules! with_guests {
             // namespaces
             utsns: [] [];
             netns: [] [];
+            tun: [] [];
             mounts: [] [];
             ipc_sem: [] [];
             ipc_msg: [] [];
@@ -174,6 +175,7 @@ macro_rules! with_works {
             timens: dump_restore, leave_running, generations;
             utsns: dump_restore, leave_running, generations, contained, contained_user;
             netns: dump_restore, leave_running, generations, contained, contained_user;
+            tun: dump_restore, leave_running, generations, contained;
             mounts: dump_restore, leave_running, generations, contained, contained_user;
             ipc_sem: dump_restore, leave_running, generations, contained, contained_user;
             ipc_msg: dump_restore, leave_running, generations, contained, contained_user;

@@ -3,11 +3,12 @@
 //! on the wire is a reset.
 //!
 //! `tests/network/proof.sh` sets it up, `tests/network/stream.c` is server, client and witness. By default a few rounds;
-//! `STASIS_LONG=1`: a hundred.
+//! `STASIS_LONG=1`: a hundred. `tests/network/program.sh` does the same with real programs, `moved.sh` restores both ends of
+//! connections under another address.
 use stasis_tests::build;
 use stasis_tests::engine::Engine;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What a case asks of the script.
@@ -32,6 +33,26 @@ const V4: Case = Case {
     lock: "auto",
     kill: "",
 };
+
+/// Runs a script of the folder in namespaces of its own, with the engine under this name; gives what it said.
+fn script(name: &str, engine_as: &str, args: impl FnOnce(&Path, &Path) -> Vec<String>) -> String {
+    let dir = build::source_dir().with_file_name("network");
+    let tmp = tempfile::tempdir().expect("a folder");
+    let engine = tmp.path().join(engine_as);
+    symlink(Engine::under_test().expect("an engine").path, &engine).expect("link");
+    let out = Command::new("unshare")
+        .args(["-n", "-p", "-m", "--fork", "--mount-proc", "--kill-child"])
+        .args(["--propagation", "private", "sh"])
+        .arg(dir.join(name))
+        .args(args(&engine, &tmp.path().join("work")))
+        .output()
+        .expect("unshare");
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
+}
 
 /// Runs a case; gives what all parts said.
 fn prove(c: &Case) -> String {
@@ -130,4 +151,76 @@ fn without_a_lock_they_are_reset() {
     });
     assert!(said.contains("packets are resets"), "{said}");
     assert!(said.contains("FAIL connection"), "{said}");
+}
+
+/// A real program, with a real client that works with it all the time.
+fn program_survives(name: &str, needs: &[&str]) {
+    let found = |p: &&str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|d| d.join(p).exists())
+    };
+    if let Some(lacks) = needs.iter().find(|p| !found(p)) {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "{name}: {lacks} is not installed"
+        );
+        eprintln!("skipped: {name}: {lacks} is not installed");
+        return;
+    }
+    let source = build::source_dir().with_file_name("network");
+    let stream = build::compile("stream", &source.join("stream.c")).expect("stream.c");
+    let rounds = match std::env::var_os("STASIS_LONG") {
+        Some(_) => 20,
+        None => 2,
+    };
+    let said = script("program.sh", "criu", |engine, work| {
+        [engine, &stream, work]
+            .map(|p| p.display().to_string())
+            .into_iter()
+            .chain([rounds.to_string(), "0.5".into(), name.into()])
+            .collect()
+    });
+    let good = format!("OK {name}: {rounds} rounds");
+    assert!(said.contains(&good) && !said.contains("FAIL"), "{said}");
+    println!("{said}");
+}
+
+#[test]
+fn tls_survives() {
+    program_survives("tls", &["openssl"]);
+}
+
+#[test]
+fn redis_survives() {
+    program_survives("redis", &["redis-server", "redis-benchmark"]);
+}
+
+#[test]
+fn postgresql_survives() {
+    program_survives("postgres", &["postgres", "pgbench", "setpriv"]);
+}
+
+#[test]
+fn nginx_survives() {
+    program_survives("nginx", &["nginx", "wrk"]);
+}
+
+/// Connections that nobody has accepted while the server was there.
+#[test]
+fn what_waits_to_be_accepted_survives() {
+    program_survives("queue", &["nginx", "wget"]);
+}
+
+/// Both ends are in the tree, and get another address.
+#[test]
+fn an_own_address_moves() {
+    let guest = build::guest("tcp_loop").expect("tcp_loop.c");
+    let said = script("moved.sh", "stasis", |engine, work| {
+        [engine, &guest, work]
+            .map(|p| p.display().to_string())
+            .into_iter()
+            .chain(["127.0.0.1".into(), "127.0.0.5".into()])
+            .collect()
+    });
+    assert!(said.contains("PASS") && !said.contains("FAIL"), "{said}");
 }

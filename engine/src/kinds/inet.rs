@@ -211,6 +211,7 @@ impl FileKind for Inet {
         let local = address::from_words(entry, s.family, &e.src_addr, e.src_port)?;
         let local = address::moved(map, local);
         let peer = address::from_words(entry, s.family, &e.dst_addr, e.dst_port)?;
+        let peer = address::peer_moved(map, peer, cx.files);
         let file = cx.file(entry.id);
         cx.host(
             Call::new(

@@ -116,6 +116,26 @@ pub fn from_words(entry: &pb::FileEntry, family: i32, w: &[u32], port: u32) -> R
     Ok(SocketAddr::new(ip, port))
 }
 
+/// [`moved`] for the other end of a connection: it moves only if its own socket is in the tree, too.
+pub fn peer_moved(
+    map: &[(IpAddr, IpAddr)],
+    peer: SocketAddr,
+    files: &std::collections::BTreeMap<u32, pb::FileEntry>,
+) -> SocketAddr {
+    let here = |f: &pb::FileEntry| {
+        f.isk.as_deref().is_some_and(|e| {
+            let local = from_words(f, e.family as i32, &e.src_addr, e.src_port);
+            local.is_ok_and(|a| {
+                (a.ip().to_canonical(), a.port()) == (peer.ip().to_canonical(), peer.port())
+            })
+        })
+    };
+    match moved(map, peer) {
+        to if to != peer && files.values().any(here) => to,
+        _ => peer,
+    }
+}
+
 /// The address that takes the place of this one, as the caller says.
 pub fn moved(map: &[(IpAddr, IpAddr)], a: SocketAddr) -> SocketAddr {
     let plain = a.ip().to_canonical();

@@ -44,6 +44,7 @@ pub mod timerfd;
 pub mod tty;
 pub mod tty_acts;
 pub mod tty_plan;
+pub mod tun;
 pub mod udp_queue;
 pub mod unixsk;
 mod unixsk_acts;
@@ -448,6 +449,7 @@ pub static FILE_KINDS: &[&dyn FileKind] = &[
     &netlink::Netlink,
     &packet::Packet,
     &tty::Tty,
+    &tun::Tun,
     &memfd::Memfd,
     &inet::Inet,
     &regular::Regular,

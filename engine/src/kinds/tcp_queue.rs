@@ -196,7 +196,7 @@ pub(super) fn plan(entry: &pb::FileEntry, e: &pb::InetSkEntry, cx: &mut PlanCx) 
         }
         Ok((
             address::moved(&o.addresses, at(&q.local)?),
-            address::moved(&o.addresses, at(&q.peer)?),
+            address::peer_moved(&o.addresses, at(&q.peer)?, cx.files),
             q.clone(),
         ))
     };

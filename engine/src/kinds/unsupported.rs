@@ -60,7 +60,6 @@ pub static TABLE: &[Row] = &[
     Row { sign: Sign::Fs(0x5345_434d), name: "secret memory (memfd_secret)", why: "it cannot be read from outside", advice: CLOSE },
     Row { sign: Sign::Fs(0x1980_0202), name: "POSIX message queue", why: "message queues are not supported yet", advice: CLOSE },
     Row { sign: Sign::Fs(0x6275_7831), name: "binder device", why: "its transactions live in the kernel only", advice: CLOSE },
-    Row { sign: Sign::Link("/dev/net/tun"), name: "TUN/TAP device", why: "network devices are not supported yet", advice: CLOSE },
     Row { sign: Sign::Link("/dev/fuse"), name: "FUSE connection", why: "requests in flight live in the kernel only", advice: "unmount what the program serves before the dump" },
     Row { sign: Sign::Link("/dev/kvm"), name: "KVM", why: "the state of virtual machines is not carried", advice: "use the virtual machine monitor's own snapshots" },
     Row { sign: Sign::Link("/dev/vhost"), name: "vhost device", why: "the state of devices is not carried", advice: CLOSE },

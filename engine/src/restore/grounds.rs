@@ -86,7 +86,9 @@ impl Grounds {
                     [e.pid, e.sid, e.pgid].into_iter().chain(e.threads.clone())
                 })
                 .collect();
-            g.worker = (2..=i32::MAX as u32)
+            // a high one: sockets tell of processes that have ended, whose numbers are taken for a moment to say so
+            g.worker = (2..highest_pid())
+                .rev()
                 .find(|n| !used.contains(n))
                 .map(|n| n as i32)
                 .filter(|_| g.makes(Ns::Pid));
@@ -249,4 +251,13 @@ fn external(dir: &ImageDir, ns: Ns, id: u32) -> Result<Option<String>> {
         _ => None,
     };
     Ok(key)
+}
+
+/// Numbers of processes are below this.
+fn highest_pid() -> u32 {
+    const DEFAULT: u32 = 32768;
+    std::fs::read_to_string("/proc/sys/kernel/pid_max")
+        .ok()
+        .and_then(|t| t.trim().parse().ok())
+        .unwrap_or(DEFAULT)
 }

@@ -180,8 +180,17 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
     }
     let mut files = BTreeMap::new();
     for f in dir.read_all::<pb::FileEntry>(&Kind::Files.file())? {
-        if files.insert(f.id, f).is_some() {
-            return Err(bad("files.img", "two entries have the same id"));
+        let Some(mut other) = files.insert(f.id, f) else {
+            continue;
+        };
+        // a queue of a tun device is described twice under one number: as what was opened, and as what it is
+        match files.get_mut(&other.id) {
+            Some(f) if f.tunf.is_some() && other.reg.is_some() => f.reg = other.reg,
+            Some(f) if f.reg.is_some() && other.tunf.is_some() => {
+                other.reg = f.reg.take();
+                *f = other;
+            }
+            _ => return Err(bad("files.img", "two entries have the same id")),
         }
     }
     for (table, fds) in &tables {

@@ -1,8 +1,11 @@
 //! Devices: how each sort is made. Long, as each sort has its own way.
 use super::{IFINFOMSG, ifinfo, ifla, rtm};
 use crate::error::{Blame, Error, Result};
+use crate::kinds::common::ioctl_row;
 use crate::options::NetworkOptions;
+use stasis_kernel::call::{Arg, FdRef};
 use stasis_kernel::error::SysError;
+use stasis_kernel::host::Host;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::netlink::{Attrs, Body, Messages, NLM_F_CREATE, NLM_F_EXCL, Netlink};
 use stasis_kernel::ns::{self, Ns};
@@ -48,6 +51,9 @@ const IFF_NO_PI: u32 = 0x1000;
 const IFF_VNET_HDR: u32 = 0x4000;
 const IFF_MULTI_QUEUE: u32 = 0x100;
 const IFF_PERSIST: u32 = 0x800;
+const TUNSETOWNER: u64 = 0x4004_54cc;
+const TUNSETGROUP: u64 = 0x4004_54ce;
+const TUNSETIFINDEX: u64 = 0x4004_54da;
 /// `sizeof(struct virtio_net_hdr)`: the size of that header unless somebody set another.
 const VNET_HDR_SIZE: u32 = 10;
 
@@ -309,15 +315,7 @@ impl Workshop<'_> {
                 self.differing(e, ifla::INFO_KIND, ifla::INFO_DATA, |k| k != BR_STP_STATE)?;
                 return Ok(Made::Done);
             }
-            pb::NdType::Tun => {
-                return Err(Error::new(
-                    "E6601",
-                    Blame::Host,
-                    format!("cannot make tun device {}", e.name),
-                )
-                .why("this version makes no tun devices")
-                .advice("close it before the dump"));
-            }
+            pb::NdType::Tun => return tun_device(e),
             pb::NdType::Extlink | pb::NdType::Venet => {
                 let named = self.options.netdevs.iter().find(|(n, _)| *n == e.name);
                 if let Some((_, outside)) = named {
@@ -535,6 +533,51 @@ impl Workshop<'_> {
             .act("rtnetlink(RTM_SETLINK)", rtm::SETLINK, 0, &b.0)
             .map_err(|err| refused(&e.name, &err))
     }
+}
+
+/// Makes a tun or tap device that stays without open files. Those that did not stay do so until the files of the tree
+/// that are its queues are open.
+fn tun_device(e: &pb::NetDeviceEntry) -> Result<Made> {
+    use crate::kinds::tun as file;
+    let cannot = |e: &pb::NetDeviceEntry, why: &dyn std::fmt::Display| {
+        Error::new(
+            "E6601",
+            Blame::Host,
+            format!("cannot make tun device {}", e.name),
+        )
+        .why(why)
+        .advice("it takes /dev/net/tun (the module tun), and CAP_NET_ADMIN in the user namespace that owns the network namespace")
+    };
+    let Some(t) = &e.tun else {
+        return Err(cannot(e, &"the image does not tell its settings"));
+    };
+    let f = FdRef(1);
+    let mut rows = vec![
+        file::open_row(f, libc::O_RDWR as u32),
+        file::int_row(f, TUNSETIFINDEX, e.ifindex),
+        file::ifreq_row(
+            f,
+            file::TUNSETIFF,
+            &e.name,
+            (t.flags & !IFF_PERSIST) as u16,
+        ),
+    ];
+    let number = |nr, v: u64| ioctl_row(Arg::Fd(f), nr, Arg::Int(v));
+    for (nr, id) in [(TUNSETOWNER, t.owner), (TUNSETGROUP, t.group)] {
+        if id >= 0 {
+            rows.push(number(nr, id as u64));
+        }
+    }
+    if t.flags & IFF_VNET_HDR != 0 {
+        rows.push(file::int_row(f, file::TUNSETVNETHDRSZ, t.vnethdr));
+    }
+    rows.push(file::int_row(f, file::TUNSETSNDBUF, t.sndbuf));
+    rows.push(number(file::TUNSETPERSIST, 1));
+    let mut host = Host::default();
+    for row in &rows {
+        host.play(row).map_err(|err| cannot(e, &err))?;
+    }
+    Ok(Made::Done)
 }
 
 /// Is the device that this one stands upon there already?
