@@ -224,14 +224,14 @@ macro_rules! with_works {
             inotify: dump_restore, leave_running, generations;
             fanotify: dump_restore, leave_running, generations;
             socket_inside: dump_restore, leave_running, generations;
-            unix_pair: dump_restore, leave_running, generations;
+            unix_pair: dump_restore, leave_running, generations, contained, contained_user;
             unix_stream_listen: dump_restore, leave_running, generations;
             unix_dgram: dump_restore, leave_running, generations;
             unix_seqpacket: dump_restore, leave_running, generations;
             unix_queue: dump_restore, leave_running, generations;
             unix_scm_rights: dump_restore, leave_running, generations;
             unix_scm_cycle: dump_restore, leave_running, generations;
-            unix_creds: dump_restore, leave_running, generations;
+            unix_creds: dump_restore, leave_running, generations, contained, contained_user;
             unix_abstract: dump_restore, leave_running, generations;
             unix_path: dump_restore, leave_running, generations;
             unix_deleted: dump_restore, leave_running, generations;

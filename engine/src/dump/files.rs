@@ -190,6 +190,9 @@ impl Dumping<'_> {
                 })
                 .collect();
             let found = unixsk::look(&queued).map_err(|e| e.of("unixsk"))?;
+            let senders =
+                unixsk::senders(&self.cx, &queued, &found).map_err(|e| e.of("unixsk"))?;
+            let mut senders = senders.map(Vec::into_iter);
             for (i, messages) in sockets.into_iter().zip(found) {
                 crate::kill_point();
                 let (pid, id) = (self.files.met[i].pid, self.files.met[i].id);
@@ -198,7 +201,8 @@ impl Dumping<'_> {
                     let ids = files
                         .map(|f| self.in_flight(pid, f))
                         .collect::<Result<Vec<u32>>>()?;
-                    unixsk::put(&mut self.cx, id, &m, ids)?;
+                    let sender = senders.as_mut().and_then(Iterator::next);
+                    unixsk::put(&mut self.cx, id, &m, ids, sender)?;
                 }
             }
         }

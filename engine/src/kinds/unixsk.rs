@@ -547,14 +547,61 @@ impl Look<'_> {
     }
 }
 
-/// Writes a message of the socket with this id; `files` are the ids of what travels with it.
+/// The pids beside the messages that were found in these queues, one behind the other, as the tree's pid namespace knows them; nothing
+/// if the engine can tell them all. Senders that have ended are known only there.
+///
+/// # Errors
+/// The namespace cannot be entered; those of [`look`].
+pub fn senders(
+    cx: &DumpCx,
+    sockets: &[Queued<'_>],
+    found: &[Vec<Message>],
+) -> Result<Option<Vec<u32>>> {
+    let unclear = |m: &Message| m.cred.is_some_and(|c| c.pid != 0 && inside(c, cx).pid == 0);
+    let Some(root) = cx.pids.keys().next() else {
+        return Ok(None);
+    };
+    let all: Vec<&Message> = found.iter().flatten().collect();
+    if !all.iter().any(|m| unclear(m)) {
+        return Ok(None);
+    }
+    let mut there = stasis_kernel::inner::start(*root, &[Ns::Pid], None, |channel| {
+        let Ok(found) = look(sockets) else { return 1 };
+        let pid = |m: &Message| m.cred.map_or(0, |c| c.pid).to_le_bytes();
+        let told: Vec<u8> = found.iter().flatten().flat_map(pid).collect();
+        i32::from(nix::unistd::write(&channel, &told).is_err())
+    })?;
+    let mut told = vec![0u8; all.len() * 4];
+    let n = nix::unistd::read(&there.channel, &mut told)
+        .map_err(|e| stasis_kernel::error::SysError::new("read", e, "senders of messages"))?;
+    there.end();
+    if n != told.len() {
+        return Ok(None);
+    }
+    let words = (0..all.len()).map(|i| sockopts::word(&told, i * 4));
+    Ok(Some(words.collect()))
+}
+
+/// Writes a message of the socket with this id; `files` are the ids of what travels with it, `sender` is its pid as the tree
+/// knows it, if that was asked.
 ///
 /// # Errors
 /// Failures to write.
-pub fn put(cx: &mut DumpCx, id: u32, m: &Message, files: Vec<u32>) -> Result<()> {
+pub fn put(
+    cx: &mut DumpCx,
+    id: u32,
+    m: &Message,
+    files: Vec<u32>,
+    sender: Option<u32>,
+) -> Result<()> {
+    let cred = |c| {
+        let mut told = inside(c, cx);
+        told.pid = sender.unwrap_or(told.pid);
+        told
+    };
     let ext = pb::StasisPacketEntry {
         from: (!m.from.is_empty()).then(|| m.from.clone()),
-        cred: m.cred.map(|c| inside(c, cx)),
+        cred: m.cred.map(cred),
         oob: None,
     };
     let scm = pb::ScmEntry {
