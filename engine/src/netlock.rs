@@ -42,11 +42,7 @@ pub fn prepare(o: &Options, task: HostPid, scope: Scope) -> Result<Option<Lock>>
 ///
 /// # Errors
 /// As for [`prepare`].
-pub fn prepare_in(
-    means: NetworkLock,
-    place: BorrowedFd<'_>,
-    scope: Scope,
-) -> Result<Option<Lock>> {
+pub fn prepare_in(means: NetworkLock, place: BorrowedFd<'_>, scope: Scope) -> Result<Option<Lock>> {
     let means = match means {
         NetworkLock::Auto => Means::Auto,
         NetworkLock::Ebpf => Means::Ebpf,

@@ -61,7 +61,11 @@ pub fn make_ready(o: &Options) -> Result<()> {
     if needless(o) {
         return Ok(());
     }
-    let lock = netlock::prepare_in(o.network.lock, netlock::own_place()?.as_fd(), Scope::Connections)?;
+    let lock = netlock::prepare_in(
+        o.network.lock,
+        netlock::own_place()?.as_fd(),
+        Scope::Connections,
+    )?;
     *o.network
         .ready
         .0

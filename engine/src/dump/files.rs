@@ -190,8 +190,7 @@ impl Dumping<'_> {
                 })
                 .collect();
             let found = unixsk::look(&queued).map_err(|e| e.of("unixsk"))?;
-            let senders =
-                unixsk::senders(&self.cx, &queued, &found).map_err(|e| e.of("unixsk"))?;
+            let senders = unixsk::senders(&self.cx, &queued, &found).map_err(|e| e.of("unixsk"))?;
             let mut senders = senders.map(Vec::into_iter);
             for (i, messages) in sockets.into_iter().zip(found) {
                 crate::kill_point();

@@ -164,10 +164,12 @@ impl FileKind for Tun {
         let e = body(entry, &entry.tunf, "tunf")?;
         let opened = body(entry, &entry.reg, "reg")?;
         let file = cx.file(entry.id);
-        cx.host(open_row(file, opened.flags), "a queue of a tun or tap device");
+        cx.host(
+            open_row(file, opened.flags),
+            "a queue of a tun or tap device",
+        );
         if let (Some(name), Some(ns)) = (&e.netdev, e.ns_id) {
-            let devices: Vec<pb::NetDeviceEntry> =
-                cx.dir.read_all(&Kind::Netdev.file_of(ns))?;
+            let devices: Vec<pb::NetDeviceEntry> = cx.dir.read_all(&Kind::Netdev.file_of(ns))?;
             let link = devices
                 .iter()
                 .find(|d| d.name == *name)
@@ -178,8 +180,14 @@ impl FileKind for Tun {
             let flags = link.flags as u16 & !(IFF_PERSIST as u16) | napi;
             cx.host(ifreq_row(file, TUNSETIFF, name, flags), name.clone());
             if let Some(s) = ours {
-                cx.host(int_row(file, TUNSETVNETHDRSZ, s.vnethdr), "length of headers");
-                cx.host(int_row(file, TUNSETSNDBUF, s.sndbuf), "room for packets to send");
+                cx.host(
+                    int_row(file, TUNSETVNETHDRSZ, s.vnethdr),
+                    "length of headers",
+                );
+                cx.host(
+                    int_row(file, TUNSETSNDBUF, s.sndbuf),
+                    "room for packets to send",
+                );
                 for (nr, on) in [
                     (TUNSETVNETLE, s.little_endian),
                     (TUNSETVNETBE, s.big_endian),

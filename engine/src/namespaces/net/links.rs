@@ -555,12 +555,7 @@ fn tun_device(e: &pb::NetDeviceEntry) -> Result<Made> {
     let mut rows = vec![
         file::open_row(f, libc::O_RDWR as u32),
         file::int_row(f, TUNSETIFINDEX, e.ifindex),
-        file::ifreq_row(
-            f,
-            file::TUNSETIFF,
-            &e.name,
-            (t.flags & !IFF_PERSIST) as u16,
-        ),
+        file::ifreq_row(f, file::TUNSETIFF, &e.name, (t.flags & !IFF_PERSIST) as u16),
     ];
     let number = |nr, v: u64| ioctl_row(Arg::Fd(f), nr, Arg::Int(v));
     for (nr, id) in [(TUNSETOWNER, t.owner), (TUNSETGROUP, t.group)] {
