@@ -1,11 +1,11 @@
 //! Scenarios with podman, over runc (Debian's crun has no checkpoints), without a network of the host's.
 
 use super::Scenario;
-use super::world::{World, goes_on, numbers, wait};
+use super::world::{Heard, World, goes_on, numbers, wait};
 use anyhow::{Context, Result, ensure};
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// All of them.
 #[rustfmt::skip] // one line per scenario
@@ -17,6 +17,11 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "podman_image", runtime: "podman", play: image },
     Scenario { name: "podman_user_namespace", runtime: "podman", play: user_namespace },
     Scenario { name: "podman_again", runtime: "podman", play: again },
+    Scenario { name: "podman_ten_times", runtime: "podman", play: ten_times },
+    Scenario { name: "podman_file_locks", runtime: "podman", play: file_locks },
+    Scenario { name: "podman_terminal", runtime: "podman", play: terminal },
+    Scenario { name: "podman_ignore", runtime: "podman", play: ignore },
+    Scenario { name: "podman_pre_checkpoint", runtime: "podman", play: pre_checkpoint },
 ];
 
 /// Counts, a number per line.
@@ -72,12 +77,15 @@ impl<'a> Podman<'a> {
         p.run(&["import", &tar.display().to_string(), "bb:1"])?;
         Ok(p)
     }
-    fn run(&self, args: &[&str]) -> Result<String> {
+    fn command(&self, args: &[&str]) -> Command {
         let mut c = Command::new("podman");
         c.env("CONTAINERS_CONF", &self.conf)
             .env("CONTAINERS_STORAGE_CONF", &self.storage)
             .args(args);
-        self.world.run(&mut c)
+        c
+    }
+    fn run(&self, args: &[&str]) -> Result<String> {
+        self.world.run(&mut self.command(args))
     }
     /// Starts a container of this shell script.
     fn start(&self, name: &str, options: &[&str], script: &str) -> Result<()> {
@@ -246,4 +254,198 @@ fn user_namespace(w: &World) -> Result<()> {
     let before = p.counted("c1", 5)?.len();
     p.run(&["container", "restore", "c1"])?;
     goes_on(&p.counted("c1", before + 5)?, &[])
+}
+
+fn ten_times(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    p.start("c1", &[], COUNT)?;
+    for round in 1..=10 {
+        let before = p.counted("c1", 2 * round)?.len();
+        p.run(&["container", "checkpoint", "c1"])?;
+        p.run(&["container", "restore", "c1"])?;
+        goes_on(&p.counted("c1", before + 1)?, &[])?;
+    }
+    Ok(())
+}
+
+/// Locks are refused without `--file-locks`, and held again with it: of open files, and of processes.
+fn file_locks(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    for guest in ["flock", "lock_posix"] {
+        let work = w.dir.join(guest);
+        fs::create_dir(&work)?;
+        let program = crate::build::static_guest(guest)?;
+        let binds = [
+            format!("{}:/guest", program.display()),
+            format!("{}:/work", work.display()),
+        ];
+        p.start(
+            guest,
+            &["-v", &binds[0], "-v", &binds[1]],
+            "exec /guest /work -",
+        )?;
+        let told = |f: &str| wait(f, || Ok(fs::read_to_string(work.join(f)).ok()));
+        told("ready")?;
+        let refused = p.run(&["container", "checkpoint", guest]);
+        ensure!(refused.is_err(), "{guest}: it was dumped without its locks");
+        ensure!(w.logs().contains("E4110"), "another reason: {refused:?}");
+        p.run(&["container", "checkpoint", "--file-locks", guest])?;
+        p.run(&["container", "restore", "--file-locks", guest])?;
+        p.run(&["kill", "-s", "TERM", guest])?;
+        let result = told("result")?;
+        ensure!(result.trim() == "PASS", "{guest}: {result}");
+    }
+    Ok(())
+}
+
+/// A shell on a terminal, talked to through `podman attach` before and after.
+fn terminal(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    p.run(&[
+        "run",
+        "-d",
+        "-t",
+        "-i",
+        "--network",
+        "none",
+        "--name",
+        "c1",
+        "bb:1",
+        "/bin/sh",
+    ])?;
+    let mut before = Attached::to(&p, "c1")?;
+    before.say("X=kept; echo rea''dy")?;
+    before.heard.wait_text("ready")?;
+    drop(before);
+    p.run(&["container", "checkpoint", "c1"])?;
+    p.run(&["container", "restore", "c1"])?;
+    let mut after = Attached::to(&p, "c1")?;
+    after.say("echo \"=$X=\"; tty")?;
+    after.heard.wait_text("=kept=")?;
+    after.heard.wait_text("/dev/pts/0")
+}
+
+/// `podman attach` on a terminal of ours; ended when it is dropped.
+struct Attached {
+    child: Child,
+    master: File,
+    heard: Heard,
+}
+
+impl Attached {
+    fn to(p: &Podman, name: &str) -> Result<Self> {
+        let pty = nix::pty::openpty(None, None)?;
+        let master = File::from(pty.master);
+        let end = || Ok::<_, anyhow::Error>(Stdio::from(pty.slave.try_clone()?));
+        let mut c = p.command(&["attach", name]);
+        let child = c.stdin(end()?).stdout(end()?).stderr(end()?).spawn()?;
+        let heard = Heard::of(master.try_clone()?);
+        Ok(Self {
+            child,
+            master,
+            heard,
+        })
+    }
+    fn say(&mut self, line: &str) -> Result<()> {
+        use std::io::Write;
+        Ok(writeln!(self.master, "{line}")?)
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Archives without the changes of the root and without volumes, and restores that do not look at volumes in an archive.
+fn ignore(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    let script = format!("echo changed >/etc/changed; echo kept >/vol/file; {COUNT}");
+    let last =
+        |name: &str| -> Result<u64> { p.counted(name, 3)?.last().copied().context("numbers") };
+    for (n, (dump, restore, changed, volume)) in [
+        (&[][..], &[][..], true, true),
+        (&["--ignore-rootfs"], &[], false, true),
+        (&["--ignore-volumes"], &["--ignore-volumes"], true, false),
+        (&[], &["--ignore-rootfs"], false, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (name, vol) = (format!("c{n}"), format!("v{n}:/vol"));
+        p.start(&name, &["-v", &vol], &script)?;
+        last(&name)?;
+        let tar = w.dir.join(format!("{name}.tar")).display().to_string();
+        let mut args = vec!["container", "checkpoint", "--export", &tar];
+        args.extend(dump);
+        args.push(&name);
+        p.run(&args)?;
+        let then = last(&name)?;
+        p.run(&["rm", "-f", "-v", &name])?;
+        p.run(&["volume", "rm", "-f", &format!("v{n}")])?;
+        let mut args = vec!["container", "restore", "--import", &tar];
+        args.extend(restore);
+        if !volume {
+            p.run(&["volume", "create", &format!("v{n}")])?;
+        }
+        p.run(&args)
+            .with_context(|| format!("{dump:?} {restore:?}"))?;
+        wait("the container to count on", || {
+            Ok((last(&name)? > then).then_some(()))
+        })?;
+        let has = |file: &str| p.run(&["exec", &name, "cat", file]).is_ok();
+        ensure!(
+            has("/etc/changed") == changed,
+            "{dump:?} {restore:?}: the root's changes"
+        );
+        ensure!(
+            has("/vol/file") == volume,
+            "{dump:?} {restore:?}: the volume"
+        );
+        p.run(&["rm", "-f", "-t", "0", &name])?;
+    }
+    Ok(())
+}
+
+/// Memory first, while it runs; the rest builds on that.
+fn pre_checkpoint(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    p.start("c1", &[], COUNT)?;
+    p.counted("c1", 5)?;
+    let at = |n: &str| w.dir.join(n).display().to_string();
+    let (pre, full) = (at("pre.tar"), at("full.tar"));
+    p.run(&[
+        "container",
+        "checkpoint",
+        "--pre-checkpoint",
+        "--export",
+        &pre,
+        "c1",
+    ])?;
+    ensure!(p.status("c1")? == "running", "it is {}", p.status("c1")?);
+    let now = p.counted("c1", 5)?.len();
+    p.counted("c1", now + 3)?;
+    p.run(&[
+        "container",
+        "checkpoint",
+        "--with-previous",
+        "--export",
+        &full,
+        "c1",
+    ])?;
+    let last = *p.counted("c1", 5)?.last().context("numbers")?;
+    p.run(&["rm", "-f", "c1"])?;
+    p.run(&[
+        "container",
+        "restore",
+        "--import-previous",
+        &pre,
+        "--import",
+        &full,
+    ])?;
+    let after = p.counted("c1", 3)?;
+    ensure!(after.contains(&(last + 1)), "{last}, then {after:?}");
+    Ok(())
 }

@@ -40,7 +40,7 @@ impl World {
             .find(|p| Path::new(p).exists())
             .context("busybox is not installed")?;
         fs::copy(busybox, at.join("bin/busybox"))?;
-        let applets = "sh sleep echo cat ls stty nc httpd touch true id mount hostname head tail seq ps ip kill test";
+        let applets = "sh sleep echo cat ls stty nc httpd touch true id mount hostname head tail seq ps ip kill test tty";
         for a in applets.split(' ') {
             symlink("busybox", at.join("bin").join(a))?;
         }
