@@ -57,6 +57,18 @@ pub fn prepare_in(means: NetworkLock, place: BorrowedFd<'_>, scope: Scope) -> Re
     Ok(Some(Lock::prepare(place, scope, means)?))
 }
 
+/// Puts a lock upon the caller's own network namespace, for connections of others that cross it.
+///
+/// # Errors
+/// nftables is not allowed.
+pub fn prepare_crossing() -> Result<Option<Lock>> {
+    let place = own_place()?;
+    if let Err(e) = stasis_netlock::sweep(place.as_fd()) {
+        debug!("old locks were not looked for: {e}");
+    }
+    Ok(Some(Lock::prepare_crossing(place.as_fd())?))
+}
+
 /// The lock of this number that a dump has left on a namespace. `None`: it is gone, because the machine was started anew, or the
 /// image comes from another one.
 ///

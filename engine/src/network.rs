@@ -8,7 +8,7 @@ use crate::error::{Blame, Error, Result};
 use crate::kinds::inet_address as address;
 use crate::kinds::inet_options::state;
 use crate::netlock::{self, Lock, Scope, Tuple};
-use crate::options::{NetworkLock, Options};
+use crate::options::{After, NetworkLock, Options};
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::ProcDir;
 use stasis_proto::{ImageDir, Kind, pb};
@@ -16,19 +16,37 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use tracing::debug;
 
 /// Nobody wants to keep connections, or the caller says that nobody sends.
 fn needless(o: &Options) -> bool {
     !o.network.tcp_established || o.network.tcp_close || o.network.lock == NetworkLock::Skip
 }
 
-/// Makes a lock ready that holds nothing yet.
+/// The locks of a dump.
+#[derive(Debug, Default)]
+pub struct Locks {
+    /// Upon the tree's network namespace.
+    pub own: Option<Lock>,
+    /// Upon the engine's, if that is another one. Runtimes throw a container's namespace away when it was checkpointed, and
+    /// bring up a new one before they ask for the restore: who sends meanwhile would be told that nobody is there (RST).
+    pub crossing: Option<Lock>,
+}
+
+impl Locks {
+    /// Is anything to be held?
+    pub fn are_some(&self) -> bool {
+        self.own.is_some() || self.crossing.is_some()
+    }
+}
+
+/// Makes locks ready that hold nothing yet.
 ///
 /// # Errors
 /// The means that was asked for is not allowed, or none is.
-pub fn prepare(o: &Options) -> Result<Option<Lock>> {
+pub fn prepare(o: &Options) -> Result<Locks> {
     if needless(o) {
-        return Ok(None);
+        return Ok(Locks::default());
     }
     let root = HostPid(o.pid);
     let theirs = ProcDir::open(root)?.ns("net")?;
@@ -42,7 +60,18 @@ pub fn prepare(o: &Options) -> Result<Option<Lock>> {
         true => Scope::Connections,
         false => Scope::WholeNamespace,
     };
-    netlock::prepare(o, root, scope)
+    let crossing = match !ours && o.after == After::Default {
+        // without it the peers' packets are lost or answered, as they were before there was such a lock
+        true => netlock::prepare_crossing().unwrap_or_else(|e| {
+            debug!("connections that cross this network namespace are not held in it: {e}");
+            None
+        }),
+        false => None,
+    };
+    Ok(Locks {
+        own: netlock::prepare(o, root, scope)?,
+        crossing,
+    })
 }
 
 /// Closes it.
@@ -167,6 +196,22 @@ pub fn hold(
     match quick.map(try_with) {
         Some(Ok(lock)) => Ok(lock),
         _ => try_with(o.network.lock),
+    }
+}
+
+/// The lock that a dump has left where the tree's connections cross the engine's network namespace. Whoever holds it opens it;
+/// dropped, it stays.
+///
+/// # Errors
+/// A damaged inventory.
+pub fn crossing(o: &Options, dir: &ImageDir) -> Result<Option<Lock>> {
+    if needless(o) {
+        return Ok(None);
+    }
+    let inventory: pb::InventoryEntry = dir.read_one(&Kind::Inventory.file())?;
+    match inventory.stasis_crossing_lock {
+        Some(id) => netlock::adopt(&id, netlock::own_place()?.as_fd()),
+        None => Ok(None),
     }
 }
 

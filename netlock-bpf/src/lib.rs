@@ -110,6 +110,31 @@ impl Lock {
             released: false,
         })
     }
+    /// As [`Lock::prepare`], upon a namespace that connections only cross, over its devices or within one of its bridges: their
+    /// ends are elsewhere. Only whole connections are held, by nftables.
+    ///
+    /// # Errors
+    /// nftables is not allowed.
+    pub fn prepare_crossing(place: BorrowedFd<'_>) -> Result<Self, Error> {
+        let place = place.try_clone_to_owned()?;
+        let state = State {
+            armed: false,
+            scope: Scope::Connections,
+            mark: PASS_MARK,
+            kept: false,
+            id: fresh_id()?,
+            owner: Owner::own()?,
+            place: state::inode(&place)?,
+        };
+        let nft = ns::visit(&[(Ns::Net, place.as_fd())], || nft::Net::prepare(true))??;
+        Ok(Self {
+            state,
+            place,
+            bpf: None,
+            nft: Some(nft),
+            released: false,
+        })
+    }
     /// The lock's number: text of 16 digits, as `stasis netlock list` shows it.
     pub fn id(&self) -> String {
         format!("{:016x}", self.state.id)
@@ -233,7 +258,7 @@ impl Drop for Lock {
 /// Makes both nets, in the namespace.
 #[allow(clippy::type_complexity)]
 fn nets(state: &State, means: Means) -> Result<(Option<ebpf::Net>, Option<nft::Net>), Error> {
-    let nft = nft::Net::prepare();
+    let nft = nft::Net::prepare(false);
     if means == Means::Nftables {
         return Ok((None, Some(nft?)));
     }

@@ -11,11 +11,13 @@ use stasis_kernel::netlink::{
     Body, Message, Messages, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Netlink,
 };
 use std::net::IpAddr;
+use tracing::debug;
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 const NFPROTO_INET: u8 = 1;
+const NFPROTO_BRIDGE: u8 = 7;
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 /// Before every other filter, behind the tracking of connections, which must not forget them.
@@ -53,6 +55,10 @@ pub struct Net {
     /// What the rules are, to say them again when the table is kept.
     rules: Rules,
     there: bool,
+    /// The ends of the connections are not here: packets cross this namespace, or one of its bridges.
+    crossing: bool,
+    /// The table for bridges is there.
+    bridged: bool,
 }
 
 /// What is held.
@@ -69,16 +75,22 @@ fn name(id: u64) -> String {
 }
 
 impl Net {
-    /// In the namespace the caller is in. Nothing is held yet.
-    pub fn prepare() -> Result<Self, Error> {
+    /// In the namespace the caller is in. Nothing is held yet. `crossing`: connections only go through it.
+    pub fn prepare(crossing: bool) -> Result<Self, Error> {
         Ok(Self {
             nl: Netlink::netfilter()?,
             rules: Rules::default(),
             there: false,
+            crossing,
+            bridged: false,
         })
     }
     /// Makes the table, at once whole.
-    pub fn arm(&mut self, state: &State, rules: Rules) -> Result<(), Error> {
+    pub fn arm(&mut self, state: &State, mut rules: Rules) -> Result<(), Error> {
+        if self.crossing {
+            // a port alone may be anybody's here
+            rules.tuples.retain(|t| t.remote.is_some());
+        }
         self.rules = rules;
         self.say(state, true)?;
         self.there = true;
@@ -93,13 +105,17 @@ impl Net {
         if !self.there {
             return Ok(());
         }
-        let mut parts = vec![begin()];
-        parts.push((kind(Nft::DelTable), NLM_F_ACK, delete(id)));
-        parts.push(end());
-        match self.nl.batch("nftables(delete the lock)", &parts) {
-            Ok(()) => {}
-            Err(e) if e.errno == Errno::ENOENT => {}
-            Err(e) => return Err(e.into()),
+        for family in [NFPROTO_INET, NFPROTO_BRIDGE] {
+            let mut parts = vec![begin()];
+            parts.push((kind(Nft::DelTable), NLM_F_ACK, delete(family, id)));
+            parts.push(end());
+            match self.nl.batch("nftables(delete the lock)", &parts) {
+                Ok(()) => {}
+                Err(e) if e.errno == Errno::ENOENT => {}
+                // a kernel without tables for bridges
+                Err(_) if family == NFPROTO_BRIDGE => {}
+                Err(e) => return Err(e.into()),
+            }
         }
         self.there = false;
         Ok(())
@@ -109,40 +125,79 @@ impl Net {
             // a kernel without the expression for sockets
             Err(Error::Sys(e)) if e.errno == Errno::ENOENT => self.say_with(state, owned, false),
             other => other,
+        }?;
+        if self.crossing
+            && let Err(e) = self.say_bridge(state, owned)
+        {
+            debug!("packets that only cross a bridge are not held: {e}");
         }
+        Ok(())
+    }
+    /// The same for packets that stay within a bridge.
+    fn say_bridge(&mut self, state: &State, owned: bool) -> Result<(), Error> {
+        let table = name(state.id);
+        let mut parts = vec![begin()];
+        if self.bridged {
+            parts.push((kind(Nft::DelTable), 0, delete(NFPROTO_BRIDGE, state.id)));
+        }
+        let mut b = Body::new(&header(NFPROTO_BRIDGE));
+        b.text(1, &table)
+            .be32(2, if owned { NFT_TABLE_F_OWNER } else { 0 })
+            .attr(6, &state.bytes());
+        parts.push((kind(Nft::NewTable), NLM_F_CREATE | NLM_F_EXCL, b.0));
+        chain(NFPROTO_BRIDGE, &table, "forward", FORWARD, &mut parts);
+        for shape in SHAPES.into_iter().filter(|s| s.remote) {
+            shape.set(NFPROTO_BRIDGE, &table, &self.rules.tuples, &mut parts);
+            for input in [true, false] {
+                let list = shape.rule(NFPROTO_BRIDGE, input);
+                rule(NFPROTO_BRIDGE, &table, "forward", list, &mut parts);
+            }
+        }
+        if let Some(last) = parts.last_mut() {
+            last.1 |= NLM_F_ACK;
+        }
+        parts.push(end());
+        self.nl.batch("nftables(lock of bridges)", &parts)?;
+        self.bridged = true;
+        Ok(())
     }
     fn say_with(&mut self, state: &State, owned: bool, sockets: bool) -> Result<(), Error> {
         let table = name(state.id);
         let mut parts = vec![begin()];
         if self.there {
-            parts.push((kind(Nft::DelTable), 0, delete(state.id)));
+            parts.push((kind(Nft::DelTable), 0, delete(NFPROTO_INET, state.id)));
         }
         let mut b = Body::new(&header(NFPROTO_INET));
         b.text(1, &table)
             .be32(2, if owned { NFT_TABLE_F_OWNER } else { 0 })
             .attr(6, &state.bytes());
         parts.push((kind(Nft::NewTable), NLM_F_CREATE | NLM_F_EXCL, b.0));
-        for (chain, hook) in [("input", 1), ("output", 3)] {
-            let mut b = Body::new(&header(NFPROTO_INET));
-            b.text(1, &table)
-                .text(3, chain)
-                .nest(4, |h| {
-                    h.be32(1, hook).be32(2, PRIORITY as u32);
-                })
-                .text(7, "filter");
-            parts.push((kind(Nft::NewChain), NLM_F_CREATE, b.0));
+        for (name, hook) in [("input", 1), ("output", 3), ("forward", FORWARD)] {
+            if hook != FORWARD || self.crossing {
+                chain(NFPROTO_INET, &table, name, hook, &mut parts);
+            }
         }
         if state.scope == Scope::Connections {
             for shape in SHAPES {
-                shape.set(&table, &self.rules.tuples, &mut parts);
+                shape.set(NFPROTO_INET, &table, &self.rules.tuples, &mut parts);
+            }
+        }
+        if self.crossing {
+            for (shape, name) in SHAPES
+                .into_iter()
+                .flat_map(|s| ["input", "output", "forward"].map(|n| (s, n)))
+            {
+                for input in [true, false] {
+                    let list = shape.rule(NFPROTO_INET, input);
+                    rule(NFPROTO_INET, &table, name, list, &mut parts);
+                }
             }
         }
         for (chain, input) in [("input", true), ("output", false)] {
-            let mut rule = |list: Body| {
-                let mut b = Body::new(&header(NFPROTO_INET));
-                b.text(1, &table).text(2, chain).nest(4, |e| e.0 = list.0);
-                parts.push((kind(Nft::NewRule), NLM_F_CREATE | NLM_F_APPEND, b.0));
-            };
+            if self.crossing {
+                break;
+            }
+            let mut rule = |list: Body| rule(NFPROTO_INET, &table, chain, list, &mut parts);
             // a packet that arrives has a mark of its own only if it comes round the loopback device
             for by_socket in [false, true] {
                 if by_socket && !(input && sockets) {
@@ -178,7 +233,7 @@ impl Net {
                 }
                 Scope::Connections => {
                     for shape in SHAPES {
-                        rule(shape.rule(input));
+                        rule(shape.rule(NFPROTO_INET, input));
                     }
                 }
             }
@@ -201,8 +256,30 @@ fn end() -> (u16, u16, Vec<u8>) {
     (NFNL_MSG_BATCH_END, 0, vec![0, 0, hi, lo])
 }
 
-fn delete(id: u64) -> Vec<u8> {
-    let mut b = Body::new(&header(NFPROTO_INET));
+type Parts = Vec<(u16, u16, Vec<u8>)>;
+
+/// NF_INET_FORWARD and NF_BR_FORWARD
+const FORWARD: u32 = 2;
+
+fn chain(family: u8, table: &str, name: &str, hook: u32, parts: &mut Parts) {
+    let mut b = Body::new(&header(family));
+    b.text(1, table)
+        .text(3, name)
+        .nest(4, |h| {
+            h.be32(1, hook).be32(2, PRIORITY as u32);
+        })
+        .text(7, "filter");
+    parts.push((kind(Nft::NewChain), NLM_F_CREATE, b.0));
+}
+
+fn rule(family: u8, table: &str, chain: &str, list: Body, parts: &mut Parts) {
+    let mut b = Body::new(&header(family));
+    b.text(1, table).text(2, chain).nest(4, |e| e.0 = list.0);
+    parts.push((kind(Nft::NewRule), NLM_F_CREATE | NLM_F_APPEND, b.0));
+}
+
+fn delete(family: u8, id: u64) -> Vec<u8> {
+    let mut b = Body::new(&header(family));
     b.text(1, &name(id));
     b.0
 }
@@ -306,8 +383,8 @@ impl Shape {
         k.extend([t.protocol, 0, 0, 0]);
         Some(k)
     }
-    fn set(self, table: &str, tuples: &[Tuple], parts: &mut Vec<(u16, u16, Vec<u8>)>) {
-        let mut b = Body::new(&header(NFPROTO_INET));
+    fn set(self, family: u8, table: &str, tuples: &[Tuple], parts: &mut Parts) {
+        let mut b = Body::new(&header(family));
         b.text(1, table)
             .text(2, &self.name())
             .be32(3, 0)
@@ -319,7 +396,7 @@ impl Shape {
         keys.sort();
         keys.dedup();
         for some in keys.chunks(ELEMENTS) {
-            let mut b = Body::new(&header(NFPROTO_INET));
+            let mut b = Body::new(&header(family));
             b.text(1, table).text(2, &self.name()).be32(4, self.id());
             b.nest(3, |list| {
                 for key in some {
@@ -334,10 +411,21 @@ impl Shape {
         }
     }
     /// Loads what the set has from a packet, and drops it if it is there.
-    fn rule(self, input: bool) -> Body {
+    fn rule(self, family: u8, input: bool) -> Body {
         let mut list = Body::default();
-        meta(&mut list, 15, REG);
-        compare(&mut list, REG, &[if self.six { 10 } else { 2 }]);
+        match family {
+            // NFT_META_PROTOCOL: the type in the Ethernet header
+            NFPROTO_BRIDGE => {
+                meta(&mut list, 1, REG);
+                let ethertype: u16 = if self.six { 0x86dd } else { 0x0800 };
+                compare(&mut list, REG, &ethertype.to_be_bytes());
+            }
+            // NFT_META_NFPROTO
+            _ => {
+                meta(&mut list, 15, REG);
+                compare(&mut list, REG, &[if self.six { 10 } else { 2 }]);
+            }
+        }
         let size = self.address();
         // where source and target address are in the header
         let (source, target) = if self.six { (8, 24) } else { (12, 16) };
@@ -424,6 +512,8 @@ pub fn all() -> Result<Vec<(State, Net)>, Error> {
                 nl: Netlink::netfilter()?,
                 rules: Rules::default(),
                 there: true,
+                crossing: false,
+                bridged: false,
             };
             found.push((state, net));
         }

@@ -102,6 +102,11 @@ const NEEDS: &[Need] = &[
         why: "loopback of tests' networks is set up with it",
     },
     Need {
+        probe: "iptables",
+        package: "iptables",
+        why: "netavark sets up podman's bridge with it",
+    },
+    Need {
         probe: "newuidmap",
         package: "uidmap",
         why: "rootless podman makes its user namespace with it",

@@ -104,7 +104,7 @@ fn dump_here(o: &Options) -> Result<Done> {
     let elsewhere = m.page_server.is_some() || m.stream.is_some();
     let whole = m.parent.is_none() && !elsewhere && m.compress.is_none();
     let mut ready = Ready::make(HostPid(o.pid), &dir, whole);
-    ready.lock = crate::network::prepare(o).map_err(|e| e.at(Phase::Prepare))?;
+    ready.locks = crate::network::prepare(o).map_err(|e| e.at(Phase::Prepare))?;
     // what is killed then need not be tracked
     let on = o.memory.track && o.after != After::Default;
     let mut tracking = Tracking::prepare(o, on, &dir).map_err(|e| e.at(Phase::Prepare))?;
@@ -562,7 +562,7 @@ impl<'a> Dumping<'a> {
     ) -> Result<Self> {
         let mut cx = DumpCx::new(o, dir, pids);
         // these numbers are taken
-        cx.lock = ready.lock;
+        cx.locks = ready.locks;
         for _ in &ready.room {
             cx.new_pages_id();
         }
@@ -968,7 +968,8 @@ impl<'a> Dumping<'a> {
                 (!plugins.is_empty()).then_some(pb::PluginsEntry { plugins })
             },
             tcp_close: self.cx.options.network.tcp_close.then_some(true),
-            stasis_network_lock: self.cx.locked.take(),
+            stasis_network_lock: self.cx.locked[0].take(),
+            stasis_crossing_lock: self.cx.locked[1].take(),
             ..Default::default()
         })
     }

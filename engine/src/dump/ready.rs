@@ -19,8 +19,8 @@ pub struct Ready {
     pub gadgets: GadgetCache,
     /// By task: number of its pages image, and the image.
     pub room: BTreeMap<HostPid, (u32, File)>,
-    /// The network lock, which holds nothing yet.
-    pub lock: Option<stasis_netlock::Lock>,
+    /// The network locks, which hold nothing yet.
+    pub locks: crate::network::Locks,
 }
 
 impl Ready {

@@ -164,10 +164,10 @@ pub struct DumpCx<'a> {
     pub unix: unixsk::World,
     /// The last pages image id given out; see [`DumpCx::new_pages_id`].
     pub last_pages_id: u32,
-    /// The network lock, until it is closed; from then on it is in [`DumpCx::undo`].
-    pub lock: Option<stasis_netlock::Lock>,
-    /// The number of the closed network lock.
-    pub locked: Option<String>,
+    /// The network locks, until they are closed; from then on they are in [`DumpCx::undo`].
+    pub locks: crate::network::Locks,
+    /// The numbers of the closed network locks: upon the tree's namespace, and upon the one that its connections cross.
+    pub locked: [Option<String>; 2],
     /// What plugins saved.
     pub plugged: Vec<pb::StasisPluginEntry>,
 }
@@ -192,8 +192,8 @@ impl<'a> DumpCx<'a> {
             undo: Vec::new(),
             unix: unixsk::World::default(),
             last_pages_id: 0,
-            lock: None,
-            locked: None,
+            locks: Default::default(),
+            locked: Default::default(),
             plugged: Vec::new(),
             namespaces: BTreeMap::new(),
             warnings: Vec::new(),

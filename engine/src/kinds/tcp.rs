@@ -94,7 +94,8 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
             all.push((key.1 as u32, fd, place));
         }
     }
-    if let Some(mut lock) = cx.lock.take() {
+    let locks = std::mem::take(&mut cx.locks);
+    if locks.are_some() {
         let known = all.iter().map(|c| c.0);
         let mine: BTreeSet<u32> = known.collect();
         let tuples = cx.entries.iter().filter_map(|e| {
@@ -105,9 +106,13 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
             let local = at(&sk.src_addr, sk.src_port)?;
             network::tuple(sk.state, local, at(&sk.dst_addr, sk.dst_port)?)
         });
-        network::close(&mut lock, &tuples.collect::<Vec<_>>())?;
-        cx.locked = Some(lock.id());
-        cx.undo.push(Undo::Lock(Box::new(lock.into())));
+        let tuples: Vec<_> = tuples.collect();
+        for (n, lock) in [locks.own, locks.crossing].into_iter().enumerate() {
+            let Some(mut lock) = lock else { continue };
+            network::close(&mut lock, &tuples)?;
+            cx.locked[n] = Some(lock.id());
+            cx.undo.push(Undo::Lock(Box::new(lock.into())));
+        }
     }
     // before others are looked at: their own ends may be among those
     tcp_queue::finish(cx)?;

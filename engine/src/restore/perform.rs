@@ -78,6 +78,8 @@ pub struct Performance<'a> {
     warnings: Vec<String>,
     /// Holds packets of its connections.
     lock: Option<Lock>,
+    /// Holds packets of its connections where they cross the engine's network namespace.
+    crossing: Option<Lock>,
     /// Whether the kernel makes huge pages where nobody asked for them.
     huge: bool,
 }
@@ -153,6 +155,7 @@ impl<'a> Performance<'a> {
             committed: false,
             warnings: Vec::new(),
             lock: hold(o, dir, images, plan)?,
+            crossing: crate::network::crossing(o, dir)?,
             huge: std::fs::read("/sys/kernel/mm/transparent_hugepage/enabled")
                 .is_ok_and(|t| t.starts_with(b"[always]")),
         };
@@ -993,7 +996,7 @@ impl<'a> Performance<'a> {
                 stopped.push(HostPid(th.tid));
             }
         }
-        if let Some(lock) = &mut self.lock {
+        for lock in [&mut self.lock, &mut self.crossing].into_iter().flatten() {
             crate::network::open(lock)?;
         }
         self.open(&[Stage::Commit])?;
@@ -1200,8 +1203,10 @@ pub fn perform(
     if let Err(e) = p.open(&[Stage::Last]) {
         tracing::warn!("the tree runs, but: {e}");
     }
-    if let Some(Err(e)) = p.lock.take().map(Lock::release) {
-        tracing::warn!("the tree runs, but what is left of its network lock does not go: {e}");
+    for lock in [p.lock.take(), p.crossing.take()].into_iter().flatten() {
+        if let Err(e) = lock.release() {
+            tracing::warn!("the tree runs, but what is left of its network lock does not go: {e}");
+        }
     }
     info!("restored {} tasks, root {pid}", plan.tasks.len());
     Ok(pid)
