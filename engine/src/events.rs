@@ -15,6 +15,8 @@ pub enum Moment {
     NetworkUnlock,
     /// Dump: images are complete; the tree is still frozen.
     PostDump,
+    /// Dump: pages that stayed with the frozen tree may be asked for.
+    StatusReady,
     /// Restore: nothing is made yet.
     PreRestore,
     /// Restore: namespaces exist, and the root in them; nothing else does.
@@ -37,6 +39,7 @@ impl Moment {
             Moment::NetworkLock => "network-lock",
             Moment::NetworkUnlock => "network-unlock",
             Moment::PostDump => "post-dump",
+            Moment::StatusReady => "status-ready",
             Moment::PreRestore => "pre-restore",
             Moment::SetupNamespaces(_) => "setup-namespaces",
             Moment::PostSetupNamespaces(_) => "post-setup-namespaces",

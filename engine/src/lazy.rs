@@ -15,7 +15,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::uffd::{self, Event};
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -69,6 +71,18 @@ impl Space {
     pub fn fd(&self) -> &OwnedFd {
         &self.fd
     }
+    /// Bytes that are still missing.
+    pub fn lacks(&self) -> u64 {
+        lock(&self.left).iter().map(|(a, (b, _))| b - a).sum()
+    }
+    /// Makes a trap of what is still missing: tasks that touch it get SIGBUS, where they would read zeroes else.
+    pub fn give_up(&self) {
+        for (start, (end, _)) in lock(&self.left).iter() {
+            if let Err(e) = uffd::poison(self.fd.as_fd(), RemotePtr(*start), end - start) {
+                tracing::error!("memory of task {} is lost: {e}", self.pid);
+            }
+        }
+    }
     fn is_done(&self) -> bool {
         self.gone.load(Ordering::Relaxed) || lock(&self.left).is_empty()
     }
@@ -96,8 +110,10 @@ impl Space {
     /// Brings a run, with the gate held. What cannot be brought now is put back.
     fn bring(&self, run: Run, store: &Store, buf: &mut [u8]) -> Result<()> {
         let (mut addr, end, mut place) = (run.0, run.0 + run.1, run.2);
+        let mut singly = 0;
         while addr < end {
-            let n = STEP.min(end - addr) as usize;
+            let most = if addr < singly { PAGE } else { STEP };
+            let n = most.min(end - addr) as usize;
             // KERNEL(<6.6): UFFDIO_COPY wants its source at a page address too
             let shift = buf.as_ptr().align_offset(PAGE as usize);
             let buf = &mut buf[shift..shift + n];
@@ -110,6 +126,8 @@ impl Space {
             place += done as u64;
             match errno {
                 None => {}
+                // KERNEL: also for a range that goes over the border of two mappings (mm/userfaultfd.c, validate_dst_vma)
+                Some(Errno::ENOENT) if n > PAGE as usize => singly = addr + (n - done) as u64,
                 // there already, or unmapped: what the task did is told, or was
                 Some(Errno::EEXIST | Errno::ENOENT) => {
                     let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), PAGE);
@@ -232,14 +250,17 @@ fn cut_one(left: &mut Left, start: u64, a: u64, b: u64) -> Run {
     (a, b - a, place + (a - start))
 }
 
-/// Serves all spaces until none lacks anything, or all have ended. `more`: whether tasks may still be about to run.
+/// Serves all spaces until none lacks anything, or all have ended. `start`: who says when tasks begin to run; before that nothing
+/// is brought that nobody waits for, as mappings may not stand yet.
 ///
 /// # Errors
-/// E6703, E5020: pages that cannot be brought. The tasks must not run on then.
-pub fn serve(spaces: Vec<Space>, stores: &[Store]) -> Result<()> {
-    let spaces: Mutex<Vec<Arc<Space>>> = Mutex::new(spaces.into_iter().map(Arc::new).collect());
+/// E6703, E5020: pages that cannot be brought. The tasks must not run on then. E6705.
+pub fn serve(spaces: Vec<Arc<Space>>, stores: &[Store], start: Option<&mut Start>) -> Result<()> {
+    let spaces: Mutex<Vec<Arc<Space>>> = Mutex::new(spaces);
     let failed: Mutex<Option<Error>> = Mutex::new(None);
     let over = AtomicBool::new(false);
+    let begun = AtomicBool::new(start.is_none());
+    let mut start = start;
     let fail = |e: Error| {
         lock(&failed).get_or_insert(e);
         over.store(true, Ordering::Relaxed);
@@ -250,7 +271,10 @@ pub fn serve(spaces: Vec<Space>, stores: &[Store]) -> Result<()> {
             s.spawn(|| {
                 let mut buf = vec![0u8; (STEP + PAGE) as usize];
                 while !over.load(Ordering::Relaxed) {
-                    let todo = lock(&spaces).iter().find(|s| !s.is_done()).cloned();
+                    let todo = match begun.load(Ordering::Relaxed) {
+                        true => lock(&spaces).iter().find(|s| !s.is_done()).cloned(),
+                        false => None,
+                    };
                     let Some(space) = todo else {
                         // something may come back to a list, or a child be born
                         std::thread::sleep(std::time::Duration::from_millis(1));
@@ -275,40 +299,86 @@ pub fn serve(spaces: Vec<Space>, stores: &[Store]) -> Result<()> {
                     s.is_done()
                 }
             };
-            if all.iter().all(done) {
+            if begun.load(Ordering::Relaxed) && all.iter().all(done) {
                 break;
             }
-            if let Err(e) = turn(&all, &spaces, stores, &mut buf) {
-                fail(e);
+            let waits = start.as_deref_mut().filter(|s| !s.told);
+            match turn(&all, &spaces, stores, &mut buf, waits) {
+                Ok(true) => begun.store(true, Ordering::Relaxed),
+                Ok(false) => {}
+                Err(e) => fail(e),
             }
         }
         over.store(true, Ordering::Relaxed);
     });
-    // everything is in place: who waits is woken, and the kernel forgets the registration, when the descriptors close
-    failed
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-        .map_or(Ok(()), Err)
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Some(e) = failed else {
+        // everything is in place: who waits is woken, and the kernel forgets the registration, when the descriptors close
+        return Ok(());
+    };
+    for s in lock(&spaces).iter() {
+        s.give_up();
+    }
+    Err(e)
 }
 
-/// Waits a moment for something to happen, and sees to it.
+/// The connection to a restore, which says when it is over.
+pub struct Start {
+    socket: UnixStream,
+    told: bool,
+}
+
+impl Start {
+    /// What a restore says when it is over: four bytes, little endian.
+    pub const OVER: u32 = 0x5253_5446;
+    /// Of a connection.
+    pub fn new(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            told: false,
+        }
+    }
+    fn hear(&mut self) -> Result<()> {
+        let mut b = [0; 4];
+        let early = |why: String| {
+            Error::new("E6705", Blame::Host, "the restore has failed before its end")
+                .why(why)
+                .advice("see the log of the restore")
+        };
+        self.socket.read_exact(&mut b).map_err(|e| early(e.to_string()))?;
+        match u32::from_le_bytes(b) {
+            Self::OVER => {
+                self.told = true;
+                Ok(())
+            }
+            n => Err(early(format!("it says {n:#x}"))),
+        }
+    }
+}
+
+/// Waits a moment for something to happen, and sees to it; true when the restore says that it is over.
 fn turn(
     all: &[Arc<Space>],
     spaces: &Mutex<Vec<Arc<Space>>>,
     stores: &[Store],
     buf: &mut [u8],
-) -> Result<()> {
+    waits: Option<&mut Start>,
+) -> Result<bool> {
     const MOMENT_MS: u8 = 5;
     let mut polls: Vec<PollFd> = all
         .iter()
         .map(|s| PollFd::new(s.fd.as_fd(), PollFlags::POLLIN))
         .collect();
+    if let Some(w) = &waits {
+        polls.push(PollFd::new(w.socket.as_fd(), PollFlags::POLLIN));
+    }
     match nix::poll::poll(&mut polls, PollTimeout::from(MOMENT_MS)) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(e) => {
             return Err(stasis_kernel::error::SysError::new("poll", e, "userfaultfds").into());
         }
     }
+    let told = polls.len() > all.len() && polls[all.len()].any().unwrap_or(false);
     let ready: Vec<&Arc<Space>> = polls
         .iter()
         .zip(all)
@@ -322,7 +392,10 @@ fn turn(
             s.fault(addr, &stores[s.source], buf)?;
         }
     }
-    Ok(())
+    match waits {
+        Some(w) if told => w.hear().map(|()| true),
+        _ => Ok(false),
+    }
 }
 
 #[cfg(test)]

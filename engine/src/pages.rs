@@ -3,10 +3,12 @@
 //! An incremental dump writes what changed; for the rest its pagemap says "as in the parent". Resolved, a pagemap is a list of
 //! runs, each with its *place*: the number of a source (one pages image of one folder) and the offset in it.
 use crate::error::{Blame, Error, Result};
+use crate::far::Far;
 use crate::packed::Packed;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// The page size of the format, in bytes.
 pub const PAGE: u64 = 4096;
@@ -19,7 +21,7 @@ pub const LAZY: u32 = 2;
 pub const PRESENT: u32 = 4;
 
 /// Bits of a place that are the offset; those above are the source's number.
-const OFFSET_BITS: u32 = 46;
+const OFFSET_BITS: u32 = 47;
 
 /// A run of pages: address (or offset in a shared object), length, place; all in bytes.
 pub type Run = (u64, u64, u64);
@@ -27,15 +29,22 @@ pub type Run = (u64, u64, u64);
 /// A pages image: how many dumps before, and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
-    /// 0: the folder itself; 1: its parent; and so on.
+    /// 0: the folder itself; 1: its parent; and so on; or [`FAR`].
     pub level: usize,
-    /// N of pages-N.img.
+    /// N of pages-N.img; of a far source, the process.
     pub id: u32,
 }
 
+/// The level of pages that were left with whoever dumped them. Their offsets are their addresses then.
+pub const FAR: usize = usize::MAX;
+
 impl Source {
-    fn open(self, dir: &ImageDir) -> Result<(Image, String)> {
+    fn open(self, dir: &ImageDir, far: Option<&Arc<Far>>) -> Result<(Image, String)> {
         let name = Kind::Pages.file_of(self.id);
+        if self.level == FAR {
+            let image = Image::Far(far.cloned(), self.id);
+            return Ok((image, format!("pages of process {}", self.id)));
+        }
         let folder = dir
             .ancestor(self.level)
             .ok_or_else(|| Error::bug("a parent folder is not open"))?;
@@ -59,6 +68,8 @@ pub struct Pages {
     pub runs: Vec<Run>,
     /// What their places lie in.
     pub sources: Vec<Source>,
+    /// What may come when the process runs: start, end.
+    pub lazy: Vec<(u64, u64)>,
 }
 
 /// Offset `at` in source `source`.
@@ -145,11 +156,16 @@ impl Pages {
         let mut pages = Pages {
             runs: Vec::with_capacity(all.len()),
             sources: vec![Source { level, id }],
+            lazy: Vec::new(),
         };
+        let mut far = Vec::new();
         let mut before: Option<Pages> = None;
         let mut at = 0;
         for e in &all {
             let (len, flags) = (e.nr_pages.unwrap_or(0) * PAGE, e.flags.unwrap_or(0));
+            if flags & LAZY != 0 {
+                pages.lazy.push((e.vaddr, e.vaddr + len));
+            }
             if flags & IN_PARENT != 0 {
                 let before = match &mut before {
                     Some(b) => b,
@@ -164,20 +180,33 @@ impl Pages {
                 }
                 pages.runs.push((e.vaddr, len, place(0, at)));
                 at += len;
+            } else if level == 0 && flags & LAZY != 0 && e.vaddr + len < 1 << OFFSET_BITS {
+                far.push(pages.runs.len());
+                pages.runs.push((e.vaddr, len, e.vaddr));
             } else {
-                return Err(Error::new("E5002", Blame::Image, name)
-                    .why("some of its pages were left with a page server (lazy pages), not written")
-                    .advice("restore with --lazy-pages while the page server runs"));
+                return Err(left_behind(name));
             }
         }
         pages
             .sources
             .extend(before.map(|b| b.sources).into_iter().flatten());
+        if !far.is_empty() {
+            let id = name
+                .trim_start_matches("pagemap-")
+                .trim_end_matches(".img")
+                .parse()
+                .map_err(|_| left_behind(name))?;
+            for i in far {
+                pages.runs[i].2 = place(pages.sources.len(), pages.runs[i].0);
+            }
+            pages.sources.push(Source { level: FAR, id });
+        }
         if at > 0 && check {
-            let (image, name) = pages.sources[0].open(base)?;
+            let (image, name) = pages.sources[0].open(base, None)?;
             let size = match image {
                 Image::Packed(p) => p.size(),
                 Image::Plain(f) => f.metadata().map_err(|e| bad(&name, &e.to_string()))?.len(),
+                Image::Far(..) => at,
             };
             if size < at {
                 return Err(Error::new("E5021", Blame::Image, name)
@@ -230,6 +259,24 @@ impl Pages {
         (at >= end).then_some(())
     }
 
+    /// Whether a run was left with whoever dumped it.
+    pub fn is_far(&self, run: &Run) -> bool {
+        self.sources.get(split(run.2).0).is_some_and(|s| s.level == FAR)
+    }
+
+    /// Only what may come when the process runs.
+    pub fn only_lazy(&self) -> Vec<Run> {
+        let mut out = Vec::new();
+        for (start, end) in &self.lazy {
+            let first = self.runs.partition_point(|r| r.0 + r.1 <= *start);
+            for (a, n, place) in self.runs[first..].iter().take_while(|r| r.0 < *end) {
+                let (from, to) = ((*a).max(*start), (a + n).min(*end));
+                out.push((from, to - from, place + (from - a)));
+            }
+        }
+        out
+    }
+
     /// Takes the pages out of their images, by holes.
     ///
     /// # Errors
@@ -271,6 +318,14 @@ pub struct Store(Vec<(Image, String)>);
 enum Image {
     Plain(File),
     Packed(Packed),
+    /// At another host, if it can be reached: the pages of this process.
+    Far(Option<Arc<Far>>, u32),
+}
+
+fn left_behind(name: &str) -> Error {
+    Error::new("E5002", Blame::Image, name)
+        .why("some of its pages were left with a page server (lazy pages), not written")
+        .advice("restore with --lazy-pages while the page server runs")
 }
 
 impl Store {
@@ -279,18 +334,26 @@ impl Store {
     /// # Errors
     /// Those of opening.
     pub fn open(dir: &ImageDir, sources: &[Source]) -> Result<Self> {
+        Self::reaching(dir, sources, None)
+    }
+    /// The same; `far` reaches those who kept pages.
+    ///
+    /// # Errors
+    /// Those of opening.
+    pub fn reaching(dir: &ImageDir, sources: &[Source], far: Option<&Arc<Far>>) -> Result<Self> {
         sources
             .iter()
-            .map(|p| p.open(dir))
+            .map(|p| p.open(dir, far))
             .collect::<Result<_>>()
             .map(Self)
     }
     /// Numbers of the open images.
     pub fn descriptors(&self) -> impl Iterator<Item = i32> {
         use std::os::fd::AsRawFd;
-        self.0.iter().map(|(i, _)| match i {
-            Image::Plain(f) => f.as_raw_fd(),
-            Image::Packed(p) => p.file.as_raw_fd(),
+        self.0.iter().flat_map(|(i, _)| match i {
+            Image::Plain(f) => vec![f.as_raw_fd()],
+            Image::Packed(p) => vec![p.file.as_raw_fd()],
+            Image::Far(far, _) => far.iter().flat_map(|f| f.descriptors()).collect(),
         })
     }
     /// Reads bytes of one run.
@@ -306,6 +369,8 @@ impl Store {
         let file = match image {
             Image::Packed(p) => return p.read(buf, at),
             Image::Plain(f) => f,
+            Image::Far(Some(far), pid) => return far.fetch(*pid, at, buf),
+            Image::Far(None, _) => return Err(left_behind(name)),
         };
         file.read_exact_at(buf, at)
             .map_err(|e| Error::new("E5020", Blame::Image, name.clone()).why(e))

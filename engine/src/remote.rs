@@ -17,9 +17,10 @@ const HOLE: u32 = 2;
 const OPEN: u32 = 3;
 const OPEN2: u32 = 4;
 const PARENT: u32 = 5;
-const ADD_F: u32 = 6;
-const CLOSE: u32 = 0x1023;
-const FORCE_CLOSE: u32 = 0x1024;
+pub(crate) const ADD_F: u32 = 6;
+pub(crate) const GET: u32 = 7;
+pub(crate) const CLOSE: u32 = 0x1023;
+pub(crate) const FORCE_CLOSE: u32 = 0x1024;
 
 const PROCESS: u64 = 1;
 const SHARED: u64 = 2;
@@ -39,16 +40,16 @@ pub enum Server {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Message {
-    command: u32,
-    pages: u64,
-    addr: u64,
-    whose: u64,
+pub(crate) struct Message {
+    pub(crate) command: u32,
+    pub(crate) pages: u64,
+    pub(crate) addr: u64,
+    pub(crate) whose: u64,
 }
 
 impl Message {
-    const LEN: usize = 32;
-    fn bytes(self) -> [u8; Self::LEN] {
+    pub(crate) const LEN: usize = 32;
+    pub(crate) fn bytes(self) -> [u8; Self::LEN] {
         let mut b = [0; Self::LEN];
         b[..4].copy_from_slice(&self.command.to_le_bytes());
         b[8..16].copy_from_slice(&self.pages.to_le_bytes());
@@ -56,7 +57,7 @@ impl Message {
         b[24..].copy_from_slice(&self.whose.to_le_bytes());
         b
     }
-    fn parse(b: &[u8; Self::LEN]) -> Self {
+    pub(crate) fn parse(b: &[u8; Self::LEN]) -> Self {
         let word = |i: usize| u64::from_le_bytes(b[i..i + 8].try_into().expect("eight bytes"));
         Self {
             command: word(0) as u32,
@@ -67,7 +68,7 @@ impl Message {
     }
 }
 
-fn lost(e: impl std::fmt::Display) -> Error {
+pub(crate) fn lost(e: impl std::fmt::Display) -> Error {
     Error::new(
         "E6710",
         Blame::Host,
@@ -159,7 +160,7 @@ impl Client {
     }
 }
 
-fn odd(why: impl Into<String>) -> Error {
+pub(crate) fn odd(why: impl Into<String>) -> Error {
     Error::new("E5710", Blame::Image, "pages from a connection")
         .why(why.into())
         .advice("both ends must be the same version of the protocol, and trusted")

@@ -17,6 +17,8 @@ pub struct DumpReport {
     pub pages_written: u64,
     /// Pages left to the images of the dump before.
     pub pages_skipped_parent: u64,
+    /// Pages left with their tasks, for who asks for them.
+    pub pages_lazy: u64,
     /// Pages of shared memory looked at and written.
     pub shpages_scanned: u64,
     /// Pages of shared memory written.

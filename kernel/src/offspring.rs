@@ -47,6 +47,30 @@ pub fn start(keep: &[RawFd], wards: &[HostPid], work: impl FnOnce() -> i32) -> S
     }
 }
 
+/// Runs `work` in a copy of this process and waits for it; if it ends with anything but 0, however it was ended, `rescue` runs here.
+/// Gives what it ended with, 1 for a signal.
+///
+/// Call it while the process has no other threads.
+pub fn guarded(work: impl FnOnce() -> i32, rescue: impl FnOnce()) -> SysResult<i32> {
+    // SAFETY: no other thread holds a lock at this moment, says the caller.
+    match unsafe { libc::fork() } {
+        -1 => Err(SysError::last("fork", "pager")),
+        // SAFETY: the child ends here.
+        0 => unsafe {
+            libc::prctl(libc::PR_SET_NAME, c"stasis-pager".as_ptr());
+            libc::_exit(work())
+        },
+        pid => {
+            let status = crate::ptrace::wait_exit(pid)?;
+            if status != 0 {
+                rescue();
+            }
+            let code = status >> 8 & 0xff;
+            Ok(if status & 0x7f != 0 { 1 } else { code })
+        }
+    }
+}
+
 fn born(pid: HostPid) -> Option<u64> {
     Some(ProcDir::open(pid).ok()?.stat().ok()?.starttime)
 }

@@ -46,6 +46,7 @@ const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00u32 as libc::Ioctl;
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03u32 as libc::Ioctl;
 const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01u32 as libc::Ioctl;
 const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04u32 as libc::Ioctl;
+const UFFDIO_POISON: libc::Ioctl = 0xc020_aa08u32 as libc::Ioctl;
 const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02u32 as libc::Ioctl;
 /// USERFAULTFD_IOC_NEW of `/dev/userfaultfd`: a descriptor for the caller's address space. KERNEL(>=6.1)
 pub const NEW: u32 = 0xaa00;
@@ -196,6 +197,31 @@ pub fn pending_faults(uffd: BorrowedFd<'_>) -> Option<usize> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", uffd.as_raw_fd())).ok()?;
     let word = text.lines().find_map(|l| l.strip_prefix("pending:"))?;
     word.trim().parse().ok()
+}
+
+/// Makes missing pages of a registered range a trap: who touches one gets SIGBUS. Pages that are there stay. KERNEL(>=6.6)
+pub fn poison(uffd: BorrowedFd<'_>, at: RemotePtr, len: u64) -> SysResult<()> {
+    use nix::errno::Errno;
+    const PAGE: u64 = 4096;
+    let mut done = 0;
+    while done < len {
+        let mut arg = [at.0 + done, len - done, 0, 0];
+        // SAFETY: `arg` has the layout and size of struct uffdio_poison.
+        let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_POISON, arg.as_mut_ptr()) };
+        let errno = Errno::last();
+        match arg[3] as i64 {
+            n if n > 0 => done += n as u64,
+            // one that is there, or unmapped
+            _ if ret < 0 && matches!(errno, Errno::EEXIST | Errno::ENOENT) => done += PAGE,
+            _ if ret < 0 && errno == Errno::EAGAIN => std::thread::yield_now(),
+            _ => {
+                check(ret.into(), "ioctl(UFFDIO_POISON)", || {
+                    format!("{len} bytes at {at}")
+                })?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Wakes who waits for a page of the range.

@@ -19,7 +19,7 @@ pub fn dump_entry(r: &DumpReport) -> pb::StatsEntry {
             pages_skipped_parent: r.pages_skipped_parent,
             pages_written: r.pages_written,
             irmap_resolve: Some(0),
-            pages_lazy: 0,
+            pages_lazy: r.pages_lazy,
             page_pipes: Some(0),
             page_pipe_bufs: Some(0),
             shpages_scanned: Some(r.shpages_scanned),

@@ -30,6 +30,58 @@ pub struct Space<'a> {
     pub before: &'a [Range],
     /// It runs while it is read: what cannot be read any more is named, not an error.
     pub running: bool,
+    /// Pages that may come later are named, and stay where they are.
+    pub keep_lazy: bool,
+}
+
+/// Pages of a stopped task that stay with it until somebody asks for them.
+#[derive(Debug)]
+pub struct Left {
+    /// The task's number in its own pid namespace.
+    pub own: u32,
+    /// The engine's number of it.
+    pub host: HostPid,
+    /// Sorted.
+    pub runs: Vec<Run>,
+}
+
+impl Left {
+    /// How many of `pages` pages from this address on were left, all in a row; `None` if the first was not.
+    pub fn from(&self, addr: u64, pages: u64) -> Option<u64> {
+        if !addr.is_multiple_of(PAGE) {
+            return None;
+        }
+        let mut end = addr;
+        let wanted = addr.checked_add(pages.checked_mul(PAGE)?)?;
+        let first = self.runs.partition_point(|r| r.start + r.len <= addr);
+        for r in &self.runs[first..] {
+            if r.start > end || end >= wanted {
+                break;
+            }
+            end = wanted.min(r.start + r.len);
+        }
+        Some((end - addr) / PAGE).filter(|n| *n > 0)
+    }
+    /// Reads pages of one answer.
+    ///
+    /// # Errors
+    /// The task is gone.
+    pub fn read(&self, addr: u64, buf: &mut [u8]) -> Result<()> {
+        let piece = Piece {
+            addr,
+            at: 0,
+            len: buf.len() as u64,
+            // what is shared with a relative must stay so if the dump is taken back
+            shared: self.runs.iter().any(|r| r.shared),
+        };
+        let space = Space {
+            pid: self.host,
+            before: &[],
+            running: false,
+            keep_lazy: false,
+        };
+        read(&space, &[piece], buf, &Mutex::new(Vec::new()))
+    }
 }
 
 /// What the inventory tells of how pages are stored.
@@ -138,16 +190,25 @@ pub fn write_now(
     for r in runs {
         for (start, end, skip) in parts(r, space.before) {
             let pages = (end - start) / PAGE;
-            let lazy = if r.lazy { LAZY } else { 0 };
+            let left = r.lazy && space.keep_lazy;
+            let flags = match (skip, left, r.lazy) {
+                (true, ..) => IN_PARENT,
+                (_, true, _) => LAZY,
+                (_, _, true) => PRESENT | LAZY,
+                _ => PRESENT,
+            };
             w.write(&pb::PagemapEntry {
                 vaddr: start,
                 compat_nr_pages: crate::kinds::shmem::compat_pages(pages),
                 nr_pages: Some(pages),
-                flags: Some(if skip { IN_PARENT } else { PRESENT | lazy }),
+                flags: Some(flags),
                 in_parent: None,
             })?;
             if skip {
                 written.skipped += pages;
+                continue;
+            }
+            if left {
                 continue;
             }
             if r.late {
@@ -404,6 +465,7 @@ mod tests {
             pid: HostPid::own(),
             before: &[],
             running: true,
+            keep_lazy: false,
         };
         let mut go = |running| {
             space.running = running;

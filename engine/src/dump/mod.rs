@@ -37,6 +37,7 @@ use backlog::{Backlog, Wrote};
 use facts::Facts;
 use files::OpenFiles;
 use memory::Sink;
+pub(crate) use memory::Left;
 use places::Places;
 use process::{Asked, Asking, GadgetCache, Tapes};
 use ready::Ready;
@@ -101,7 +102,7 @@ fn as_tracer(f: impl FnOnce() -> Result<DumpReport> + Send) -> Result<DumpReport
 fn dump_here(o: &Options) -> Result<Done> {
     let dir = prepare(o).map_err(|e| e.at(Phase::Prepare))?;
     let m = &o.memory;
-    let elsewhere = m.page_server.is_some() || m.stream.is_some();
+    let elsewhere = m.page_server.is_some() || m.stream.is_some() || m.counter.is_some();
     let whole = m.parent.is_none() && !elsewhere && m.compress.is_none();
     let mut ready = Ready::make(HostPid(o.pid), &dir, whole);
     ready.locks = crate::network::prepare(o).map_err(|e| e.at(Phase::Prepare))?;
@@ -145,14 +146,16 @@ fn dump_here(o: &Options) -> Result<Done> {
     });
     let mut made = Vec::new();
     let mut later = None;
-    let sealed = written.and_then(|(inventory, undo)| {
+    let sealed = written.and_then(|(inventory, undo, left)| {
         let sealed = match snapshot {
             // sealed when the tree runs again and all of its memory is there
             Some(_) => {
                 later = Some(inventory);
                 Ok(())
             }
-            None => seal(o, &dir, &inventory).and_then(|()| tracking.stay()),
+            None => seal(o, &dir, &inventory)
+                .and_then(|()| hand_out(o, &left, &mut report))
+                .and_then(|()| tracking.stay()),
         };
         let sealed = sealed.map_err(|e| e.at(Phase::Seal));
         if sealed.is_err() || o.after != After::Default {
@@ -318,7 +321,7 @@ fn write(
     tracking: &mut Tracking,
     held: &mut [Task],
     report: &mut DumpReport,
-) -> Result<(pb::InventoryEntry, Vec<Undo>)> {
+) -> Result<(pb::InventoryEntry, Vec<Undo>, Vec<Left>)> {
     let tree = |e: Error| e.at(Phase::Tree);
     let mut pids = BTreeMap::new();
     let mut status = Vec::new();
@@ -383,7 +386,7 @@ fn write(
     });
     let undo = std::mem::take(&mut d.cx.undo);
     match written {
-        Ok(inventory) => Ok((inventory, undo)),
+        Ok(inventory) => Ok((inventory, undo, d.left)),
         Err(e) => {
             if let Err(also) = take_back(&undo) {
                 warn!("{also}");
@@ -391,6 +394,19 @@ fn write(
             Err(e)
         }
     }
+}
+
+/// Pages that stayed with the stopped tree go to who asks for them.
+fn hand_out(o: &Options, left: &[Left], report: &mut DumpReport) -> Result<()> {
+    let Some(counter) = &o.memory.counter else {
+        return Ok(());
+    };
+    o.events.tell(Moment::StatusReady)?;
+    let sum: u64 = left.iter().flat_map(|l| &l.runs).map(|r| r.len).sum();
+    report.pages_lazy = sum / crate::pages::PAGE;
+    let served = counter.serve(left)?;
+    info!("{served} pages were asked for, of {}", report.pages_lazy);
+    Ok(())
 }
 
 /// What the dump changed is changed back: the tree lives on.
@@ -496,6 +512,12 @@ fn filters_of(th: &task::Thread, st: &Status, given: Option<&[u8]>) -> Result<Ve
     }
 }
 
+/// A run of pages, for tests of other modules.
+#[cfg(test)]
+pub(crate) fn mm_run(start: u64, len: u64) -> mm::Run {
+    mm::Run::at(start, len)
+}
+
 fn micros(since: Instant) -> u64 {
     since.elapsed().as_micros() as u64
 }
@@ -544,6 +566,8 @@ pub struct Dumping<'a> {
     /// Which module gives labels to tasks.
     lsm: pb::Lsmtype,
     seccomp: Vec<pb::SeccompFilter>,
+    /// Pages that stay with their tasks.
+    left: Vec<Left>,
     /// Where pages go instead of into the folder.
     server: Option<Arc<Mutex<Client>>>,
     /// What was written since the dump before, and from this one on.
@@ -580,6 +604,7 @@ impl<'a> Dumping<'a> {
             places: Places::default(),
             mapped: BTreeMap::new(),
             cgroups: None,
+            left: Vec::new(),
             server: match &o.memory.page_server {
                 Some(s) => Some(Arc::new(Mutex::new(Client::connect(s)?))),
                 None => None,
@@ -698,6 +723,7 @@ impl<'a> Dumping<'a> {
                     pid: host,
                     before: &[],
                     running: false,
+                    keep_lazy: false,
                 };
                 let mut to = server
                     .lock()
@@ -714,6 +740,15 @@ impl<'a> Dumping<'a> {
         let before = self.tracking.before(self.dir, host, &image);
         let options = self.cx.options.memory.clone();
         let hand = self.snapshot.map(Snapshot::hand);
+        let keep_lazy = options.counter.is_some();
+        if keep_lazy {
+            let lazy = runs.iter().copied().filter(|r| r.lazy);
+            self.left.push(Left {
+                own: pid,
+                host,
+                runs: lazy.collect(),
+            });
+        }
         self.backlog.add(move |dir| {
             let to = match room {
                 Some(r) => Sink::Plain(r.1),
@@ -723,6 +758,7 @@ impl<'a> Dumping<'a> {
                 pid: host,
                 before: &before,
                 running: false,
+                keep_lazy,
             };
             let written = memory::write_now(dir, &space, &image, (id, to), &runs);
             let (w, to, late) = written

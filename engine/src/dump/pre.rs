@@ -171,6 +171,7 @@ fn seal(
             pid: l.pid,
             before: &before,
             running: true,
+            keep_lazy: false,
         };
         let w = match &mut server {
             Some(to) => memory::send(to, &space, l.own, &l.runs),

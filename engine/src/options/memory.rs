@@ -1,8 +1,10 @@
 //! What the caller says of memory.
+use crate::far::{Counter, Far};
 use crate::migrate::stream::Target;
 use crate::packed::Compression;
 use crate::remote::Server;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Memory.
 #[derive(Debug, Clone, Default)]
@@ -13,8 +15,14 @@ pub struct MemoryOptions {
     pub parent: Option<PathBuf>,
     /// `--auto-dedup`: pages are dropped from images once they are not needed there.
     pub auto_dedup: bool,
-    /// `--lazy-pages`.
+    /// `--lazy` of a restore: private memory comes when the tree runs.
     pub lazy: bool,
+    /// `--lazy-pages` of a restore: the socket of the daemon that brings it. `lazy` is said, too.
+    pub lazy_daemon: Option<PathBuf>,
+    /// Who has pages that are not in the folder.
+    pub far: Option<Arc<Far>>,
+    /// `--lazy-pages` of a dump: pages that may come later stay with the stopped tree until they are asked for here.
+    pub counter: Option<Counter>,
     /// `--compress`: how pages of private memory are compressed.
     pub compress: Option<Compression>,
     /// `--snapshot` of a dump that lets the tree run on: memory is saved while it runs.

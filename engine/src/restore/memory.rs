@@ -384,7 +384,18 @@ pub fn plan(
         }
         let mut prot = u64::from(v.prot);
         if cx.options.memory.lazy && may_be_lazy(v) {
-            let mut later = cut(&mut p.pages, v.start, v.end);
+            let mut later = match cx.options.memory.lazy_daemon {
+                None => cut(&mut p.pages, v.start, v.end),
+                // a daemon brings what the image says, no more
+                Some(_) => {
+                    let first = pages.lazy.partition_point(|l| l.1 <= v.start);
+                    let there = pages.lazy[first..].iter().take_while(|l| l.0 < v.end);
+                    let all = there.flat_map(|(a, b)| {
+                        cut(&mut p.pages, (*a).max(v.start), (*b).min(v.end))
+                    });
+                    all.collect()
+                }
+            };
             if !later.is_empty() {
                 p.lazy.append(&mut later);
                 p.lazy_ranges.push((v.start, len));
@@ -454,6 +465,13 @@ pub fn plan(
             let args = vec![Arg::Hex(v.start), Arg::Hex(len), Arg::Int(0)];
             sealed.push(Call::new(SYS_MSEAL, args));
         }
+    }
+    let brought = cx.options.memory.lazy_daemon.is_some() || cx.options.memory.far.is_some();
+    let late = p.lazy.iter().filter(|_| !brought);
+    if let Some(r) = p.pages.iter().chain(late).find(|r| pages.is_far(r)) {
+        return Err(Error::new("E5002", Blame::Image, format!("pages at {:#x}", r.0))
+            .why("they were left with a page server (lazy pages), not written")
+            .advice("restore with --lazy-pages while the page server runs"));
     }
     if p.foreign.is_some() {
         p.vdso.clear();

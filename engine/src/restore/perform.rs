@@ -8,7 +8,7 @@ use super::family::{self, Deed};
 use super::habits::Outside;
 use super::images::{Images, TaskImages};
 use super::numbers::Numbers;
-use super::pager::{Pager, no_uffd};
+use super::pager::{Daemon, Pager, no_uffd};
 use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
 use super::{fill, grounds, inner, memory, vdso};
 use crate::dump::seize;
@@ -82,6 +82,8 @@ pub struct Performance<'a> {
     crossing: Option<Lock>,
     /// Whether the kernel makes huge pages where nobody asked for them.
     huge: bool,
+    /// Who brings memory later, if it is not us.
+    daemon: Option<Daemon>,
 }
 
 impl Drop for Performance<'_> {
@@ -158,6 +160,7 @@ impl<'a> Performance<'a> {
             crossing: crate::network::crossing(o, dir)?,
             huge: std::fs::read("/sys/kernel/mm/transparent_hugepage/enabled")
                 .is_ok_and(|t| t.starts_with(b"[always]")),
+            daemon: None,
         };
         if plan.grounds.are_ours() {
             p.host = given(plan)?;
@@ -718,7 +721,10 @@ impl<'a> Performance<'a> {
     /// What comes later is handed to a process that stays.
     fn lazily(&mut self) -> Result<()> {
         let plan = self.plan;
-        let mut pager = Pager::default();
+        if let Some(path) = &self.o.memory.lazy_daemon {
+            return self.by_daemon(path);
+        }
+        let mut pager = Pager::new(self.o.memory.far.as_ref());
         for t in &plan.tasks {
             let Some(m) = t.memory.as_ref().filter(|m| !m.lazy.is_empty()) else {
                 continue;
@@ -729,6 +735,24 @@ impl<'a> Performance<'a> {
             pager.add(self.dir, pid, fd, m)?;
         }
         pager.start(&self.o.images)
+    }
+    /// What comes later is handed to a daemon, which waits for it.
+    fn by_daemon(&mut self, path: &std::path::Path) -> Result<()> {
+        let plan = self.plan;
+        let mut daemon = Daemon::connect(path)?;
+        for t in &plan.tasks {
+            let own = t.pid as i32;
+            let Some(m) = t.memory.as_ref().filter(|m| !m.lazy.is_empty()) else {
+                daemon.skip(own)?;
+                continue;
+            };
+            let pid = self.pids.known(t.pid)?;
+            let fd = self.userfaultfd(t)?;
+            let fd = fd.ok_or_else(|| no_uffd(pid, "the kernel refuses one"))?;
+            daemon.add(pid, own, &fd, &m.lazy_ranges)?;
+        }
+        self.daemon = Some(daemon);
+        Ok(())
     }
     /// Where the pieces of the vDSO are when a task is born: parked, or where the task whose memory it inherits has them.
     fn vdso_at(&self, base: Option<usize>) -> Vec<vdso::Special> {
@@ -1196,6 +1220,9 @@ pub fn perform(
     // before anything runs: a caller that cannot be told the pid must not find a running tree
     let mut pidfile = PidFile::write(o, p.root.map_or(0, |r| r.0 as u32))?;
     let pid = p.run(&mut pidfile).map_err(|e| e.at(Phase::Run))?;
+    if let Some(Err(e)) = p.daemon.as_mut().map(Daemon::over) {
+        tracing::warn!("the tree runs, but: {e}");
+    }
     if let Err(e) = o.events.tell(Moment::PostResume(pid)) {
         tracing::warn!("the tree runs, but: {e}");
     }

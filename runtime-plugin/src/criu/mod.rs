@@ -3,6 +3,7 @@
 //! Callers know it by its options, its exit code (0 or 1), its log with `Error` lines, its statistics files and the line
 //! `Version: X.Y`. What is not supported yet is refused by name; nothing is silently ignored.
 mod external;
+mod lazy_pages;
 mod options;
 mod page_server;
 mod parse;
@@ -37,6 +38,7 @@ Usage:
   criu check [--feature FEAT]
   criu cpuinfo dump|check [-D DIR] [--cpu-cap[=LIST]]
   criu page-server [-D DIR] [--address IP] [--port PORT] [-d] [--pidfile FILE]
+  criu lazy-pages [-D DIR] [-W DIR] [--page-server --address IP --port PORT] [-d] [--pidfile FILE]
   criu service [--address PATH] [-d] [--pidfile FILE]
   criu swrk FD
 
@@ -67,6 +69,8 @@ Options of dump and restore:
       --prev-images-dir DIR  folder of the dump before, relative to the image folder: only changes are dumped
       --track-mem           track changes of memory from this dump on
       --page-server         pages go to the page server at --address and --port
+      --lazy-pages          dump: memory stays with the tree until it is asked for at --port; restore: the daemon
+                            lazy-pages in the work folder brings it
       --auto-dedup          take pages out of older images once newer ones have them
       --display-stats       print statistics
       --close FD            close a descriptor first
@@ -120,18 +124,14 @@ pub fn main(args: &[String]) -> ExitCode {
         [] => return usage("no command is given"),
         ["cpuinfo", ..] => return usage("cpuinfo is followed by dump or check"),
         [
-            "dump" | "pre-dump" | "restore" | "check" | "service" | "dedup",
+            "dump" | "pre-dump" | "restore" | "check" | "service" | "dedup" | "page-server" | "lazy-pages",
             word,
             ..,
         ] => {
             return usage(&format!("'{word}' is no option and no command"));
         }
         ["page-server"] => page_server::run,
-        [verb @ ("page-server" | "lazy-pages"), ..] => {
-            return complain(&format!(
-                "command {verb} is not in this version; dump, restore, check, cpuinfo, service and swrk are"
-            ));
-        }
+        ["lazy-pages"] => lazy_pages::run,
         [verb, ..] => return usage(&format!("unknown command {verb}")),
     };
     for fd in &settings.close {

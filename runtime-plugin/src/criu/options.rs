@@ -167,7 +167,7 @@ pub static OPTIONS: &[Opt] = &[
     opt("track-mem", None, Nothing, Honoured),
     opt("auto-dedup", None, Nothing, Honoured),
     opt("pre-dump-mode", None, Value, Honoured),
-    opt("lazy-pages", None, Nothing, REMOTE),
+    opt("lazy-pages", None, Nothing, Honoured),
     opt("page-server", None, Nothing, Honoured),
     opt("address", None, Value, Honoured),
     opt("port", None, Value, Honoured),

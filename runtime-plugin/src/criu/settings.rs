@@ -3,7 +3,6 @@ use super::external;
 use super::options::Fate;
 use super::parse::Given;
 use stasis_engine::options::{CgroupMode, NetworkLock};
-use stasis_engine::remote::Server;
 use stasis_engine::{After, Options};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -293,11 +292,7 @@ impl Settings {
     pub fn engine(&self) -> Options {
         let mut o = self.options.clone();
         if self.page_server {
-            o.memory.page_server = Some(match (self.ps_socket, &self.address) {
-                (Some(fd), _) => Server::Connected(fd),
-                (None, Some(a)) => Server::At(a.clone(), self.port),
-                (None, None) => Server::At("127.0.0.1".into(), self.port),
-            });
+            o.memory.page_server = Some(self.server());
         }
         o.pidfile = o.pidfile.map(|f| self.work_dir().join(f));
         o

@@ -46,6 +46,7 @@ pub fn dump_tree(s: &Settings) -> Result<DumpReport> {
     let mut o = options(s)?;
     let found = crate::profile::find(&[s.work_dir(), &o.images.join("..")]);
     o.namespaces.seccomp = crate::profile::if_any(found);
+    super::lazy_pages::keep(s, &mut o)?;
     let report = stasis_engine::dump(&o)?;
     for w in &report.warnings {
         tracing::warn!("{w}");
@@ -58,6 +59,12 @@ pub fn dump_tree(s: &Settings) -> Result<DumpReport> {
 /// Dumps memory only, and writes the statistics.
 pub fn pre_dump_tree(s: &Settings) -> Result<DumpReport> {
     folder(s)?;
+    if s.options.memory.lazy {
+        return Err(caller(
+            "option --lazy-pages: a pre-dump has nothing to keep",
+            "leave it to the dump after it",
+        ));
+    }
     let report = stasis_engine::pre_dump(&options(s)?)?;
     for w in &report.warnings {
         tracing::warn!("{w}");
@@ -70,6 +77,7 @@ pub fn pre_dump_tree(s: &Settings) -> Result<DumpReport> {
 /// Restores, and writes the statistics.
 pub fn restore_tree(s: &Settings) -> Result<RestoreReport> {
     let mut options = options(s)?;
+    super::lazy_pages::by_daemon(s, &mut options);
     // a command that takes our place waits for the root itself
     options.detach |= s.exec_cmd;
     crate::verbs::restore::free_pidfile(&options)?;

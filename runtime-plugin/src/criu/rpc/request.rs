@@ -288,7 +288,10 @@ fn given(o: &CriuOpts) -> Result<Vec<Given>, String> {
         say("network_lock", "network-lock", Some(word.into()))?;
     }
     if let Some(ps) = &o.ps {
-        say("ps", "page-server", None)?;
+        // of a dump that keeps its pages it says where they may be asked for
+        if o.lazy_pages != Some(true) {
+            say("ps", "page-server", None)?;
+        }
         if let Some(a) = ps.address.as_ref().filter(|a| !a.is_empty()) {
             say("ps.address", "address", Some(a.clone()))?;
         }

@@ -1,0 +1,105 @@
+//! `criu lazy-pages`: brings memory to a tree that is being restored with `--lazy-pages`; and `--lazy-pages` of a dump, which keeps it.
+use super::rpc::service::tell_ready;
+use super::settings::Settings;
+use stasis_engine::far::Counter;
+use stasis_engine::lazy_daemon;
+use stasis_engine::remote::Server;
+use stasis_engine::{Blame, Error, Moment, Options, Result, Watcher};
+use stasis_proto::ImageDir;
+use std::net::TcpListener;
+use std::os::fd::BorrowedFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+fn host(what: String, e: impl std::fmt::Display) -> Error {
+    Error::new("E7022", Blame::Host, what)
+        .why(e)
+        .advice("choose another --address or --port")
+}
+
+/// Waits for one restore, and ends when all memory is in its place.
+///
+/// # Errors
+/// The socket cannot be made; those of [`lazy_daemon::run`].
+pub fn run(s: &Settings, _: &[String]) -> Result<ExitCode> {
+    let dir = ImageDir::open(&s.options.images)?;
+    let dir = dir.with_parents(s.options.memory.parent.as_deref())?;
+    let far = s.page_server.then(|| s.server());
+    let pidfile = s.engine().pidfile;
+    crate::verbs::restore::free_pidfile(&s.engine())?;
+    let listener = lazy_daemon::listen(s.work_dir())?;
+    if s.options.detach {
+        nix::unistd::daemon(true, s.log.is_none())
+            .map_err(|e| host("cannot go to the background".into(), e))?;
+    }
+    if let Some(f) = pidfile {
+        std::fs::write(&f, std::process::id().to_string())
+            .map_err(|e| host(format!("pidfile {}", f.display()), e))?;
+    }
+    tell_ready(s)?;
+    lazy_daemon::run(&dir, &listener, far.as_ref())?;
+    tracing::info!("all memory is in its place");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `--status-fd` of a dump that keeps memory: told when it may be asked for.
+struct Ready(Settings);
+
+impl Watcher for Ready {
+    fn moment(&self, moment: Moment) -> Result<()> {
+        match moment {
+            Moment::StatusReady => tell_ready(&self.0),
+            _ => Ok(()),
+        }
+    }
+    fn orphan_pts_master(&self, _: BorrowedFd<'_>) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// A dump with `--lazy-pages`: listens before anything is touched.
+///
+/// # Errors
+/// The port is taken, or options contradict each other.
+pub fn keep(s: &Settings, o: &mut Options) -> Result<()> {
+    if !s.options.memory.lazy {
+        return Ok(());
+    }
+    if s.page_server || s.options.after != stasis_engine::After::Default {
+        let what = "option --lazy-pages: the pages stay with the tree, which must end when they are gone";
+        return Err(Error::new("E2001", Blame::Caller, what)
+            .advice("leave out --page-server, --leave-running and --leave-stopped"));
+    }
+    o.memory.lazy = false;
+    o.memory.counter = Some(match s.ps_socket {
+        Some(fd) => Counter::Connected(fd),
+        None => {
+            let address = s.address.as_deref().unwrap_or("0.0.0.0");
+            let at = || format!("cannot listen at {address}, port {}", s.port);
+            let l = TcpListener::bind((address, s.port)).map_err(|e| host(at(), e))?;
+            let port = l.local_addr().map_err(|e| host(at(), e))?.port();
+            tracing::info!("pages can be asked for at {address}, port {port}");
+            Counter::Listening(Arc::new(l))
+        }
+    });
+    o.events.0.push(Arc::new(Ready(s.clone())));
+    Ok(())
+}
+
+/// A restore with `--lazy-pages`: the daemon is found in the work folder.
+pub fn by_daemon(s: &Settings, o: &mut Options) {
+    if s.options.memory.lazy {
+        o.memory.lazy_daemon = Some(s.work_dir().join(lazy_daemon::SOCKET));
+    }
+}
+
+impl Settings {
+    /// Where the page server is.
+    pub fn server(&self) -> Server {
+        match (self.ps_socket, &self.address) {
+            (Some(fd), _) => Server::Connected(fd),
+            (None, Some(a)) => Server::At(a.clone(), self.port),
+            (None, None) => Server::At("127.0.0.1".into(), self.port),
+        }
+    }
+}
