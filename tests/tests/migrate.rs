@@ -44,6 +44,74 @@ fn broken_off(side: &str, first: u32, step: u32, most: u32, extra: &[&str]) {
     assert!(said.contains(": PASS") && !said.contains("FAIL"), "{said}");
 }
 
+/// Post-copy with the command line of criu; `None`: our engine, else the path of a binary that is CRIU's own.
+fn later(guest: &str, way: &str, binaries: [Option<&str>; 3]) {
+    let tmp = tempfile::tempdir().expect("a folder");
+    let own = tmp.path().join("criu");
+    symlink(Engine::under_test().expect("an engine").path, &own).expect("link");
+    let own = own.display().to_string();
+    let guest = build::guest(guest).expect("the guest").display().to_string();
+    let work = tmp.path().join("case").display().to_string();
+    let [dump, daemon, restore] = binaries.map(|b| b.unwrap_or(&own).to_string());
+    let args = [&*daemon, &*restore, &*guest, &*work, way];
+    // the first word is the dump's binary
+    let script = build::source_dir().with_file_name("migrate").join("lazy.sh");
+    let out = Command::new("unshare")
+        .args(["-n", "-p", "-m", "--fork", "--mount-proc", "--kill-child"])
+        .args(["--propagation", "private", "sh"])
+        .arg(script)
+        .arg(dump)
+        .args(args)
+        .output()
+        .expect("unshare");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(said.contains("PASS") && !said.contains("FAIL"), "{guest} {way}: {said}");
+}
+
+#[test]
+fn a_daemon_brings_memory_from_the_images() {
+    for guest in ["map_anon", "threads", "tree", "churn"] {
+        later(guest, "local", [None; 3]);
+    }
+}
+
+#[test]
+fn a_dump_keeps_memory_until_a_daemon_asks_for_it() {
+    for guest in ["map_anon", "threads", "churn", "zombies"] {
+        later(guest, "remote", [None; 3]);
+    }
+}
+
+#[test]
+fn a_lost_source_is_a_clear_failure_and_harms_nothing() {
+    later("map_anon", "lost", [None; 3]);
+}
+
+/// `STASIS_CRIU` names a binary of CRIU 4.2.
+#[test]
+fn roles_can_be_shared_with_criu() {
+    let Ok(criu) = std::env::var("STASIS_CRIU") else {
+        eprintln!("skipped: STASIS_CRIU does not name a binary of CRIU 4.2");
+        return;
+    };
+    let c = Some(&*criu);
+    let roles = [
+        [None, c, None],
+        [None, None, c],
+        [c, None, None],
+        [None, c, c],
+        [c, None, c],
+        [c, c, None],
+    ];
+    for r in roles {
+        later("map_anon", "local", r);
+        // CRIU 4.2 cannot keep pages on kernels where tee(2) of them is refused: it fails with itself too
+        if r[0].is_none() {
+            later("map_anon", "remote", r);
+        }
+    }
+}
+
 #[test]
 fn a_redis_at_work_moves_there_and_back() {
     for program in ["redis-server", "redis-benchmark", "redis-cli", "python3"] {

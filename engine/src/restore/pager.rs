@@ -34,7 +34,7 @@ impl Daemon {
     /// Connects.
     ///
     /// # Errors
-    /// E6704.
+    /// E6708.
     pub fn connect(path: &Path) -> Result<Self> {
         let no = |e: std::io::Error| gone(e).on(path.display());
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
@@ -47,7 +47,7 @@ impl Daemon {
     /// Hands a task over.
     ///
     /// # Errors
-    /// E6702, E6704.
+    /// E6702, E6708.
     pub fn add(&mut self, pid: HostPid, own: i32, fd: &OwnedFd, ranges: &[(u64, u64)]) -> Result<()> {
         register(pid, fd, ranges)?;
         self.0.write_all(&own.to_le_bytes()).map_err(gone)?;
@@ -57,21 +57,21 @@ impl Daemon {
     /// Says that there is nothing to bring to a task.
     ///
     /// # Errors
-    /// E6704.
+    /// E6708.
     pub fn skip(&mut self, own: i32) -> Result<()> {
         self.0.write_all(&(-own).to_le_bytes()).map_err(gone)
     }
     /// Says that the tree runs.
     ///
     /// # Errors
-    /// E6704.
+    /// E6708.
     pub fn over(&mut self) -> Result<()> {
         self.0.write_all(&Start::OVER.to_le_bytes()).map_err(gone)
     }
 }
 
 fn gone(e: std::io::Error) -> Error {
-    Error::new("E6704", Blame::Host, "the daemon that brings memory is not there")
+    Error::new("E6708", Blame::Host, "the daemon that brings memory is not there")
         .why(e)
         .advice("start `criu lazy-pages` first, with the same work folder (-W, or -D)")
 }
