@@ -61,7 +61,12 @@ impl Far {
         let mut link = loop {
             match free.pop() {
                 Some(l) => break l,
-                None => free = self.freed.wait(free).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    free = self
+                        .freed
+                        .wait(free)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         };
         drop(free);
@@ -89,7 +94,9 @@ impl Far {
                     addr,
                     whose,
                 };
-                link.write_all(&ask.bytes()).and_then(|()| link.flush()).map_err(lost)?;
+                link.write_all(&ask.bytes())
+                    .and_then(|()| link.flush())
+                    .map_err(lost)?;
                 let mut head = [0; Message::LEN];
                 link.read_exact(&mut head).map_err(lost)?;
                 let told = Message::parse(&head);
@@ -121,7 +128,9 @@ impl Far {
                     addr: 0,
                     whose: 0,
                 };
-                link.write_all(&end.bytes()).and_then(|()| link.flush()).map_err(lost)?;
+                link.write_all(&end.bytes())
+                    .and_then(|()| link.flush())
+                    .map_err(lost)?;
                 let mut status = [0; 4];
                 link.read_exact(&mut status).map_err(lost)
             })?;
@@ -149,17 +158,26 @@ pub fn serve(link: &mut dyn Link, left: &[Left]) -> Result<u64> {
         match m.command & 0xffff {
             GET => {}
             CLOSE | FORCE_CLOSE => {
-                link.write_all(&[0; 4]).and_then(|()| link.flush()).map_err(lost)?;
+                link.write_all(&[0; 4])
+                    .and_then(|()| link.flush())
+                    .map_err(lost)?;
                 return Ok(total);
             }
-            c => return Err(odd(format!("command {c:#x} in place of a question for pages"))),
+            c => {
+                return Err(odd(format!(
+                    "command {c:#x} in place of a question for pages"
+                )));
+            }
         }
         let all = left
             .iter()
             .find(|l| u64::from(l.own) == m.whose)
             .ok_or_else(|| odd(format!("process {} was not dumped here", m.whose)))?;
         let found = all.from(m.addr, m.pages.min(1 << 34)).ok_or_else(|| {
-            odd(format!("no page of process {} was left at {:#x}", m.whose, m.addr))
+            odd(format!(
+                "no page of process {} was left at {:#x}",
+                m.whose, m.addr
+            ))
         })?;
         let answer = Message {
             command: ADD_F | PRESENT << 16,
@@ -192,7 +210,9 @@ pub fn serve_all(links: Vec<Box<dyn Link>>, left: &[Left]) -> Result<u64> {
             .collect();
         let mut sum = Ok(0);
         for t in threads {
-            let n = t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let n = t
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             sum = sum.and_then(|s| Ok(s + n?));
         }
         sum
@@ -241,7 +261,11 @@ impl Counter {
             }
         };
         if links.is_empty() {
-            return Err(Error::new("E6710", Blame::Host, "nobody came for the pages"));
+            return Err(Error::new(
+                "E6710",
+                Blame::Host,
+                "nobody came for the pages",
+            ));
         }
         serve_all(links, left)
     }
@@ -289,7 +313,12 @@ mod tests {
         assert_eq!(good, (Ok(()), Ok(101)));
         let one = [0; PAGE as usize];
         assert_eq!(talk(&|_| Ok(())), (Ok(()), Err("E6710")));
-        for (pid, addr) in [(43, at), (42, at + 105 * PAGE), (42, 0), (42, u64::MAX & !4095)] {
+        for (pid, addr) in [
+            (43, at),
+            (42, at + 105 * PAGE),
+            (42, 0),
+            (42, u64::MAX & !4095),
+        ] {
             let r = talk(&|far| far.fetch(pid, addr, &mut one.clone()));
             assert_eq!(r, (Err("E6710"), Err("E5710")), "{pid} {addr:#x}");
         }

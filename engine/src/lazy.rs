@@ -341,11 +341,17 @@ impl Start {
     fn hear(&mut self) -> Result<()> {
         let mut b = [0; 4];
         let early = |why: String| {
-            Error::new("E6705", Blame::Host, "the restore has failed before its end")
-                .why(why)
-                .advice("see the log of the restore")
+            Error::new(
+                "E6705",
+                Blame::Host,
+                "the restore has failed before its end",
+            )
+            .why(why)
+            .advice("see the log of the restore")
         };
-        self.socket.read_exact(&mut b).map_err(|e| early(e.to_string()))?;
+        self.socket
+            .read_exact(&mut b)
+            .map_err(|e| early(e.to_string()))?;
         match u32::from_le_bytes(b) {
             Self::OVER => {
                 self.told = true;

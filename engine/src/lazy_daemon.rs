@@ -11,8 +11,8 @@ use crate::remote::Server;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::{fds, offspring};
 use stasis_proto::{ImageDir, Kind, pb};
-use std::io::Read;
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -23,9 +23,13 @@ use tracing::{error, info};
 pub const SOCKET: &str = "lazy-pages.socket";
 
 fn odd(why: impl std::fmt::Display) -> Error {
-    Error::new("E6705", Blame::Host, "the restore has failed before its end")
-        .why(why)
-        .advice("see the log of the restore")
+    Error::new(
+        "E6705",
+        Blame::Host,
+        "the restore has failed before its end",
+    )
+    .why(why)
+    .advice("see the log of the restore")
 }
 
 /// Listens in a folder, in place of an older socket.
@@ -35,13 +39,22 @@ fn odd(why: impl std::fmt::Display) -> Error {
 pub fn listen(work: &Path) -> Result<UnixListener> {
     // the folder's own path may be too long for a socket's address
     let folder = File::open(work).map_err(|e| {
-        Error::new("E6706", Blame::Host, format!("cannot open {}", work.display())).why(e)
+        Error::new(
+            "E6706",
+            Blame::Host,
+            format!("cannot open {}", work.display()),
+        )
+        .why(e)
     })?;
     let path = near(&folder, SOCKET);
     let no = |e: std::io::Error| {
-        Error::new("E6706", Blame::Host, format!("cannot listen at {}", path.display()))
-            .why(e)
-            .advice("name a folder that can be written by -W")
+        Error::new(
+            "E6706",
+            Blame::Host,
+            format!("cannot listen at {}", path.display()),
+        )
+        .why(e)
+        .advice("name a folder that can be written by -W")
     };
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(no(e)),
@@ -76,13 +89,20 @@ pub fn run(dir: &ImageDir, listener: &UnixListener, far: Option<&Server>) -> Res
             continue;
         }
         if !tasks.iter().any(|t| t.pid == own as u32) {
-            return Err(odd(format!("it names process {own}, which the image does not have")));
+            return Err(odd(format!(
+                "it names process {own}, which the image does not have"
+            )));
         }
         let fd = descriptor(&socket)?;
         let pages = Pages::load(dir, &Kind::Pagemap.file_of(own as u32))?;
         stores.push(Store::reaching(dir, &pages.sources, far.as_ref())?);
         let runs = pages.only_lazy();
-        spaces.push(Arc::new(Space::new(HostPid(own), fd, stores.len() - 1, &runs)));
+        spaces.push(Arc::new(Space::new(
+            HostPid(own),
+            fd,
+            stores.len() - 1,
+            &runs,
+        )));
     }
     let sum: u64 = spaces.iter().map(|s| s.lacks()).sum();
     info!("{sum} bytes are to be brought to {} tasks", spaces.len());
@@ -100,9 +120,11 @@ pub fn run(dir: &ImageDir, listener: &UnixListener, far: Option<&Server>) -> Res
     let code = offspring::guarded(work, || spaces.iter().for_each(|s| s.give_up()))?;
     match code {
         0 => Ok(()),
-        _ => Err(Error::new("E6707", Blame::Host, "not all memory could be brought")
-            .why("the lines before say what happened")
-            .advice("tasks that touch what is missing get SIGBUS: end them, and restore again")),
+        _ => Err(
+            Error::new("E6707", Blame::Host, "not all memory could be brought")
+                .why("the lines before say what happened")
+                .advice("tasks that touch what is missing get SIGBUS: end them, and restore again"),
+        ),
     }
 }
 

@@ -261,7 +261,9 @@ impl Pages {
 
     /// Whether a run was left with whoever dumped it.
     pub fn is_far(&self, run: &Run) -> bool {
-        self.sources.get(split(run.2).0).is_some_and(|s| s.level == FAR)
+        self.sources
+            .get(split(run.2).0)
+            .is_some_and(|s| s.level == FAR)
     }
 
     /// Only what may come when the process runs.

@@ -91,7 +91,10 @@ fn old_images_have_no_flags_and_lazy_pages_lie_elsewhere() {
     assert_eq!(go(None, Some(true)), Err("E5701"));
     assert_eq!(go(Some(1), None), Err("E5701"));
     // left with who dumped it: known, but not to be had from here
-    assert_eq!(go(Some(2), None), Ok(vec![(0x1000, 0x2000, place(1, 0x1000))]));
+    assert_eq!(
+        go(Some(2), None),
+        Ok(vec![(0x1000, 0x2000, place(1, 0x1000))])
+    );
     let left = Pages::load(&dir, "pagemap-1.img").unwrap();
     assert!(left.is_far(&left.runs[0]) && left.only_lazy() == left.runs);
     let store = left.open(&dir).unwrap();

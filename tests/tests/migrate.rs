@@ -50,12 +50,17 @@ fn later(guest: &str, way: &str, binaries: [Option<&str>; 3]) {
     let own = tmp.path().join("criu");
     symlink(Engine::under_test().expect("an engine").path, &own).expect("link");
     let own = own.display().to_string();
-    let guest = build::guest(guest).expect("the guest").display().to_string();
+    let guest = build::guest(guest)
+        .expect("the guest")
+        .display()
+        .to_string();
     let work = tmp.path().join("case").display().to_string();
     let [dump, daemon, restore] = binaries.map(|b| b.unwrap_or(&own).to_string());
     let args = [&*daemon, &*restore, &*guest, &*work, way];
     // the first word is the dump's binary
-    let script = build::source_dir().with_file_name("migrate").join("lazy.sh");
+    let script = build::source_dir()
+        .with_file_name("migrate")
+        .join("lazy.sh");
     let out = Command::new("unshare")
         .args(["-n", "-p", "-m", "--fork", "--mount-proc", "--kill-child"])
         .args(["--propagation", "private", "sh"])
@@ -65,7 +70,10 @@ fn later(guest: &str, way: &str, binaries: [Option<&str>; 3]) {
         .output()
         .expect("unshare");
     let said = String::from_utf8_lossy(&out.stdout);
-    assert!(said.contains("PASS") && !said.contains("FAIL"), "{guest} {way}: {said}");
+    assert!(
+        said.contains("PASS") && !said.contains("FAIL"),
+        "{guest} {way}: {said}"
+    );
 }
 
 #[test]

@@ -390,9 +390,8 @@ pub fn plan(
                 Some(_) => {
                     let first = pages.lazy.partition_point(|l| l.1 <= v.start);
                     let there = pages.lazy[first..].iter().take_while(|l| l.0 < v.end);
-                    let all = there.flat_map(|(a, b)| {
-                        cut(&mut p.pages, (*a).max(v.start), (*b).min(v.end))
-                    });
+                    let all = there
+                        .flat_map(|(a, b)| cut(&mut p.pages, (*a).max(v.start), (*b).min(v.end)));
                     all.collect()
                 }
             };
@@ -469,9 +468,11 @@ pub fn plan(
     let brought = cx.options.memory.lazy_daemon.is_some() || cx.options.memory.far.is_some();
     let late = p.lazy.iter().filter(|_| !brought);
     if let Some(r) = p.pages.iter().chain(late).find(|r| pages.is_far(r)) {
-        return Err(Error::new("E5002", Blame::Image, format!("pages at {:#x}", r.0))
-            .why("they were left with a page server (lazy pages), not written")
-            .advice("restore with --lazy-pages while the page server runs"));
+        return Err(
+            Error::new("E5002", Blame::Image, format!("pages at {:#x}", r.0))
+                .why("they were left with a page server (lazy pages), not written")
+                .advice("restore with --lazy-pages while the page server runs"),
+        );
     }
     if p.foreign.is_some() {
         p.vdso.clear();

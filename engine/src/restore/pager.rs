@@ -8,9 +8,9 @@ use crate::pages::Store;
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::{fds, offspring, uffd};
 use stasis_proto::ImageDir;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +48,13 @@ impl Daemon {
     ///
     /// # Errors
     /// E6702, E6708.
-    pub fn add(&mut self, pid: HostPid, own: i32, fd: &OwnedFd, ranges: &[(u64, u64)]) -> Result<()> {
+    pub fn add(
+        &mut self,
+        pid: HostPid,
+        own: i32,
+        fd: &OwnedFd,
+        ranges: &[(u64, u64)],
+    ) -> Result<()> {
         register(pid, fd, ranges)?;
         self.0.write_all(&own.to_le_bytes()).map_err(gone)?;
         fds::send_fds(self.0.as_fd(), &[0], &[fd.as_fd()])?;
@@ -71,9 +77,13 @@ impl Daemon {
 }
 
 fn gone(e: std::io::Error) -> Error {
-    Error::new("E6708", Blame::Host, "the daemon that brings memory is not there")
-        .why(e)
-        .advice("start `criu lazy-pages` first, with the same work folder (-W, or -D)")
+    Error::new(
+        "E6708",
+        Blame::Host,
+        "the daemon that brings memory is not there",
+    )
+    .why(e)
+    .advice("start `criu lazy-pages` first, with the same work folder (-W, or -D)")
 }
 
 fn register(pid: HostPid, fd: &OwnedFd, ranges: &[(u64, u64)]) -> Result<()> {

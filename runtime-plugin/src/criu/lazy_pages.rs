@@ -66,7 +66,8 @@ pub fn keep(s: &Settings, o: &mut Options) -> Result<()> {
         return Ok(());
     }
     if s.page_server || s.options.after != stasis_engine::After::Default {
-        let what = "option --lazy-pages: the pages stay with the tree, which must end when they are gone";
+        let what =
+            "option --lazy-pages: the pages stay with the tree, which must end when they are gone";
         return Err(Error::new("E2001", Blame::Caller, what)
             .advice("leave out --page-server, --leave-running and --leave-stopped"));
     }

@@ -124,7 +124,8 @@ pub fn main(args: &[String]) -> ExitCode {
         [] => return usage("no command is given"),
         ["cpuinfo", ..] => return usage("cpuinfo is followed by dump or check"),
         [
-            "dump" | "pre-dump" | "restore" | "check" | "service" | "dedup" | "page-server" | "lazy-pages",
+            "dump" | "pre-dump" | "restore" | "check" | "service" | "dedup" | "page-server"
+            | "lazy-pages",
             word,
             ..,
         ] => {
