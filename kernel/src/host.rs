@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 /// The files a plan's host tapes have opened so far.
@@ -87,6 +87,17 @@ impl Host {
     /// The names of all files that are open now.
     pub fn names(&self) -> impl Iterator<Item = FdRef> + '_ {
         self.fds.keys().copied()
+    }
+    /// The same files under the same names, for somebody else. What must go again stays with this one.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn copy(&self) -> Result<Self, SysError> {
+        let mut copy = Self::default();
+        for (f, fd) in &self.fds {
+            copy.fds.insert(*f, crate::fds::dup(fd.as_fd())?);
+        }
+        Ok(copy)
     }
     /// Gives a file away.
     pub fn take(&mut self, f: FdRef) -> Option<OwnedFd> {

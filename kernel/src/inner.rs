@@ -8,7 +8,7 @@ use crate::fds;
 use crate::ids::HostPid;
 use crate::ns::Ns;
 use nix::errno::Errno;
-use nix::sched::setns;
+use nix::sched::{CloneFlags, setns, unshare};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The worker, seen from the engine. Dropping it ends it.
@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 pub struct Inner {
     gate: i32,
     /// The worker, by the engine's number.
-    worker: i32,
+    pub worker: i32,
     /// The engine's end of a SOCK_SEQPACKET pair.
     pub channel: OwnedFd,
 }
@@ -60,8 +60,35 @@ fn wait(pid: i32) -> i32 {
     }
 }
 
-/// Starts a worker in these namespaces of the task behind `pidfd`; there it runs `work` with its end of the channel and ends with
-/// what that returns. `number`: its pid in the innermost pid namespace, if it must have one (clone3(2) set_tid).
+/// How a worker comes to where it works.
+#[derive(Debug)]
+pub struct Way<'a> {
+    /// Whose namespaces it enters.
+    pub task: HostPid,
+    /// Which of them.
+    pub which: &'a [Ns],
+    /// Others that it enters after that.
+    pub join: Vec<(Ns, OwnedFd)>,
+    /// Those it makes then.
+    pub make: &'a [Ns],
+    /// Its pid in the innermost pid namespace, if it must have one (clone3(2) set_tid).
+    pub number: Option<i32>,
+}
+
+impl<'a> Way<'a> {
+    /// Into these namespaces of a task, and no further.
+    pub fn to(task: HostPid, which: &'a [Ns]) -> Self {
+        Self {
+            task,
+            which,
+            join: Vec::new(),
+            make: &[],
+            number: None,
+        }
+    }
+}
+
+/// Starts a worker that goes this way; there it runs `work` with its end of the channel and ends with what that returns.
 ///
 /// With [`Ns::User`] among them the worker is uid and gid 0 of that namespace, with all rights in it.
 ///
@@ -69,14 +96,9 @@ fn wait(pid: i32) -> i32 {
 ///
 /// # Errors
 /// fork, or the reason for which the gate could not enter.
-pub fn start(
-    task: HostPid,
-    which: &[Ns],
-    number: Option<i32>,
-    work: impl FnOnce(OwnedFd) -> i32,
-) -> Result<Inner, SysError> {
+pub fn start(way: &Way<'_>, work: impl FnOnce(OwnedFd) -> i32) -> Result<Inner, SysError> {
     let (ours, theirs) = fds::seqpacket_pair()?;
-    let pidfd = fds::pidfd_open(task, 0)?;
+    let pidfd = fds::pidfd_open(way.task, 0)?;
     let engine = std::process::id() as i32;
     // SAFETY: the child runs our code on a copy of our memory; see above for threads.
     let pid = unsafe { libc::fork() };
@@ -85,10 +107,10 @@ pub fn start(
     }
     if pid == 0 {
         drop(ours);
-        let code = match enter(&pidfd, which, engine) {
+        let code = match enter(&pidfd, way, engine) {
             Ok(()) => {
                 drop(pidfd);
-                bear(number, theirs, work)
+                bear(way.number, theirs, work)
             }
             Err(e) => {
                 tell(&theirs, e);
@@ -112,7 +134,9 @@ pub fn start(
         }
     };
     let refused = |e: i32| {
-        let names: Vec<_> = which.iter().map(|n| n.name()).collect();
+        let joined = way.join.iter().map(|j| &j.0);
+        let all = way.which.iter().chain(joined).chain(way.make);
+        let names: Vec<_> = all.map(|n| n.name()).collect();
         SysError::new(
             "setns",
             Errno::from_raw(e),
@@ -145,13 +169,14 @@ fn die_with_parent(parent: i32) -> Result<(), Errno> {
     }
 }
 
-fn enter(pidfd: &OwnedFd, which: &[Ns], engine: i32) -> Result<(), Errno> {
+fn enter(pidfd: &OwnedFd, way: &Way<'_>, engine: i32) -> Result<(), Errno> {
     die_with_parent(engine)?;
-    let all = which
-        .iter()
-        .map(|n| n.flag())
-        .reduce(|a, b| a | b)
-        .unwrap_or(nix::sched::CloneFlags::empty());
+    let which = way.which;
+    let bits = |which: &[Ns]| {
+        let flags = which.iter().map(|n| n.flag());
+        flags.fold(CloneFlags::empty(), |a, b| a | b)
+    };
+    let all = bits(which);
     if !all.is_empty() {
         // KERNEL(>=5.8): a pidfd stands for all namespaces of its task
         setns(pidfd.as_fd(), all)?;
@@ -166,6 +191,12 @@ fn enter(pidfd: &OwnedFd, which: &[Ns], engine: i32) -> Result<(), Errno> {
             libc::prctl(libc::PR_SET_DUMPABLE, 1);
         }
         die_with_parent(engine)?;
+    }
+    for (ns, handle) in &way.join {
+        setns(handle, ns.flag())?;
+    }
+    if !way.make.is_empty() {
+        unshare(bits(way.make))?;
     }
     Ok(())
 }
@@ -222,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_worker_runs_as_a_copy_and_answers() {
-        let mut i = start(HostPid::own(), &[], None, |s| {
+        let mut i = start(&Way::to(HostPid::own(), &[]), |s| {
             let mut b = [0u8; 8];
             let n = nix::unistd::read(&s, &mut b).unwrap_or(0);
             let _ = nix::unistd::write(&s, &b[..n]);
@@ -240,7 +271,7 @@ mod tests {
     fn what_a_worker_says_at_once_is_not_its_number() {
         for _ in 0..200 {
             let said = 4711i32.to_le_bytes();
-            let mut i = start(HostPid::own(), &[], None, |s| {
+            let mut i = start(&Way::to(HostPid::own(), &[]), |s| {
                 i32::from(nix::unistd::write(&s, &said) != Ok(4))
             })
             .unwrap();
@@ -253,6 +284,6 @@ mod tests {
 
     #[test]
     fn a_task_that_is_gone_has_no_namespaces() {
-        assert!(start(HostPid(i32::MAX - 1), &[Ns::Net], None, |_| 0).is_err());
+        assert!(start(&Way::to(HostPid(i32::MAX - 1), &[Ns::Net]), |_| 0).is_err());
     }
 }

@@ -30,8 +30,8 @@ pub struct Wishes<'a> {
 /// What there is to see.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    /// The namespace's mounts, from its root.
-    pub infos: &'a [MountInfo],
+    /// The mounts of each namespace, from its root; that of the first process first.
+    pub spaces: &'a [&'a [MountInfo]],
     /// The machine's, from the engine's root.
     pub host: &'a [MountInfo],
     /// Device numbers (`st_rdev`) of mounts whose root is a character device, by mount id.
@@ -43,6 +43,8 @@ pub struct View<'a> {
 /// A tmpfs whose contents go into the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contents {
+    /// Index of the namespace through which it is reached.
+    pub space: usize,
     /// Number of the file system: of its archive.
     pub dev: u32,
     /// The mount that shows all of it.
@@ -54,8 +56,8 @@ pub struct Contents {
 /// The entries and what else the image needs.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Described {
-    /// In the order of images: the newest mount first.
-    pub entries: Vec<pb::MntEntry>,
+    /// For each namespace, in the order of images: the newest mount first.
+    pub entries: Vec<Vec<pb::MntEntry>>,
     /// What is to be archived.
     pub contents: Vec<Contents>,
     /// What will not come back as it was.
@@ -74,6 +76,7 @@ pub static DEVICES: &[(u32, u32, &str)] = &[
 
 /// A mount while it is judged.
 struct One<'a> {
+    space: usize,
     info: &'a MountInfo,
     mountpoint: String,
     root: String,
@@ -106,24 +109,39 @@ fn kernel_dev((major, minor): (u32, u32)) -> u32 {
     major << 20 | minor & 0xf_ffff
 }
 
-/// Judges the mounts of a namespace.
+/// Judges the mounts of all namespaces of a tree.
 ///
 /// # Errors
 /// E4300 to E4307, for the first mount that could not be brought back.
 pub fn describe(view: &View, wishes: &Wishes) -> Result<Described> {
-    let mut all = collect(view, wishes)?;
-    let Some(root) = all.iter().position(|m| is_root(m.info, view.infos)) else {
-        return Err(Error::new(
-            "E4300",
-            Blame::Container,
-            "the mount namespace of the tree has no root mount",
-        )
-        .why("the task's root is not the root of a mount")
-        .advice("let the runtime pivot_root(2) into a mount"));
+    let mut all = Vec::new();
+    let mut roots = Vec::new();
+    for (space, infos) in view.spaces.iter().enumerate() {
+        let first = all.len();
+        all.extend(collect(space, infos, wishes)?);
+        let Some(root) = all[first..].iter().position(|m| is_root(m.info, infos)) else {
+            return Err(Error::new(
+                "E4300",
+                Blame::Container,
+                "a mount namespace of the tree has no root mount",
+            )
+            .why("the task's root is not the root of a mount")
+            .advice("let the runtime pivot_root(2) into a mount"));
+        };
+        roots.push(first + root);
+    }
+    let Some(&root) = roots.first() else {
+        return Ok(Described::default());
     };
-    let copy_of_host = view.host.iter().any(|h| {
-        h.mountpoint == b"/" && h.dev == all[root].info.dev && h.root == all[root].info.root
-    });
+    let copies: Vec<bool> = roots
+        .iter()
+        .map(|r| {
+            let same = |h: &&MountInfo| {
+                h.mountpoint == b"/" && h.dev == all[*r].info.dev && h.root == all[*r].info.root
+            };
+            view.host.iter().any(|h| same(&h))
+        })
+        .collect();
     for (i, m) in all.iter_mut().enumerate() {
         if i == root {
             continue;
@@ -131,9 +149,9 @@ pub fn describe(view: &View, wishes: &Wishes) -> Result<Described> {
         m.external = wishes
             .external
             .iter()
-            .find(|(at, _)| trimmed(at) == m.mountpoint)
+            .find(|(at, _)| m.space == 0 && trimmed(at) == m.mountpoint)
             .map(|(_, name)| name.clone());
-        if m.external.is_none() && copy_of_host && in_host(m, view.host) {
+        if m.external.is_none() && copies[m.space] && in_host(m, view.host) {
             m.external = Some(m.mountpoint.clone());
             m.inherited = true;
         }
@@ -153,20 +171,26 @@ pub fn describe(view: &View, wishes: &Wishes) -> Result<Described> {
     all.retain(|m| !m.rides);
     let root = all
         .iter()
-        .position(|m| is_root(m.info, view.infos))
+        .position(|m| m.space == 0 && is_root(m.info, view.spaces[0]))
         .unwrap_or(root);
     for (i, m) in all.iter().enumerate() {
         sharing(&all, i, root, view, wishes)?;
         let filled = m.fstype.is_some_and(|t| t.make == Make::Filled);
-        if filled && i != root && !m.outside() && m.root == "/" && archived.insert(m.dev) {
+        let shown = |w: &One| w.outside() && w.dev == m.dev && below(&m.root, &w.root).is_some();
+        let from_outside = all.iter().any(shown);
+        if filled && i != root && !from_outside && m.root == "/" && archived.insert(m.dev) {
             out.contents.push(Contents {
+                space: m.space,
                 dev: m.dev,
                 mnt_id: m.info.id as u32,
                 mountpoint: m.mountpoint.clone(),
             });
         }
     }
-    out.entries = all.iter().rev().map(|m| entry(m, view)).collect();
+    let of = |space| all.iter().rev().filter(move |m| m.space == space);
+    out.entries = (0..view.spaces.len())
+        .map(|space| of(space).map(|m| entry(m, view)).collect())
+        .collect();
     Ok(out)
 }
 
@@ -204,11 +228,11 @@ fn trimmed(path: &str) -> &str {
     }
 }
 
-/// All mounts but those left out.
-fn collect<'a>(view: &View<'a>, wishes: &Wishes) -> Result<Vec<One<'a>>> {
+/// All mounts of a namespace but those left out.
+fn collect<'a>(space: usize, infos: &'a [MountInfo], wishes: &Wishes) -> Result<Vec<One<'a>>> {
     let mut all = Vec::new();
     let mut skipped = BTreeSet::new();
-    for info in view.infos {
+    for info in infos {
         let text = |bytes: &[u8], what: &str| {
             std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| {
                 let place = String::from_utf8_lossy(&info.mountpoint);
@@ -232,6 +256,7 @@ fn collect<'a>(view: &View<'a>, wishes: &Wishes) -> Result<Vec<One<'a>>> {
         text(&info.super_options, "list of options")?;
         let name = text(&info.fstype, "type")?;
         all.push(One {
+            space,
             info,
             mountpoint,
             root: text(&info.root, "root")?,

@@ -1,4 +1,4 @@
-//! From a tree to rows: how a fresh mount namespace becomes the tree's.
+//! From trees to rows: how fresh mount namespaces become the tree's.
 //!
 //! Nothing is looked up by a path of the image except below a mount that was made for the tree, one mount at a time, without
 //! following any link. The order:
@@ -12,6 +12,10 @@
 //! 4. Peer groups and masters, when everything is in place: nothing propagates while the tree is built.
 //! 5. The new root becomes the root; the old one goes.
 //! 6. `late`: mounts of a terminal's name exist only when the terminal does.
+//!
+//! A tree may have several mount namespaces. They are built one after the other, each by a process of its own, and share one
+//! set of names: a file system that several of them show is made by the first, which also copies it for the others (a mount
+//! can be copied only where it is); the copies are attached where they belong.
 //!
 //! Long because the order is one story, told by one maker.
 use crate::error::{Blame, Error, Result};
@@ -117,6 +121,8 @@ pub struct Plan {
     pub build: Vec<Row>,
     /// When terminals are open.
     pub late: Vec<Row>,
+    /// The same two for each further mount namespace.
+    pub further: Vec<(Vec<Row>, Vec<Row>)>,
     /// What will not come back as it was.
     pub warnings: Vec<String>,
     /// The mount of the image with this number is held open under this name when all is built.
@@ -132,12 +138,24 @@ impl Plan {
     pub fn hidden(&self, mnt_id: u32, path: &[u8]) -> Option<(FdRef, Vec<u8>)> {
         let i = self.tree.mounts.iter().position(|m| m.id == mnt_id)?;
         let text = String::from_utf8_lossy(path);
-        let base = &self.tree.mounts[i].mountpoint;
-        below(&text, base)?;
-        let rest = path.strip_prefix(base.as_bytes()).unwrap_or(path);
+        let m = &self.tree.mounts[i];
+        below(&text, &m.mountpoint)?;
+        let rest = path.strip_prefix(m.mountpoint.as_bytes()).unwrap_or(path);
         let rest = rest.strip_prefix(b"/").unwrap_or(rest);
         let mount = *self.mounts.get(&mnt_id)?;
-        (self.tree.at_path(&text) != i).then(|| (mount, rest.to_vec()))
+        (self.tree.at_path(m.space, &text) != i).then(|| (mount, rest.to_vec()))
+    }
+    /// Index of the namespace of a mount.
+    pub fn space_of(&self, mnt_id: u32) -> Option<usize> {
+        let found = self.tree.mounts.iter().find(|m| m.id == mnt_id);
+        found.map(|m| m.space)
+    }
+    /// The rows that build a namespace, and those when terminals are open.
+    pub fn of_space(&self, space: usize) -> (&[Row], &[Row]) {
+        match space.checked_sub(1).and_then(|n| self.further.get(n)) {
+            Some((build, late)) => (build, late),
+            None => (&self.build, &self.late),
+        }
     }
 }
 
@@ -166,6 +184,8 @@ struct Maker<'a> {
     sources: Vec<Source>,
     plan: Plan,
     next: u32,
+    /// The namespace whose process performs the next rows.
+    space: usize,
     /// The detached mount of each, once there is one.
     mounts: BTreeMap<usize, FdRef>,
     /// A copy of /dev/null for each mount that is only a mask.
@@ -187,16 +207,26 @@ pub fn plan(tree: &Tree, caller: Caller) -> Result<Plan> {
         tree,
         caller,
         sources,
-        plan: Plan::default(),
+        plan: Plan {
+            further: vec![Default::default(); tree.roots.len().saturating_sub(1)],
+            ..Default::default()
+        },
         next: FIRST_NAME,
+        space: 0,
         mounts: BTreeMap::new(),
         masks: BTreeMap::new(),
     };
     m.outside()?;
-    m.make()?;
+    for space in 0..tree.roots.len() {
+        m.space = space;
+        m.make()?;
+    }
     m.attach();
     m.share()?;
-    m.finish();
+    for space in 0..tree.roots.len() {
+        m.space = space;
+        m.finish();
+    }
     Ok(m.plan)
 }
 
@@ -208,15 +238,19 @@ fn skip(tree: &Tree, paths: &[String]) -> Result<Tree> {
         let named = paths
             .iter()
             .any(|p| p.trim_end_matches('/') == m.mountpoint);
-        let Some(parent) = (if i == 0 {
-            Some(0)
-        } else {
-            index.get(&m.parent).copied()
+        let me = kept.mounts.len();
+        let root = tree.is_root(i);
+        let Some(parent) = (match root {
+            true => Some(me),
+            false => index.get(&m.parent).copied(),
         }) else {
             continue;
         };
-        if !named {
-            index.insert(i, kept.mounts.len());
+        if root {
+            kept.roots.push(me);
+        }
+        if !named || root {
+            index.insert(i, me);
             kept.mounts.push(Mount {
                 parent,
                 ..m.clone()
@@ -272,12 +306,20 @@ fn source(tree: &Tree, i: usize, caller: &Caller) -> Result<Source> {
     if part_of(m, tree.root()).is_some() && !fresh(m, caller) {
         return Ok(Source::Part(0));
     }
+    // a part of something that comes from the caller
+    let whole = |w: &Mount| w.id != m.id && w.external.is_some() && part_of(m, w).is_some();
+    let whole = tree.mounts.iter().position(whole);
+    if let Some(w) = whole
+        && m.fstype.is_some_and(|t| t.make == Make::Filled)
+    {
+        return Ok(Source::Part(w));
+    }
     if let Some(t) = m.fstype.filter(|t| t.name == "devpts") {
         let index = m.root.strip_prefix('/').and_then(|n| n.parse::<u32>().ok());
         let whole = tree
             .mounts
             .iter()
-            .any(|w| w.dev == m.dev && w.root == "/" && w.fstype == Some(t));
+            .any(|w| (w.dev, w.space) == (m.dev, m.space) && w.root == "/" && w.fstype == Some(t));
         if index.is_some() && whole {
             return Ok(Source::Late);
         }
@@ -293,11 +335,6 @@ fn source(tree: &Tree, i: usize, caller: &Caller) -> Result<Source> {
         }
         return Ok(Source::Fresh);
     }
-    // a part of something that comes from the caller
-    let whole = tree
-        .mounts
-        .iter()
-        .position(|w| w.id != m.id && w.external.is_some() && part_of(m, w).is_some());
     if let Some(w) = whole {
         return Ok(Source::Part(w));
     }
@@ -347,7 +384,11 @@ impl Maker<'_> {
         FdRef(self.next)
     }
     fn row(&mut self, step: Step, why: impl Into<String>) {
-        self.plan.build.push(Row {
+        let rows = match self.space.checked_sub(1) {
+            Some(n) => &mut self.plan.further[n].0,
+            None => &mut self.plan.build,
+        };
+        rows.push(Row {
             step,
             why: why.into(),
         });
@@ -425,23 +466,37 @@ impl Maker<'_> {
 
     // ---- file systems, and a detached mount for each place
 
+    /// What is made in the present namespace: the file systems of which it is the first to show something, and copies for all.
     fn make(&mut self) -> Result<()> {
         self.call(mnt::all_private(), "nothing done here is seen elsewhere");
-        let root = self.mounts[&0];
-        self.call(
-            mnt::setattr(root, 0, 0, self.kept_sharing(0)),
-            "the root keeps its master only if the tree had one",
-        );
-        self.call(
-            mnt::attach_path(root, b"/"),
-            "the new root lies on the old one",
-        );
+        let root = self.tree.roots[self.space];
         let mut groups: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for (i, s) in self.sources.iter().enumerate() {
             if *s == Source::Fresh {
                 groups.entry(self.tree.mounts[i].dev).or_default().push(i);
             }
         }
+        let first = |i: &usize| self.tree.mounts[*i].space;
+        groups.retain(|_, members| members.iter().map(first).min() == Some(self.space));
+        // what the root is made of comes before it
+        if self.sources[root] == Source::Fresh
+            && let Some(members) = groups.remove(&self.tree.mounts[root].dev)
+        {
+            self.filesystem(&members)?;
+        }
+        let Some(&top) = self.mounts.get(&root) else {
+            return Err(self.tangled(root, "nothing that comes before it shows what it shows"));
+        };
+        if self.comes_from_outside(root) {
+            self.call(
+                mnt::setattr(top, 0, 0, self.kept_sharing(root)),
+                "the root keeps its master only if the tree had one",
+            );
+        }
+        self.call(
+            mnt::attach_path(top, b"/"),
+            "the new root lies on the old one",
+        );
         for members in groups.into_values() {
             self.filesystem(&members)?;
         }
@@ -449,7 +504,8 @@ impl Maker<'_> {
             let parts: Vec<usize> = (0..self.tree.mounts.len())
                 .filter(|i| self.sources[*i] == Source::Part(w))
                 .collect();
-            if parts.is_empty() {
+            let all = parts.iter().chain([&w]);
+            if parts.is_empty() || all.map(first).min() != Some(self.space) {
                 continue;
             }
             let whole = self.mounts[&w];
@@ -462,7 +518,7 @@ impl Maker<'_> {
                 continue;
             }
             self.call(
-                mnt::attach(whole, root),
+                mnt::attach_path(whole, b"/"),
                 "attached for the moment, to be copied",
             );
             let own = self.name();
@@ -535,9 +591,8 @@ impl Maker<'_> {
             self.mounts.insert(lead, whole);
             return Ok(());
         }
-        let root = self.mounts[&0];
         self.call(
-            mnt::attach(whole, root),
+            mnt::attach_path(whole, b"/"),
             "attached for the moment, to be copied",
         );
         for &i in members {
@@ -623,10 +678,11 @@ impl Maker<'_> {
     fn attach(&mut self) {
         let count = self.tree.mounts.len();
         let mut children = vec![Vec::new(); count];
-        for i in 1..count {
+        for i in (0..count).filter(|i| !self.tree.is_root(*i)) {
             children[self.tree.mounts[i].parent].push(i);
         }
         for (p, children) in children.into_iter().enumerate() {
+            self.space = self.tree.mounts[p].space;
             let mut places = Vec::new();
             for &c in &children {
                 let at = self.name();
@@ -703,13 +759,17 @@ impl Maker<'_> {
             .tree
             .mounts
             .iter()
-            .position(|w| w.dev == m.dev && w.root == "/");
+            .position(|w| (w.dev, w.space) == (m.dev, m.space) && w.root == "/");
         let Some(&whole) = whole.and_then(|w| self.mounts.get(&w)) else {
             return;
         };
         let (file, copy) = (self.name(), self.name());
         let late = |s: &mut Self, call: Call, why: String| {
-            s.plan.late.push(Row {
+            let rows = match s.space.checked_sub(1) {
+                Some(n) => &mut s.plan.further[n].1,
+                None => &mut s.plan.late,
+            };
+            rows.push(Row {
                 step: Step::Call(call),
                 why,
             })
@@ -763,6 +823,7 @@ impl Maker<'_> {
             let Some(&me) = self.mounts.get(&i) else {
                 continue;
             };
+            self.space = m.space;
             if let (None, Some(masters)) = (m.shared, m.master.and_then(|g| groups.get(&g))) {
                 let from = self.source_of_group(i, masters)?;
                 self.call(
@@ -789,19 +850,22 @@ impl Maker<'_> {
     /// KERNEL(>=5.15): a group is taken over only from a mount that shows at least as much of the same file system.
     fn source_of_group(&self, i: usize, members: &[usize]) -> Result<FdRef> {
         let m = &self.tree.mounts[i];
-        members
-            .iter()
-            .find(|w| part_of(m, &self.tree.mounts[**w]).is_some())
-            .map(|w| self.mounts[w])
-            .ok_or_else(|| self.tangled(i, "no mount of its group shows all of what it shows"))
+        // of a namespace that is built by then
+        let whole = |w: &&usize| {
+            let w = &self.tree.mounts[**w];
+            w.space <= m.space && part_of(m, w).is_some()
+        };
+        let found = members.iter().find(whole).map(|w| self.mounts[w]);
+        found.ok_or_else(|| self.tangled(i, "no mount of its group shows all of what it shows"))
     }
     fn group(&mut self, members: &[usize], masters: Option<&Vec<usize>>) -> Result<()> {
         let tree = self.tree;
         let shortest = members
             .iter()
             .copied()
-            .min_by_key(|i| tree.mounts[*i].root.len());
+            .min_by_key(|i| (tree.mounts[*i].root.len(), tree.mounts[*i].space));
         let lead = shortest.unwrap_or_default();
+        self.space = tree.mounts[lead].space;
         let me = self.mounts[&lead];
         let place = tree.mounts[lead].place();
         if let Some(masters) = masters {
@@ -817,7 +881,8 @@ impl Maker<'_> {
         }
         for &i in members.iter().filter(|i| **i != lead) {
             let m = &tree.mounts[i];
-            if part_of(m, &tree.mounts[lead]).is_none() {
+            self.space = m.space;
+            if part_of(m, &tree.mounts[lead]).is_none() || m.space < tree.mounts[lead].space {
                 return Err(self.tangled(i, "no peer shows all of what the others show"));
             }
             let to = self.mounts[&i];
@@ -838,9 +903,11 @@ impl Maker<'_> {
     // ---- the end
 
     fn finish(&mut self) {
-        let root = self.tree.root().clone();
-        let mount = self.mounts[&0];
-        self.attributes(&root, mount, true, |s, call, why| s.call(call, why));
+        let at = self.tree.roots[self.space];
+        let root = self.tree.mounts[at].clone();
+        let mount = self.mounts[&at];
+        let outside = at == 0 || self.comes_from_outside(at);
+        self.attributes(&root, mount, outside, |s, call, why| s.call(call, why));
         self.call(mnt::enter(mount), "the new root");
         self.row(
             Step::Pivot,

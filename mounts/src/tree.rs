@@ -1,4 +1,4 @@
-//! Entries of an image, checked: one tree, no cycle, no path that leaves it.
+//! Entries of an image, checked: one tree for each mount namespace, no cycle, no path that leaves it.
 use crate::error::{Blame, Error, Result};
 use crate::fstype::{self, FsType};
 use stasis_proto::pb;
@@ -14,7 +14,9 @@ const MAX_PATH: usize = libc::PATH_MAX as usize;
 pub struct Mount {
     /// Its number in the image.
     pub id: u32,
-    /// Index of the parent in [`Tree::mounts`]; its own for the root.
+    /// Index of its namespace.
+    pub space: usize,
+    /// Index of the parent in [`Tree::mounts`]; its own for a root.
     pub parent: usize,
     /// Where it is mounted, below the parent's mountpoint: without a slash at either end, empty for the same place.
     pub at: String,
@@ -63,11 +65,13 @@ impl Mount {
     }
 }
 
-/// A checked tree: parents stand before their children, the root first.
+/// Checked trees, one after the other: in each, parents stand before their children, the root first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tree {
-    /// All mounts.
+    /// All mounts of all namespaces.
     pub mounts: Vec<Mount>,
+    /// Index of the root of each namespace.
+    pub roots: Vec<usize>,
 }
 
 fn hostile(e: &pb::MntEntry, why: impl std::fmt::Display) -> Error {
@@ -109,33 +113,46 @@ impl Tree {
     /// # Errors
     /// E5300: what cannot be a tree of mounts.
     pub fn from_entries(entries: &[pb::MntEntry]) -> Result<Self> {
-        let broken = |why: String| {
-            Error::new("E5300", Blame::Image, "the mounts of the image are no tree")
-                .why(why)
-                .advice("dump again: this image does not describe a mount namespace")
-        };
+        Self::from_spaces(&[entries])
+    }
+    /// Checks the entries of the images of several namespaces, that of the first process first.
+    ///
+    /// # Errors
+    /// E5300: what cannot be trees of mounts.
+    pub fn from_spaces(spaces: &[&[pb::MntEntry]]) -> Result<Self> {
+        let (mut ids, mut types, mut tree) = (BTreeSet::new(), BTreeMap::new(), Self::default());
+        for entries in spaces {
+            for e in *entries {
+                if !ids.insert(e.mnt_id) {
+                    return Err(hostile(e, "two mounts have this number"));
+                }
+                // a type without number is 0 or 16, as its mount is a part or the whole
+                let code = match e.fstype {
+                    t if t == pb::Fstype::Auto as u32 => 0,
+                    t => t,
+                };
+                if *types.entry(e.root_dev).or_insert(code) != code {
+                    return Err(hostile(
+                        e,
+                        "another mount of the same file system has another type",
+                    ));
+                }
+                check(e)?;
+            }
+            tree.add(entries)?;
+        }
+        if tree.roots.is_empty() {
+            return Err(broken("there is no namespace".into()));
+        }
+        Ok(tree)
+    }
+    /// Adds the mounts of a namespace, which are checked each for itself.
+    fn add(&mut self, entries: &[pb::MntEntry]) -> Result<()> {
         if entries.is_empty() || entries.len() > MAX_MOUNTS {
             return Err(broken(format!("there are {}", entries.len())));
         }
-        let mut by_id = BTreeMap::new();
-        let mut types: BTreeMap<u32, u32> = BTreeMap::new();
-        for (i, e) in entries.iter().enumerate() {
-            if by_id.insert(e.mnt_id, i).is_some() {
-                return Err(hostile(e, "two mounts have this number"));
-            }
-            // a type without number is 0 or 16, as its mount is a part or the whole
-            let code = match e.fstype {
-                t if t == pb::Fstype::Auto as u32 => 0,
-                t => t,
-            };
-            if *types.entry(e.root_dev).or_insert(code) != code {
-                return Err(hostile(
-                    e,
-                    "another mount of the same file system has another type",
-                ));
-            }
-            check(e)?;
-        }
+        let numbered = entries.iter().enumerate().map(|(i, e)| (e.mnt_id, i));
+        let by_id: BTreeMap<u32, usize> = numbered.collect();
         let mut children: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         let mut root = None;
         for (i, e) in entries.iter().enumerate() {
@@ -166,21 +183,22 @@ impl Tree {
                 "it is the root of the tree and not mounted at /",
             ));
         }
-        let mut tree = Self::default();
-        let mut queue = std::collections::VecDeque::from([(root, 0)]);
+        let (space, first) = (self.roots.len(), self.mounts.len());
+        self.roots.push(first);
+        let mut queue = std::collections::VecDeque::from([(root, first)]);
         while let Some((i, parent)) = queue.pop_front() {
             let e = &entries[i];
             let at = match i == root {
                 true => "",
                 false => {
-                    let up = &tree.mounts[parent].mountpoint;
+                    let up = &self.mounts[parent].mountpoint;
                     below(&e.mountpoint, up).ok_or_else(|| {
                         hostile(e, format!("it is not below its parent's place {up}"))
                     })?
                 }
             };
-            let me = tree.mounts.len();
-            tree.mounts.push(mount(e, parent, at));
+            let me = self.mounts.len();
+            self.mounts.push(mount(e, space, parent, at));
             let mut places = BTreeSet::new();
             for &c in children.get(&i).into_iter().flatten() {
                 if !places.insert(&entries[c].mountpoint) {
@@ -192,26 +210,31 @@ impl Tree {
                 queue.push_back((c, me));
             }
         }
-        if tree.mounts.len() != entries.len() {
+        let reached = self.mounts.len() - first;
+        if reached != entries.len() {
             return Err(broken(format!(
                 "{} of {} cannot be reached from the root",
-                entries.len() - tree.mounts.len(),
+                entries.len() - reached,
                 entries.len()
             )));
         }
-        Ok(tree)
+        Ok(())
     }
-    /// The root.
+    /// The root of the first namespace.
     pub fn root(&self) -> &Mount {
         &self.mounts[0]
     }
-    /// Index of the mount on which the way along a plain absolute path ends.
-    pub fn at_path(&self, path: &str) -> usize {
-        let mut at = 0;
+    /// Is this the root of a namespace?
+    pub fn is_root(&self, i: usize) -> bool {
+        self.roots.contains(&i)
+    }
+    /// Index of the mount on which the way along a plain absolute path ends in a namespace.
+    pub fn at_path(&self, space: usize, path: &str) -> usize {
+        let mut at = self.roots[space];
         loop {
             // the way meets the child nearest to the root first; one at the very place of its parent hides all of it
-            let next = (1..self.mounts.len())
-                .filter(|i| self.mounts[*i].parent == at && *i != at)
+            let next = (at + 1..self.mounts.len())
+                .filter(|i| self.mounts[*i].parent == at && self.mounts[*i].space == space)
                 .filter(|i| below(path, &self.mounts[*i].mountpoint).is_some())
                 .min_by_key(|i| self.mounts[*i].mountpoint.len());
             match next {
@@ -220,6 +243,12 @@ impl Tree {
             }
         }
     }
+}
+
+fn broken(why: String) -> Error {
+    Error::new("E5300", Blame::Image, "the mounts of the image are no tree")
+        .why(why)
+        .advice("dump again: this image does not describe a mount namespace")
 }
 
 fn check(e: &pb::MntEntry) -> Result<()> {
@@ -252,12 +281,13 @@ fn check(e: &pb::MntEntry) -> Result<()> {
     Ok(())
 }
 
-fn mount(e: &pb::MntEntry, parent: usize, at: &str) -> Mount {
+fn mount(e: &pb::MntEntry, space: usize, parent: usize, at: &str) -> Mount {
     let group = |g: Option<u32>| g.filter(|g| *g != 0);
     // images of before CRIU 2 say so in the root
     let old = e.ext_mount().then(|| e.root.clone());
     Mount {
         id: e.mnt_id,
+        space,
         parent,
         at: at.to_owned(),
         mountpoint: e.mountpoint.clone(),

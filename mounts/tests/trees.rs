@@ -91,7 +91,7 @@ fn dump(
         build();
         let seen = infos(proc);
         let view = View {
-            infos: &seen,
+            spaces: &[&seen],
             host: &host,
             devices: &BTreeMap::new(),
             ids: &Ids::default(),
@@ -149,7 +149,7 @@ fn planned(
         archive: &archive,
         cgroup: &str::to_owned,
     };
-    plan(&Tree::from_entries(&told.entries)?, caller)
+    plan(&Tree::from_entries(&told.entries[0])?, caller)
 }
 
 /// Builds the tree again, and looks at it.
@@ -399,7 +399,7 @@ fn apart_bind(lab: &Lab, data: &str, external: &[(String, String)]) -> (Describe
         bind("/a/sub", "/b");
         let seen = infos(proc);
         let view = View {
-            infos: &seen,
+            spaces: &[&seen],
             host: &host,
             devices: &BTreeMap::new(),
             ids: &Ids::default(),

@@ -61,6 +61,7 @@ macro_rules! with_guests {
             netns: [] [];
             tun: [] [];
             mounts: [] [];
+            nested_ns: [] [];
             ipc_sem: [] [];
             ipc_msg: [] [];
             ipc_shm: [] [];
@@ -177,6 +178,7 @@ macro_rules! with_works {
             netns: dump_restore, leave_running, generations, contained, contained_user;
             tun: dump_restore, leave_running, generations, contained;
             mounts: dump_restore, leave_running, generations, contained, contained_user;
+            nested_ns: dump_restore, leave_running, generations, contained, contained_user;
             ipc_sem: dump_restore, leave_running, generations, contained, contained_user;
             ipc_msg: dump_restore, leave_running, generations, contained, contained_user;
             ipc_shm: dump_restore, leave_running, generations, contained, contained_user;

@@ -3,9 +3,12 @@ use super::Dumping;
 use super::mapped::{self, Copied};
 use super::task::Task;
 use crate::error::{Error, Result};
-use crate::kinds::{self, DumpCx, FileKind, IN_FLIGHT, Seen, fown, locks, regular, shmem, unixsk};
+use crate::kinds::{
+    self, DumpCx, FileKind, IN_FLIGHT, Seen, fown, locks, regular, shmem, unixsk, unixsk_diag,
+};
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::{HostPid, RemoteFd};
+use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::{FdInfo, MapsLine, ProcDir, VmFlags};
 use stasis_proto::{Kind, pb};
 use std::cmp::Ordering;
@@ -152,9 +155,10 @@ impl Dumping<'_> {
         } else if kind.late() {
             self.files.late.push(self.files.met.len());
         } else {
-            let entry = kind
+            let mut entry = kind
                 .dump(&seen, id, &mut self.cx)
                 .map_err(|e| e.of(kind.name()))?;
+            network(&seen, &mut entry, &self.cx).map_err(|e| e.of(kind.name()))?;
             self.cx.entries.push(entry);
         }
         self.files.met.push(Met {
@@ -361,6 +365,10 @@ impl Dumping<'_> {
     }
     /// SysV shared memory of the host's IPC namespace.
     pub fn sysv_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
+        // those of an IPC namespace of the tree's own are described with it
+        if self.places.is_owned_by(&t.proc, Ns::Ipc)? {
+            return Ok(m.ino);
+        }
         let fd = match t.proc.open_map_file(m, libc::O_RDONLY) {
             Err(e) if mapped::is_denied(&e) => {
                 let mut copy = Copied::new()?;
@@ -399,6 +407,31 @@ fn seen<'a>(
         flags: info.flags & !(libc::O_CLOEXEC as u32),
         fown,
     })
+}
+
+/// Says of a socket in which of the tree's network namespaces it is.
+fn network(seen: &Seen, entry: &mut pb::FileEntry, cx: &DumpCx) -> Result<()> {
+    let slot = match entry {
+        pb::FileEntry { isk: Some(e), .. } => &mut e.ns_id,
+        pb::FileEntry { usk: Some(e), .. } => &mut e.ns_id,
+        pb::FileEntry { nlsk: Some(e), .. } => &mut e.ns_id,
+        pb::FileEntry { psk: Some(e), .. } => &mut e.ns_id,
+        _ => return Ok(()),
+    };
+    let nets = cx.namespaces.values().filter(|n| n.0 == Ns::Net);
+    // KERNEL: SIOCGSKNS wants CAP_NET_ADMIN; without it we are hardly in another namespace
+    let there = match nets.clone().count() {
+        0 | 1 => None,
+        _ => unixsk_diag::namespace(seen.fd),
+    };
+    *slot = match there {
+        None => nets.map(|n| n.1).next(),
+        Some(ns) => cx
+            .namespaces
+            .get(&fds::fstat(ns.as_fd())?.st_ino)
+            .map(|n| n.1),
+    };
+    Ok(())
 }
 
 fn fs_type(fd: &OwnedFd) -> i64 {

@@ -20,7 +20,7 @@ pub(crate) mod task;
 mod thread;
 mod tracking;
 
-pub(crate) use places::is_own;
+pub(crate) use places::{is_nested, is_own};
 pub use pre::pre_dump;
 pub use preflight::preflight;
 pub(crate) use tracking::untrack;
@@ -334,6 +334,7 @@ fn write(
     let mut d = Dumping::new(o, dir, &pids, ready, tracking)?;
     d.snapshot = snapshot;
     d.cgroups = crate::cgroups::collector(&o.cgroups, freezer, held).map_err(tree)?;
+    d.survey(held).map_err(tree)?;
     let written = std::thread::scope(|scope| {
         let facts = facts::gather_all(scope, held, &status, snapshot);
         let (own, theirs) = (HostPid::own(), held.first().map(|t| t.pid));
@@ -601,7 +602,7 @@ impl<'a> Dumping<'a> {
             objects: Default::default(),
             seccomp: Vec::new(),
             backlog: Backlog::start(dir)?,
-            places: Places::default(),
+            places: Places::new()?,
             mapped: BTreeMap::new(),
             cgroups: None,
             left: Vec::new(),
@@ -613,6 +614,19 @@ impl<'a> Dumping<'a> {
             tracking,
             snapshot: None,
         })
+    }
+    /// Mounts, before all files: those are found through mounts. And which networks there are, before all sockets.
+    fn survey(&mut self, held: &[Task]) -> Result<()> {
+        for t in held.iter().filter(|t| t.zombie.is_none()) {
+            for ns in [Ns::Mnt, Ns::Net] {
+                let there = t.proc.ns(ns.name())?;
+                self.places
+                    .space(t.pid, ns, there)
+                    .map_err(|e| e.on(format!("task {}", t.pid.0)))?;
+            }
+        }
+        self.cx.namespaces = self.places.by_inode();
+        crate::namespaces::mnt::dump(&mut self.cx, &self.places.mounts())
     }
     /// A task's place in the tree; gives its own pid.
     fn entry(&mut self, t: &Task, st: &Status, threads: Vec<u32>) -> u32 {
@@ -648,14 +662,10 @@ impl<'a> Dumping<'a> {
         let own = |st: &Status| st.ns_pid.last().copied().unwrap_or(0) as u32;
         let pid = self.entry(t, st, f.threads.iter().map(own).collect());
         let on = |e: Error| on_task(t, st, e);
-        self.places.meet(&f.namespaces, pid).map_err(on)?;
-        if t.parent.is_none() {
-            self.cx.namespaces = self.places.by_inode();
-            if self.places.is_own(Ns::User) {
-                self.cx.ids = Ids::of(t.pid).map_err(on)?;
-            }
-            // files are found through mounts, so those are looked at first
-            self.places.dump(&mut self.cx, Ns::Mnt, t.pid).map_err(on)?;
+        let known = self.places.meet(t.pid, &f.namespaces, pid).map_err(on)?;
+        self.cx.namespaces = self.places.by_inode();
+        if t.parent.is_none() && self.places.is_own(Ns::User) {
+            self.cx.ids = Ids::of(t.pid).map_err(on)?;
         }
         if st.thread_features.iter().any(|f| f == b"shstk") {
             return Err(Error::new(
@@ -668,7 +678,7 @@ impl<'a> Dumping<'a> {
             .at(Phase::Tree));
         }
         let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
-        let ids = self.ids(t)?;
+        let ids = self.ids(t, known)?;
         self.backlog.one(Kind::Ids, pid, ids)?;
         // pages are listed before the excursion, which touches dead stack
         let new_mm = self.objects[0].contains(&(ids.vm_id, t.pid));
@@ -877,7 +887,7 @@ impl<'a> Dumping<'a> {
         at as u32
     }
     /// Which kernel objects tasks share: equal numbers mean the same object. Number 1 is the engine's own.
-    fn ids(&mut self, t: &Task) -> Result<pb::TaskKobjIdsEntry> {
+    fn ids(&mut self, t: &Task, spaces: pb::TaskKobjIdsEntry) -> Result<pb::TaskKobjIdsEntry> {
         let mut id = |which: usize, what: Kcmp| -> Result<u32> {
             // kcmp(2) tells an order, so a new object is found among n in log n calls
             let seen = &mut self.objects[which];
@@ -909,7 +919,7 @@ impl<'a> Dumping<'a> {
             files_id: id(1, Kcmp::Files)?,
             fs_id: id(2, Kcmp::Fs)?,
             sighand_id: id(3, Kcmp::Sighand)?,
-            ..self.places.ids()
+            ..spaces
         })
     }
     fn fs(&mut self, t: &Task, pid: u32, st: &Status) -> Result<()> {
@@ -944,8 +954,8 @@ impl<'a> Dumping<'a> {
         self.dir.write_all(&Kind::Files.file(), &self.cx.entries)?;
         let root = held[0].pid;
         for ns in Ns::ALL.into_iter().filter(|n| *n != Ns::Mnt) {
-            self.places.dump(&mut self.cx, ns, root).map_err(|e| {
-                e.on(format!("the {} namespace of the tree", ns.name()))
+            self.places.dump(&mut self.cx, ns).map_err(|e| {
+                e.on(format!("a {} namespace of the tree", ns.name()))
                     .at(Phase::Tree)
             })?;
         }

@@ -1,6 +1,9 @@
 //! Which namespaces the tree lives in: the engine's, or some of its own, which are dumped too.
+//!
+//! Of some sorts a tree may have several: those of the first process, and others that processes below it have made.
 use crate::error::{Blame, Error, Result};
 use crate::kinds::DumpCx;
+use crate::namespaces::mnt;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::ProcDir;
@@ -9,12 +12,27 @@ use std::collections::BTreeMap;
 
 /// Numbers below are those of the engine's namespaces.
 const FIRST_OWN: u32 = 10;
+/// Numbers below are those of the first process's namespaces.
+const FIRST_NESTED: u32 = 20;
+
+/// Sorts of which a tree may have several.
+const NESTED: [Ns; 4] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts];
+
+/// A namespace of the tree's own.
+struct Space {
+    ns: Ns,
+    ino: u64,
+    /// Its number in the image.
+    id: u32,
+    /// A task that is in it.
+    task: HostPid,
+}
 
 /// Namespaces met so far.
-#[derive(Default)]
 pub struct Places {
     engine: BTreeMap<Ns, u64>,
     root: BTreeMap<Ns, u64>,
+    own: Vec<Space>,
 }
 
 /// The image's number of a namespace of the engine.
@@ -55,40 +73,47 @@ pub fn is_own(id: u32) -> bool {
     id >= FIRST_OWN
 }
 
+/// Is this the number of a namespace that only tasks below the root have?
+pub fn is_nested(id: u32) -> bool {
+    id >= FIRST_NESTED
+}
+
 impl Places {
-    /// Notes where a task lives; the root of the tree comes first, and all others must live where it does.
+    /// None is met yet.
     ///
     /// # Errors
-    /// E4011: a task elsewhere. E4801: a pid namespace of which the root is not the first process.
-    pub fn meet(&mut self, links: &[(&'static str, u64)], own_pid: u32) -> Result<()> {
+    /// /proc of the engine cannot be read.
+    pub fn new() -> Result<Self> {
+        let own = ProcDir::open(HostPid::own())?.ns_links()?;
+        let engine = |ns: Ns| Some((ns, own.iter().find(|(n, _)| *n == ns.name())?.1));
+        Ok(Self {
+            engine: Ns::ALL.into_iter().filter_map(engine).collect(),
+            root: BTreeMap::new(),
+            own: Vec::new(),
+        })
+    }
+    /// Notes where a task lives; the root of the tree comes first. Gives the ids for its image.
+    ///
+    /// # Errors
+    /// E4011: it is where it cannot be brought back. E4801: a pid namespace of which the root is not the first process.
+    pub fn meet(
+        &mut self,
+        task: HostPid,
+        links: &[(&'static str, u64)],
+        own_pid: u32,
+    ) -> Result<pb::TaskKobjIdsEntry> {
         let of = |name: &str| links.iter().find(|(n, _)| *n == name).map(|l| l.1);
-        let first = self.root.is_empty();
-        if first {
-            let own = ProcDir::open(HostPid::own())?.ns_links()?;
-            let engine = |ns: Ns| Some((ns, own.iter().find(|(n, _)| *n == ns.name())?.1));
-            self.engine = Ns::ALL.into_iter().filter_map(engine).collect();
-            let root = |ns: Ns| Some((ns, of(ns.name())?));
-            self.root = Ns::ALL.into_iter().filter_map(root).collect();
-        }
-        for (ns, must) in &self.root {
-            let children = format!("{}_for_children", ns.name());
-            for name in [ns.name(), &children] {
-                if of(name).is_some_and(|ino| ino != *must) {
-                    return Err(Error::new(
-                        "E4011",
-                        Blame::Container,
-                        format!(
-                            "its {name} namespace is another than that of the root of the tree"
-                        ),
-                    )
-                    .why(
-                        "trees with several namespaces of a sort are not supported by this version",
-                    )
-                    .advice("dump the processes that live there as a tree of their own"));
-                }
+        let mut ids = BTreeMap::new();
+        for ns in Ns::ALL {
+            let Some(ino) = of(ns.name()) else { continue };
+            ids.insert(ns, self.space(task, ns, ino)?);
+            let children = of(&format!("{}_for_children", ns.name()));
+            if children.is_some_and(|c| c != ino) {
+                return Err(elsewhere(&format!("{}_for_children", ns.name()))
+                    .why("its children would be born in a namespace that it is not in itself"));
             }
         }
-        if first && self.is_own(Ns::Pid) && own_pid != 1 {
+        if own_pid != 1 && self.own.iter().any(|s| (s.ns, s.task) == (Ns::Pid, task)) {
             return Err(Error::new(
                 "E4801",
                 Blame::Container,
@@ -97,11 +122,50 @@ impl Places {
             .why("a pid namespace can only be made again with its first process")
             .advice("dump from process 1 of that namespace, or run stasis inside it (nsenter --pid --mount)"));
         }
-        Ok(())
+        Ok(entry(|ns| {
+            ids.get(&ns).copied().unwrap_or_else(|| engines(ns))
+        }))
+    }
+    /// The image's number of a namespace that a task is in; the root of the tree comes first.
+    ///
+    /// # Errors
+    /// E4011, as for [`Places::meet`].
+    pub fn space(&mut self, task: HostPid, ns: Ns, ino: u64) -> Result<u32> {
+        if let Some(s) = self.own.iter().find(|s| (s.ns, s.ino) == (ns, ino)) {
+            return Ok(s.id);
+        }
+        let engines_own = self.engine.get(&ns) == Some(&ino);
+        let first = *self.root.entry(ns).or_insert(ino) == ino;
+        let id = match (engines_own, first) {
+            (true, true) => return Ok(engines(ns)),
+            (true, false) => {
+                return Err(elsewhere(ns.name()).why(
+                    "it is in the engine's namespace, and the root of the tree is in one of its own",
+                ));
+            }
+            (false, true) => FIRST_OWN + engines(ns),
+            (false, false) if !NESTED.contains(&ns) => {
+                return Err(elsewhere(ns.name()).why(
+                    "trees with several namespaces of this sort are not supported by this version",
+                ));
+            }
+            (false, false) => {
+                FIRST_NESTED + self.own.iter().filter(|s| s.id >= FIRST_NESTED).count() as u32
+            }
+        };
+        self.own.push(Space { ns, ino, id, task });
+        Ok(id)
     }
     /// Is it another than the engine's?
     pub fn is_own(&self, ns: Ns) -> bool {
         self.root.get(&ns) != self.engine.get(&ns)
+    }
+    /// Is the namespace of this task another than the engine's?
+    ///
+    /// # Errors
+    /// The task is gone.
+    pub fn is_owned_by(&self, t: &ProcDir, ns: Ns) -> Result<bool> {
+        Ok(self.engine.get(&ns) != Some(&t.ns(ns.name())?))
     }
     /// The image's number of the tree's.
     pub fn id(&self, ns: Ns) -> u32 {
@@ -112,29 +176,46 @@ impl Places {
     }
     /// The tree's namespaces by inode number.
     pub fn by_inode(&self) -> BTreeMap<u64, (Ns, u32)> {
-        let all = self.root.iter();
-        all.map(|(ns, ino)| (*ino, (*ns, self.id(*ns)))).collect()
+        let roots = self
+            .root
+            .iter()
+            .map(|(ns, ino)| (*ino, (*ns, self.id(*ns))));
+        let own = self.own.iter().map(|s| (s.ino, (s.ns, s.id)));
+        roots.chain(own).collect()
     }
-    /// Ids for the image of a task.
-    pub fn ids(&self) -> pb::TaskKobjIdsEntry {
-        entry(|ns| self.id(ns))
+    /// The tree's own mount namespaces, the root's first.
+    pub fn mounts(&self) -> Vec<mnt::Place> {
+        let mounts = self.own.iter().filter(|s| s.ns == Ns::Mnt);
+        let place = |s: &Space| mnt::Place {
+            id: s.id,
+            ino: s.ino,
+            task: s.task,
+        };
+        mounts.map(place).collect()
     }
     /// Dumps what is in the namespaces of one sort, unless they are the engine's or left to the caller.
     ///
     /// # Errors
     /// Contents that cannot be carried.
-    pub fn dump(&self, cx: &mut DumpCx, ns: Ns, root: HostPid) -> Result<()> {
-        if !self.is_own(ns) {
-            return Ok(());
+    pub fn dump(&self, cx: &mut DumpCx, ns: Ns) -> Result<()> {
+        for s in self.own.iter().filter(|s| s.ns == ns) {
+            let mut external = cx.options.namespaces.external.iter();
+            match external.find(|(name, i, _)| name == ns.name() && *i == s.ino) {
+                Some((_, _, key)) => left_to_caller(cx, ns, s.id, key)?,
+                None => crate::namespaces::dump(cx, ns, s.id, s.task)?,
+            }
         }
-        let id = self.id(ns);
-        let ino = self.root.get(&ns).copied().unwrap_or(0);
-        let mut external = cx.options.namespaces.external.iter();
-        match external.find(|(name, i, _)| name == ns.name() && *i == ino) {
-            Some((_, _, key)) => left_to_caller(cx, ns, id, key),
-            None => crate::namespaces::dump(cx, ns, id, root),
-        }
+        Ok(())
     }
+}
+
+fn elsewhere(name: &str) -> Error {
+    Error::new(
+        "E4011",
+        Blame::Container,
+        format!("its {name} namespace is another than that of the root of the tree"),
+    )
+    .advice("dump the processes that live there as a tree of their own")
 }
 
 fn left_to_caller(cx: &DumpCx, ns: Ns, id: u32, key: &str) -> Result<()> {

@@ -62,6 +62,7 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
     let mut tracking = super::tracking::Tracking::default();
     let ready = super::ready::Ready::default();
     let mut d = Dumping::new(o, &dir, &pids, ready, &mut tracking)?;
+    found.extend(d.survey(&tasks).err());
     for t in &tasks {
         let name = t.proc.comm().unwrap_or_default();
         let place = format!("task {} ({})", t.pid.0, String::from_utf8_lossy(&name));
@@ -73,6 +74,9 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
                 e.what = format!("{place}: {}", e.what);
             }
         }
+    }
+    for ns in Ns::ALL.into_iter().filter(|n| *n != Ns::Mnt) {
+        found.extend(d.places.dump(&mut d.cx, ns).err());
     }
     if let Err(e) = d.late_files() {
         found.push(e);
@@ -145,13 +149,8 @@ fn look(d: &mut Dumping, t: &Task, found: &mut Vec<Error>) -> Result<()> {
     }
     let ns = t.proc.ns_links()?;
     let own = st.ns_tgid.last().copied().unwrap_or(0) as u32;
-    add(d.places.meet(&ns, own));
-    if t.parent.is_none() {
-        d.cx.namespaces = d.places.by_inode();
-        for ns in std::iter::once(Ns::Mnt).chain(Ns::ALL.into_iter().filter(|n| *n != Ns::Mnt)) {
-            add(d.places.dump(&mut d.cx, ns, t.pid));
-        }
-    }
+    add(d.places.meet(t.pid, &ns, own).map(drop));
+    d.cx.namespaces = d.places.by_inode();
     for s in &t.proc.smaps()? {
         add(super::mm::entry(d, t, s, &stat).map(drop));
     }

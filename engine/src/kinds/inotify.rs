@@ -202,8 +202,8 @@ mod tests {
         let mut cx = PlanCx::new(&d.options, &dir, &d.files, &d.holders);
         cx.enter(Inotify.stage());
         Inotify.plan(&d.files[&1], &mut cx).unwrap();
-        let add = |h: &&(Stage, crate::kinds::Act, String)| h.1.to_string().contains("add_watch");
-        let adds: Vec<_> = cx.host.iter().filter(add).map(|h| h.0).collect();
+        let add = |h: &&crate::kinds::HostAct| h.act.to_string().contains("add_watch");
+        let adds: Vec<_> = cx.host.iter().filter(add).map(|h| h.stage).collect();
         assert_eq!(adds, [Stage::Mapped]);
         assert_eq!(cx.stage(), Inotify.stage());
     }

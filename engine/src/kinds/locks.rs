@@ -332,14 +332,14 @@ mod tests {
             Regular.plan(e, &mut plan).unwrap();
         }
         super::plan(&mut plan).unwrap();
-        plan.host.sort_by_key(|h| h.0);
+        plan.host.sort_by_key(|h| h.stage);
         let mut host = Host::default();
         let mut on = crate::kinds::Stagehand {
             host: &mut host,
             dir: &dir,
             pid: &|p| Some(HostPid(p as i32)),
         };
-        for (_, act, _) in &plan.host {
+        for crate::kinds::HostAct { act, .. } in &plan.host {
             act.perform(&mut on).unwrap();
         }
         let fresh: Vec<_> = (1..5).map(|i| host.take(FdRef(i)).unwrap()).collect();

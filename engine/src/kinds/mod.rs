@@ -4,6 +4,8 @@
 //! back ([`FileKind::plan`]). Kinds look and plan; they never act: at dump nothing may be read from, written to or moved in
 //! a file (the duplicate the engine holds shares position, flags and queues with the target); at restore only rows of calls
 //! are written down.
+//!
+//! Long because the table stands beside what all kinds are given to dump and to plan.
 pub mod act;
 pub mod common;
 pub mod epoll;
@@ -48,7 +50,7 @@ pub mod tun;
 pub mod udp_queue;
 pub mod unixsk;
 mod unixsk_acts;
-mod unixsk_diag;
+pub(crate) mod unixsk_diag;
 mod unixsk_plan;
 pub mod unsupported;
 pub mod watched;
@@ -151,8 +153,8 @@ pub struct DumpCx<'a> {
     pub inodes: BTreeMap<(&'static str, u64, u64), u32>,
     /// Roots from which the paths of a task's files are looked up; under pid 0 the engine's own.
     pub roots: BTreeMap<HostPid, std::rc::Rc<std::os::fd::OwnedFd>>,
-    /// Entries of files that no slot has, by (device, inode number, open flags, path).
-    pub described: BTreeMap<(u64, u64, u32, Vec<u8>), u32>,
+    /// Entries of files that no slot has, by (device, inode number, open flags, mount, path).
+    pub described: BTreeMap<(u64, u64, u32, u32, Vec<u8>), u32>,
     /// Users and groups as the tree's user namespace has them: what goes into images.
     pub ids: crate::namespaces::user::Ids,
     /// Mount namespaces of the tree's own, by inode number.
@@ -204,6 +206,12 @@ impl<'a> DumpCx<'a> {
     pub fn has_own(&self, ns: stasis_kernel::ns::Ns) -> bool {
         let own = |(n, id): &(stasis_kernel::ns::Ns, u32)| *n == ns && crate::dump::is_own(*id);
         self.namespaces.values().any(own)
+    }
+    /// Is any task of the tree in the engine's namespace of this sort?
+    pub fn has_engines(&self, ns: stasis_kernel::ns::Ns) -> bool {
+        let engines =
+            |(n, id): &(stasis_kernel::ns::Ns, u32)| *n == ns && !crate::dump::is_own(*id);
+        self.namespaces.values().any(engines)
     }
     /// A fresh number for a `pages-N.img`, from 1 on.
     pub fn new_pages_id(&mut self) -> u32 {
@@ -275,6 +283,19 @@ pub enum Stage {
     Last,
 }
 
+/// Something the engine does.
+#[derive(Debug, Clone)]
+pub struct HostAct {
+    /// When.
+    pub stage: Stage,
+    /// What.
+    pub act: Act,
+    /// Why, in a few words.
+    pub why: String,
+    /// In which set of namespaces: see [`crate::restore::Homes`].
+    pub home: usize,
+}
+
 /// When rows that a task itself must play are played.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TaskStage {
@@ -294,9 +315,8 @@ pub struct PlanCx<'a> {
     pub files: &'a BTreeMap<u32, pb::FileEntry>,
     /// For every file id the (pid, slot) pairs that hold it, pids as the restored tasks see themselves.
     pub holders: &'a BTreeMap<u32, Vec<(u32, i32)>>,
-    /// Host acts planned so far, with their stage and a short reason each. Played in order of the stages, inside a stage in
-    /// the order of this list.
-    pub host: Vec<(Stage, Act, String)>,
+    /// Host acts planned so far. Played in order of the stages, inside a stage in the order of this list.
+    pub host: Vec<HostAct>,
     /// Rows for tasks: (pid, stage, row).
     pub task: Vec<(u32, TaskStage, Call)>,
     /// Objects made already, by (kind, key): both ends of a pipe, a pty, a shared inode.
@@ -314,6 +334,10 @@ pub struct PlanCx<'a> {
     pub mounts: Option<std::rc::Rc<stasis_mounts::Plan>>,
     /// What will not come back as it was, one sentence each.
     pub warnings: Vec<String>,
+    /// The sets of namespaces in which tasks live.
+    pub homes: crate::restore::Homes,
+    /// The one in which acts planned next are performed.
+    pub home: usize,
     stage: Stage,
     temps: u32,
 }
@@ -340,6 +364,8 @@ impl<'a> PlanCx<'a> {
             orphans: Vec::new(),
             mounts: None,
             warnings: Vec::new(),
+            homes: Default::default(),
+            home: 0,
             stage: Stage::First,
             temps: 0,
         }
@@ -358,7 +384,28 @@ impl<'a> PlanCx<'a> {
     }
     /// Adds a host act at the given stage.
     pub fn act_at(&mut self, stage: Stage, act: Act, why: impl Into<String>) {
-        self.host.push((stage, act, why.into()));
+        let (home, why) = (self.home, why.into());
+        self.host.push(HostAct {
+            stage,
+            act,
+            why,
+            home,
+        });
+    }
+    /// What is planned next is about the mount of this number: it is done in the namespace where that is. Gives the home
+    /// before, to come back to.
+    pub fn go_to_mount(&mut self, mnt_id: Option<u32>) -> usize {
+        let before = self.home;
+        let Some(plan) = &self.mounts else {
+            return before;
+        };
+        self.home = match mnt_id.and_then(|id| plan.space_of(id)) {
+            Some(space) => self.homes.with_mounts(before, space),
+            // of the machine's, if the first process lives there
+            None if self.homes.mounts_of_first().is_none() => 0,
+            None => before,
+        };
+        before
     }
     /// The present stage.
     pub fn stage(&self) -> Stage {

@@ -3,7 +3,7 @@
 //! **Dump.** The handle's inode number is the namespace's. It must be one the tree lives in: such a namespace is there again after a
 //! restore, any other is not.
 //!
-//! **Restore.** /proc/PID/ns/NAME of the tree's first task, once it exists.
+//! **Restore.** /proc/PID/ns/NAME of a task that lives there, once it exists.
 //!
 //! **What does not come back.** Handles of namespaces that no task of the tree is in: the dump refuses them.
 use super::common::{at_cwd, body, settle};
@@ -32,7 +32,8 @@ impl FileKind for NsFile {
         seen.fs_type == NSFS_MAGIC && seen.flags & libc::O_PATH as u32 == 0
     }
     fn late(&self) -> bool {
-        false
+        // who lives there may come later
+        true
     }
     fn dump(&self, seen: &Seen, id: u32, cx: &mut DumpCx) -> Result<pb::FileEntry> {
         let Some((ns, ns_id)) = cx.namespaces.get(&seen.stat.st_ino) else {
@@ -65,13 +66,14 @@ impl FileKind for NsFile {
             .ok_or_else(|| malformed(entry, "a namespace of no known sort"))?;
         let tree = cx.image::<pb::PstreeEntry>("pstree.img")?;
         let root = tree.first().map_or(0, |t| t.pid);
+        let there = cx.homes.who_is_in(ns, e.ns_id).unwrap_or(root);
         let file = cx.file(entry.id);
         let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
         let open = Call::new(
             libc::SYS_openat,
             vec![
                 at_cwd(),
-                Arg::Str(format!("/proc/{root}/ns/{}", ns.name()).into_bytes()),
+                Arg::Str(format!("/proc/{there}/ns/{}", ns.name()).into_bytes()),
                 Arg::OpenFlags(flags),
             ],
         );

@@ -8,6 +8,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use stasis_kernel::error::SysError;
 use stasis_kernel::ids::HostPid;
+use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::ProcDir;
 use stasis_kernel::{fds, names};
 use stasis_proto::pb;
@@ -87,7 +88,7 @@ pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<Vec<u8>> {
         ghost::dump(cx, v, id)?;
         return Ok(bare.to_owned());
     }
-    let root = root_of(cx, v.pid)?;
+    let root = root_of(cx, v)?;
     if v.fs_type == NFS_SUPER && silly(full) {
         // the server keeps this name only until the last close
         link(cx, v, &root, full, id)?;
@@ -155,7 +156,7 @@ fn proc_name<'a>(cx: &mut DumpCx, v: &FileView, full: &'a str) -> Result<&'a str
     if full.ends_with(" (deleted)") {
         return Err(gone());
     }
-    let root = root_of(cx, v.pid)?;
+    let root = root_of(cx, v)?;
     if look(&root, format!("/proc/{pid}").as_bytes()).is_err() {
         return Err(gone());
     }
@@ -202,7 +203,7 @@ fn its_folder_shows(cx: &mut DumpCx, v: &FileView, path: &[u8]) -> Result<()> {
     let Some(id) = mount_of(cx, v)? else {
         return Ok(());
     };
-    let root = root_of(cx, v.pid)?;
+    let root = root_of(cx, v)?;
     for up in Path::new(OsStr::from_bytes(path)).ancestors().skip(1) {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let up = up.as_os_str().as_bytes();
@@ -232,8 +233,19 @@ fn relative(path: &[u8]) -> &[u8] {
 
 /// The root from which the paths that /proc shows us of this task's files are to be looked up. Asked once per task: it costs
 /// as much as all the rest of a file.
-fn root_of(cx: &mut DumpCx, pid: HostPid) -> Result<Rc<OwnedFd>> {
+fn root_of(cx: &mut DumpCx, v: &FileView) -> Result<Rc<OwnedFd>> {
     const OURS: HostPid = HostPid(0);
+    // whoever has it may be in another mount namespace than the file
+    if let Some(id) = mount_of(cx, v)? {
+        let mut all = cx.mount_namespaces.values();
+        if let Some(n) = all.find(|n| n.mounts.contains(&(id as u32))) {
+            return Ok(n.root.clone());
+        }
+    }
+    let pid = match cx.has_engines(Ns::Mnt) {
+        true => HostPid::own(),
+        false => v.pid,
+    };
     if let Some(r) = cx.roots.get(&pid) {
         return Ok(r.clone());
     }

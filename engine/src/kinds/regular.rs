@@ -69,7 +69,11 @@ pub fn describe(
     let stat = fds::fstat(fd)?;
     let flags = flags & !(libc::O_CLOEXEC as u32);
     // two names of one inode, or two ways to open it, are two entries
-    let key = (stat.st_dev, stat.st_ino, flags, link.to_vec());
+    let mount = match cx.mount_namespaces.is_empty() {
+        true => 0,
+        false => stasis_kernel::mnt::id_of(fd)?,
+    };
+    let key = (stat.st_dev, stat.st_ino, flags, mount, link.to_vec());
     if let Some(id) = cx.described.get(&key) {
         return Ok(*id);
     }
@@ -120,11 +124,13 @@ pub fn plan_open(cx: &mut PlanCx, id: u32, flags: u32, bind: FdRef) -> Result<()
     };
     let before = cx.stage();
     cx.enter(stage_of(reg).max(before));
+    let home = cx.go_to_mount(mount_id(reg));
     let call = open_call(cx, reg, flags | NONBLOCK);
     if let Ok(c) = &call {
         cx.host(c.clone().binds(bind), shown(reg));
     }
     cx.enter(before);
+    cx.home = home;
     call.map(drop)
 }
 
@@ -178,8 +184,10 @@ impl FileKind for Regular {
         }
         let before = cx.stage();
         cx.enter(stage_of(reg).max(before));
+        let home = cx.go_to_mount(mount_id(reg));
         let done = plan_entry(reg, cx);
         cx.enter(before);
+        cx.home = home;
         done
     }
 }
@@ -271,7 +279,7 @@ fn open_call(cx: &mut PlanCx, reg: &pb::RegFileEntry, flags: u32) -> Result<Call
         Some(r) => Arg::FdPath(ghost::plan(cx, reg, &r)?),
         None => {
             let path = path_of(reg)?.into_os_string().into_encoded_bytes();
-            let on = reg.mnt_id.and_then(|id| u32::try_from(id).ok());
+            let on = mount_id(reg);
             let mounts = cx.mounts.as_ref();
             match on.and_then(|id| mounts?.hidden(id, &reg.name)) {
                 Some((mount, rest)) => {
@@ -290,6 +298,11 @@ fn open_call(cx: &mut PlanCx, reg: &pb::RegFileEntry, flags: u32) -> Result<Call
     let bits = flags.bits() as u64;
     let args = vec![dir, path, Arg::OpenFlags(bits), Arg::Int(0)];
     Ok(Call::new(libc::SYS_openat, args))
+}
+
+/// The number of the mount it is on, if that is in the image.
+pub(super) fn mount_id(reg: &pb::RegFileEntry) -> Option<u32> {
+    reg.mnt_id.and_then(|id| u32::try_from(id).ok())
 }
 
 fn remap(cx: &mut PlanCx, reg: &pb::RegFileEntry) -> Result<Option<pb::RemapFilePathEntry>> {

@@ -385,7 +385,7 @@ fn a_mapped_file_gets_one_entry_however_often_it_is_described() {
         dir: &images,
         pid: &|p| Some(HostPid(p as i32)),
     };
-    for (_, act, _) in &plan.host {
+    for crate::kinds::HostAct { act, .. } in &plan.host {
         act.perform(&mut on).unwrap();
     }
     let x = File::from(host.take(x).unwrap());

@@ -246,7 +246,7 @@ mod tests {
             dir: &dir,
             pid: &|p| Some(HostPid(p as i32)),
         };
-        for (_, act, _) in &plan.host {
+        for crate::kinds::HostAct { act, .. } in &plan.host {
             act.perform(&mut on).unwrap();
         }
         let all = |f: &File| {

@@ -40,7 +40,7 @@ fn onto_fresh(o: &pb::SkOptsEntry) -> OwnedFd {
     ) {
         host.play(&row).unwrap();
     }
-    for (_, act, why) in &cx.host {
+    for crate::kinds::HostAct { act, why, .. } in &cx.host {
         let mut on = Stagehand {
             host: &mut host,
             dir: &dir,

@@ -20,7 +20,6 @@ use super::act::{Act, Fill, Stagehand};
 use super::{DumpCx, PlanCx, Stage, shmem};
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call, FdRef};
-use stasis_kernel::ns::Ns;
 use stasis_kernel::sysv::{self, SHM_DEST};
 use stasis_proto::{Kind, pb};
 use std::collections::BTreeMap;
@@ -40,7 +39,7 @@ pub fn contents_id(id: u32) -> u64 {
 /// # Errors
 /// Failures to look or read.
 pub fn dump(cx: &mut DumpCx, id: u32, file: BorrowedFd<'_>) -> Result<()> {
-    if cx.has_own(Ns::Ipc) || !cx.first("SysV shared memory", id.into()) {
+    if !cx.first("SysV shared memory", id.into()) {
         return Ok(());
     }
     let s = sysv::stat(id as i32)?;

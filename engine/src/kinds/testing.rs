@@ -1,6 +1,6 @@
 //! For the kinds' unit tests: real files of this process dumped to a folder, and planned and played from it.
 #![allow(missing_docs)]
-use super::{Act, DumpCx, FileKind, PlanCx, Seen, Stage, Stagehand, TaskStage, Undo};
+use super::{Act, DumpCx, FileKind, HostAct, PlanCx, Seen, Stage, Stagehand, TaskStage, Undo};
 use crate::options::Options;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::HostPid;
@@ -153,14 +153,14 @@ impl Dumped {
             Stage::Queues,
             Stage::Mapped,
         ] {
-            for (_, act, why) in cx.host.iter().filter(|h| h.0 == stage) {
+            for HostAct { act, why, .. } in cx.host.iter().filter(|h| h.stage == stage) {
                 act.perform(&mut on)
                     .map_err(|e| e.on(format!("{act} ({why})")))?;
             }
         }
-        let last = cx.host.iter().filter(|h| h.0 == Stage::Last);
+        let last = cx.host.iter().filter(|h| h.stage == Stage::Last);
         cx.task.sort_by_key(|t| t.1);
-        let last = last.map(|h| h.1.clone()).collect();
+        let last = last.map(|h| h.act.clone()).collect();
         Ok(Planned {
             host,
             last,
@@ -188,7 +188,7 @@ impl Dumped {
             dir: &dir,
             pid: &|p| Some(HostPid(p as i32)),
         };
-        for (_, act, _) in &cx.host {
+        for HostAct { act, .. } in &cx.host {
             act.perform(&mut on).unwrap();
         }
         taken.iter().map(|f| host.take(*f).unwrap()).collect()

@@ -39,6 +39,7 @@ use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::HostPid;
+use stasis_kernel::inner::Way;
 use stasis_kernel::ns::Ns;
 use stasis_kernel::unix::{self, Message, Ucred};
 use stasis_proto::pb;
@@ -191,7 +192,8 @@ fn clear_up(cx: &mut DumpCx) -> Result<()> {
         return Ok(());
     };
     let mut answer = vec![0u8; sockets.len() * 4];
-    let mut there = stasis_kernel::inner::start(*root, &[Ns::Pid], None, |channel| {
+    let way = Way::to(*root, &[Ns::Pid]);
+    let mut there = stasis_kernel::inner::start(&way, |channel| {
         for ((_, fd), to) in sockets.iter().zip(answer.chunks_exact_mut(4)) {
             let c = sockopts::get(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, 12);
             if let Ok(Some(c)) = c {
@@ -565,7 +567,8 @@ pub fn senders(
     if !all.iter().any(|m| unclear(m)) {
         return Ok(None);
     }
-    let mut there = stasis_kernel::inner::start(*root, &[Ns::Pid], None, |channel| {
+    let way = Way::to(*root, &[Ns::Pid]);
+    let mut there = stasis_kernel::inner::start(&way, |channel| {
         let Ok(found) = look(sockets) else { return 1 };
         let pid = |m: &Message| m.cred.map_or(0, |c| c.pid).to_le_bytes();
         let told: Vec<u8> = found.iter().flatten().flat_map(pid).collect();

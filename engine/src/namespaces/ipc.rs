@@ -50,7 +50,7 @@ pub fn dump(cx: &mut DumpCx, id: u32, task: HostPid) -> Result<()> {
     cx.dir.write_one(&Kind::IpcVar.file_of(id), &seen.vars)?;
     let image = Kind::IpcnsShm.file_of(id);
     for (e, file) in &seen.segments {
-        let as_ = contents_id(cx, e.desc.id)?;
+        let as_ = contents_id(cx, id, e.desc.id)?;
         shmem::dump_contents(cx, file.as_fd(), as_, e.size, None)?;
         cx.put(&image, e, &[])?;
     }
@@ -73,12 +73,20 @@ pub fn dump(cx: &mut DumpCx, id: u32, task: HostPid) -> Result<()> {
     Ok(())
 }
 
-/// Under which number the contents of a segment are kept: its id, unless other shared memory has that.
-fn contents_id(cx: &DumpCx, id: u32) -> Result<u64> {
+/// Under which number the contents of a segment are kept: its id, unless other shared memory has that; in a namespace that only
+/// tasks below the root have, always with the number of the namespace.
+fn contents_id(cx: &DumpCx, space: u32, id: u32) -> Result<u64> {
+    if crate::dump::is_nested(space) {
+        return Ok(nested_id(space, id));
+    }
     match cx.dir.exists(&Kind::ShmemPagemap.file_of(id))? {
         true => Ok(sysv_kind::contents_id(id)),
         false => Ok(id.into()),
     }
+}
+
+fn nested_id(space: u32, id: u32) -> u64 {
+    u64::from(space) << 32 | u64::from(id)
 }
 
 /// Payloads stand in whole words of 8 bytes.
@@ -311,11 +319,13 @@ pub fn restore(dir: &ImageDir, id: u32) -> Result<()> {
             let failed = |why| making("shared memory segment", d.id, why);
             // it goes with its namespace
             made.map_err(failed)?.keep();
-            let under =
-                match dir.exists(&Kind::ShmemPagemap.file_of(sysv_kind::contents_id(d.id)))? {
-                    true => sysv_kind::contents_id(d.id),
-                    false => d.id.into(),
-                };
+            let mut under = u64::from(d.id);
+            for name in [nested_id(id, d.id), sysv_kind::contents_id(d.id)] {
+                if dir.exists(&Kind::ShmemPagemap.file_of(name))? {
+                    under = name;
+                    break;
+                }
+            }
             // no file of it: /proc/self/map_files is not for the root of a user namespace
             if let Some(fill) = shmem::fill(dir, FdRef(0), under, e.size, None)? {
                 let mut memory = sysv::attach(d.id as i32, e.size).map_err(failed)?;

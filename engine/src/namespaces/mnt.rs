@@ -42,21 +42,39 @@ struct Visit {
     root: OwnedFd,
 }
 
-/// Describes the mount namespace of a task under this number, contents included.
+/// A mount namespace that is to be described.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Its number in the image.
+    pub id: u32,
+    /// Its inode number.
+    pub ino: u64,
+    /// A task that is in it.
+    pub task: HostPid,
+}
+
+/// Describes all mount namespaces of the tree, that of the first process first, contents included.
 ///
 /// # Errors
 /// E4300 to E4310: mounts that would not come back, each by name.
-pub fn dump(cx: &mut DumpCx, id: u32, task: HostPid) -> Result<()> {
-    let handle = Ns::Mnt.of(task)?;
+pub fn dump(cx: &mut DumpCx, places: &[Place]) -> Result<()> {
+    let Some(first) = places.first() else {
+        return Ok(());
+    };
     let proc = File::open("/proc").map_err(|e| io("openat", &e, "/proc"))?;
-    // KERNEL: mountinfo shows the part of a cgroup hierarchy that is mounted as the reader's cgroup namespace has it
-    let groups = Ns::Cgroup.of(task)?;
-    let places = [(Ns::Cgroup, groups.as_fd()), (Ns::Mnt, handle.as_fd())];
-    let seen = ns::visit(&places, || visit(&proc))??;
+    let mut all = Vec::with_capacity(places.len());
+    for p in places {
+        let handle = Ns::Mnt.of(p.task)?;
+        // KERNEL: mountinfo shows the part of a cgroup hierarchy that is mounted as the reader's cgroup namespace has it
+        let groups = Ns::Cgroup.of(p.task)?;
+        let there = [(Ns::Cgroup, groups.as_fd()), (Ns::Mnt, handle.as_fd())];
+        let seen = ns::visit(&there, || visit(&proc))??;
+        all.push((handle, seen));
+    }
     let host = ProcDir::open(HostPid::own())?.mountinfo()?;
-    let ids = ids_of(task)?;
+    let ids = ids_of(first.task)?;
     let mut external = cx.options.mounts.external.clone();
-    external.extend(crate::plugins::mounts(cx, &seen.infos)?);
+    external.extend(crate::plugins::mounts(cx, &all[0].1.infos)?);
     let o = &cx.options.mounts;
     let wishes = Wishes {
         external: &external,
@@ -65,28 +83,31 @@ pub fn dump(cx: &mut DumpCx, id: u32, task: HostPid) -> Result<()> {
         skip: &o.skip,
         enable_fs: &o.enable_fs,
     };
+    let spaces: Vec<&[MountInfo]> = all.iter().map(|a| &a.1.infos[..]).collect();
+    let devices = all.iter().flat_map(|a| a.1.devices.clone()).collect();
     let view = View {
-        infos: &seen.infos,
+        spaces: &spaces,
         host: &host,
-        devices: &seen.devices,
+        devices: &devices,
         ids: &ids,
     };
     let told = look::describe(&view, &wishes)?;
     for c in &told.contents {
-        let copy = reach::copy(handle.as_fd(), proc.as_fd(), c)?;
+        let copy = reach::copy(all[c.space].0.as_fd(), proc.as_fd(), c)?;
         let image = Kind::TmpfsDev.file_of(c.dev);
         let out = std::io::BufWriter::new(cx.dir.create_raw(&image)?);
         archive::pack(copy.as_fd(), out, &ids)
             .map_err(|e| Error::from(e).on(format!("mount {} ({})", c.mnt_id, c.mountpoint)))?;
     }
-    cx.dir.write_all(&Kind::Mnts.file_of(id), &told.entries)?;
     cx.warnings.extend(told.warnings);
-    let own = ProcDir::open(task)?.ns("mnt")?;
-    let here = MntNs {
-        root: Rc::new(seen.root),
-        mounts: told.entries.iter().map(|e| e.mnt_id).collect(),
-    };
-    cx.mount_namespaces.insert(own, here);
+    for ((p, (_, seen)), entries) in places.iter().zip(all).zip(&told.entries) {
+        cx.dir.write_all(&Kind::Mnts.file_of(p.id), entries)?;
+        let here = MntNs {
+            root: Rc::new(seen.root),
+            mounts: entries.iter().map(|e| e.mnt_id).collect(),
+        };
+        cx.mount_namespaces.insert(p.ino, here);
+    }
     Ok(())
 }
 
@@ -136,13 +157,15 @@ fn io(call: &'static str, e: &std::io::Error, what: &str) -> Error {
     SysError::new(call, errno, what).into()
 }
 
-/// Plans how the mount namespace with this number is built.
+/// Plans how the mount namespaces with these numbers are built, that of the first process first.
 ///
 /// # Errors
 /// E5300 to E5304: hostile or damaged entries; E2300 to E2302: the caller did not give what must come from outside.
-pub fn plan(o: &Options, dir: &ImageDir, id: u32) -> Result<Plan> {
-    let entries: Vec<pb::MntEntry> = dir.read_all(&Kind::Mnts.file_of(id))?;
-    let tree = Tree::from_entries(&entries)?;
+pub fn plan(o: &Options, dir: &ImageDir, ids: &[u32]) -> Result<Plan> {
+    let all = ids.iter().map(|id| dir.read_all(&Kind::Mnts.file_of(*id)));
+    let all: Vec<Vec<pb::MntEntry>> = all.collect::<std::result::Result<_, _>>()?;
+    let spaces: Vec<&[pb::MntEntry]> = all.iter().map(|e| &e[..]).collect();
+    let tree = Tree::from_spaces(&spaces)?;
     let archive = |dev: u32| {
         let image = Kind::TmpfsDev.file_of(dev);
         dir.exists(&image).unwrap_or(false).then_some(image)
@@ -167,21 +190,29 @@ pub fn fetch(dir: &ImageDir, plan: &Plan, host: &mut Host) -> Result<()> {
     perform(dir, &plan.outside, host, &archive::Devices::default())
 }
 
-/// Builds the namespace the caller is in, but for what needs terminals. Afterwards the caller's root is the tree's.
+/// Builds the namespace the caller is in, the one of this index, but for what needs terminals. Afterwards the caller's root is
+/// the tree's.
 ///
 /// # Errors
 /// E6300 to E6311: the machine refused a step; E5305, E5306: an archive that cannot be unpacked.
-pub fn build(o: &Options, dir: &ImageDir, plan: &Plan, host: &mut Host) -> Result<()> {
+pub fn build(
+    o: &Options,
+    dir: &ImageDir,
+    plan: &Plan,
+    space: usize,
+    host: &mut Host,
+) -> Result<()> {
     let devices = archive::Devices::of(o.mounts.external.iter().map(|e| e.1.as_str()));
-    perform(dir, &plan.build, host, &devices)
+    perform(dir, plan.of_space(space).0, host, &devices)
 }
 
 /// Mounts the names of terminals, which are open by now.
 ///
 /// # Errors
 /// E6300 to E6302.
-pub fn finish(dir: &ImageDir, plan: &Plan, host: &mut Host) -> Result<()> {
-    perform(dir, &plan.late, host, &archive::Devices::default())
+pub fn finish(dir: &ImageDir, plan: &Plan, space: usize, host: &mut Host) -> Result<()> {
+    let rows = plan.of_space(space).1;
+    perform(dir, rows, host, &archive::Devices::default())
 }
 
 fn perform(

@@ -22,9 +22,8 @@ use stasis_proto::ImageDir;
 pub fn dump(cx: &mut DumpCx, ns: Ns, id: u32, task: HostPid) -> Result<()> {
     match ns {
         Ns::Uts => uts::dump(cx.dir, id, task),
-        Ns::Mnt => mnt::dump(cx, id, task),
-        // nothing is in them but what tasks show; clocks are dumped always
-        Ns::Pid | Ns::Time | Ns::Cgroup => Ok(()),
+        // nothing is in them but what tasks show; clocks are dumped always; mounts are dumped before all files
+        Ns::Pid | Ns::Time | Ns::Cgroup | Ns::Mnt => Ok(()),
         Ns::Net => net::dump(cx, task, id),
         Ns::Ipc => ipc::dump(cx, id, task),
         Ns::User => user::dump(cx.dir, id, task),

@@ -1,8 +1,11 @@
 //! The namespaces a tree is restored into: which are made, which are joined, and the rows by which the first stub goes there.
 //!
+//! Namespaces that only tasks below the root have are made by workers: see [`super::homes`].
+//!
 //! The stub goes alone: first into namespaces the caller gave, then into a user namespace of its own, then it makes the
 //! others, which belong to that one. All tasks are born of it and inherit them. A pid namespace is made by the birth of its
 //! first task, whose number in it is 1.
+use super::homes::Homes;
 use super::images::Images;
 use super::privileges::Groups;
 use crate::error::{Blame, Error, Result};
@@ -19,8 +22,10 @@ pub struct Grounds {
     pub fresh: Vec<(Ns, u32)>,
     /// Namespaces the caller gave, each by a path that leads to its handle.
     pub joined: Vec<(Ns, PathBuf)>,
-    /// Pid, in the tree's pid namespace, of the engine's worker there.
-    pub worker: Option<i32>,
+    /// Pids, in the tree's pid namespace, of the engine's workers there: one for each home. Empty if they may have any.
+    pub workers: Vec<i32>,
+    /// Where tasks live.
+    pub homes: Homes,
 }
 
 impl Grounds {
@@ -77,7 +82,9 @@ impl Grounds {
         // users first: rights over the others come from there
         g.joined.sort_by_key(|j| j.0);
         g.fresh.sort_by_key(|f| f.0);
-        if g.has(Ns::Pid) {
+        g.homes = Homes::of(images, g.makes(Ns::Mnt));
+        g.homes.check(images)?;
+        if g.makes(Ns::Pid) {
             let used: std::collections::BTreeSet<u32> = images
                 .tasks
                 .iter()
@@ -86,12 +93,13 @@ impl Grounds {
                     [e.pid, e.sid, e.pgid].into_iter().chain(e.threads.clone())
                 })
                 .collect();
-            // a high one: sockets tell of processes that have ended, whose numbers are taken for a moment to say so
-            g.worker = (2..highest_pid())
+            // high ones: sockets tell of processes that have ended, whose numbers are taken for a moment to say so
+            g.workers = (2..highest_pid())
                 .rev()
-                .find(|n| !used.contains(n))
+                .filter(|n| !used.contains(n))
                 .map(|n| n as i32)
-                .filter(|_| g.makes(Ns::Pid));
+                .take(g.homes.all.len())
+                .collect();
         }
         Ok(g)
     }
@@ -131,6 +139,20 @@ impl Grounds {
     pub fn are_ours(&self) -> bool {
         !Ns::ALL.iter().any(|n| *n != Ns::Time && self.has(*n))
     }
+    /// Are all files opened where the engine is?
+    pub fn are_simple(&self) -> bool {
+        self.are_ours() && self.homes.are_one()
+    }
+    /// What the worker of a home does to come there, one after the other: first it enters what a task of the root's home is in,
+    /// then what homes before have made, then it makes the rest.
+    pub fn way_to(&self, home: usize) -> (Vec<Ns>, Vec<(Ns, u32)>, Vec<Ns>) {
+        let way = self.homes.way(0, home);
+        let makes = self.homes.all[home].makes.clone();
+        let stay = |ns: &Ns| !way.iter().any(|w| w.0 == *ns);
+        let enter = self.for_worker().into_iter().filter(stay).collect();
+        let join = way.iter().copied().filter(|w| !makes.contains(&w.0));
+        (enter, join.collect(), makes)
+    }
     /// What the worker enters: all but the clocks, which nothing it does depends on.
     pub fn for_worker(&self) -> Vec<Ns> {
         Ns::ALL
@@ -156,10 +178,7 @@ impl Grounds {
                     Arg::Int(0),
                 ],
             ));
-            rows.push(Call::new(
-                libc::SYS_setns,
-                vec![Arg::Ret(n), flags(std::iter::once(*ns))],
-            ));
+            rows.push(entering(Arg::Ret(n), *ns));
             rows.push(Call::new(libc::SYS_close, vec![Arg::Ret(n)]));
         }
         if self.joined.iter().any(|j| j.0 == Ns::User) {
@@ -206,6 +225,11 @@ fn flags(of: impl Iterator<Item = Ns>) -> Arg {
         })
         .collect();
     Arg::Named(bits, names.join("|"))
+}
+
+/// The row that enters a namespace of which the player has a handle.
+pub fn entering(handle: Arg, ns: Ns) -> Call {
+    Call::new(libc::SYS_setns, vec![handle, flags(std::iter::once(ns))])
 }
 
 /// Rows: uid and gid 0 of the user namespace the player is in.

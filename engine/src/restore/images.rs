@@ -1,4 +1,5 @@
 //! What a folder holds, read once and checked before anything is done. Images are untrusted.
+use super::homes::SORTS;
 use crate::error::{Blame, Error, Result};
 use crate::namespaces::user::Ids;
 use crate::pages::Pages;
@@ -134,7 +135,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             None => dir.read_one(&Kind::Ids.file_of(pid))?,
         };
         let first = tasks.first().map_or(&t.ids, |r| &r.ids);
-        namespaces(&t.ids, first).map_err(|e| e.on(name()))?;
+        namespaces(&t.ids, first, root_ids.as_ref()).map_err(|e| e.on(name()))?;
         if t.entry.threads.first() != Some(&pid) {
             return Err(bad(name(), "its first thread is not its leader"));
         }
@@ -269,7 +270,7 @@ fn clocks(
 }
 
 /// The id of a task's namespace.
-fn id_of(ids: &pb::TaskKobjIdsEntry, ns: Ns) -> Option<u32> {
+pub fn id_of(ids: &pb::TaskKobjIdsEntry, ns: Ns) -> Option<u32> {
     match ns {
         Ns::User => ids.user_ns_id,
         Ns::Pid => ids.pid_ns_id,
@@ -282,11 +283,16 @@ fn id_of(ids: &pb::TaskKobjIdsEntry, ns: Ns) -> Option<u32> {
     }
 }
 
-/// All tasks must be in the root's namespaces.
-fn namespaces(ids: &pb::TaskKobjIdsEntry, root: &pb::TaskKobjIdsEntry) -> Result<()> {
+/// All tasks must be in the root's namespaces, but for the sorts of which a tree may have several.
+fn namespaces(
+    ids: &pb::TaskKobjIdsEntry,
+    root: &pb::TaskKobjIdsEntry,
+    engine: Option<&pb::TaskKobjIdsEntry>,
+) -> Result<()> {
     for ns in Ns::ALL.into_iter().filter(|n| *n != Ns::Time) {
         let (a, b) = (id_of(ids, ns), id_of(root, ns));
-        if a.is_some() && b.is_some() && a != b {
+        let engines = engine.is_some_and(|e| id_of(e, ns) == a);
+        if a.is_some() && b.is_some() && a != b && (engines || !SORTS.contains(&ns)) {
             return Err(unsupported(
                 format!("{} namespace", ns.name()),
                 "it has another than the root of the tree",

@@ -1,4 +1,5 @@
-//! The worker in the tree's namespaces: it performs there what the plan has the engine do, and sends the files back.
+//! The workers in the tree's namespaces, one in each home: they perform there what the plan has the engine do, and send the files
+//! back.
 //!
 //! It is a copy of the engine (see `stasis_kernel::inner`), so it has the plan already; the engine only says what to do next.
 //! Pids are as the tree sees them, paths as its mount namespace has them. What it opens crosses the channel as SCM_RIGHTS.
@@ -11,17 +12,21 @@ use stasis_kernel::fds;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::inner::Inner;
+use stasis_kernel::ns::Ns;
 use stasis_proto::ImageDir;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 /// What the engine asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
     /// What is in the namespaces: names, IPC objects, devices, mounts.
     Contents,
-    /// Acts of a stage.
-    Open(Stage),
+    /// A run of acts of a stage: see [`Plan::runs`].
+    Open(Stage, u32),
+    /// Mounts of terminals, which are open by now.
+    Late,
     /// What was made outside of the tree belongs to others from now on.
     Keep,
 }
@@ -38,18 +43,29 @@ const STAGES: [Stage; 7] = [
 ];
 
 impl Task {
-    fn code(self) -> u8 {
-        match self {
-            Task::Contents => 100,
-            Task::Keep => 101,
-            Task::Open(s) => STAGES.iter().position(|x| *x == s).unwrap_or(0) as u8,
-        }
+    fn bytes(self) -> [u8; 6] {
+        let (code, run) = match self {
+            Task::Contents => (100, 0),
+            Task::Keep => (101, 0),
+            Task::Late => (102, 0),
+            Task::Open(s, run) => {
+                let code = STAGES.iter().position(|x| *x == s).unwrap_or(0) as u8;
+                (code, run)
+            }
+        };
+        let r = run.to_le_bytes();
+        [b'T', code, r[0], r[1], r[2], r[3]]
     }
-    fn by_code(c: u8) -> Option<Task> {
-        match c {
+    fn of_bytes(b: &[u8]) -> Option<Task> {
+        let [b'T', code, run @ ..] = b else {
+            return None;
+        };
+        let run = u32::from_le_bytes(run.try_into().ok()?);
+        match code {
             100 => Some(Task::Contents),
             101 => Some(Task::Keep),
-            n => STAGES.get(n as usize).map(|s| Task::Open(*s)),
+            102 => Some(Task::Late),
+            n => STAGES.get(*n as usize).map(|s| Task::Open(*s, run)),
         }
     }
 }
@@ -114,44 +130,97 @@ const PER_MESSAGE: usize = 250;
 /// Longest message: the end with its words.
 const LONGEST: usize = 60_000;
 
-/// Has the worker do something; its files come into `host`. Gives its warnings.
-///
-/// # Errors
-/// The worker's, or that it is gone.
-pub fn ask(worker: &Inner, task: Task, host: &mut Host) -> Result<Vec<String>> {
-    let gone = |e: String| {
-        Error::new(
-            "E6801",
-            Blame::Host,
-            "the worker in the tree's namespaces is gone",
-        )
-        .why(e)
-        .advice("the kernel log may say who killed it (out of memory?)")
-    };
-    nix::unistd::write(&worker.channel, &[task.code()]).map_err(|e| gone(e.to_string()))?;
-    let mut buf = vec![0u8; LONGEST];
-    loop {
-        let (n, files) = fds::recv_fds(worker.channel.as_fd(), &mut buf)?;
-        match buf.get(..n) {
-            Some([]) | None => return Err(gone("it closed its channel".into())),
-            Some([b'F', refs @ ..]) => {
-                if refs.len() != files.len() * 4 {
-                    return Err(Error::bug("files and names on the channel do not match"));
+/// A worker, seen from the engine.
+pub struct Worker {
+    /// The process.
+    pub inner: Inner,
+    /// Files it has.
+    known: BTreeSet<FdRef>,
+}
+
+impl Worker {
+    /// A worker that was just made: it has what the engine has.
+    pub fn new(inner: Inner, host: &Host) -> Self {
+        let known = host.names().collect();
+        Self { inner, known }
+    }
+    /// Has it do something; its files come into `host`. With `share`, what others have opened goes to it before. Gives its warnings.
+    ///
+    /// # Errors
+    /// The worker's, or that it is gone.
+    pub fn ask(&mut self, task: Task, host: &mut Host, share: bool) -> Result<Vec<String>> {
+        let channel = &self.inner.channel;
+        if share {
+            send(channel, host, |_| true, &mut self.known)?;
+        }
+        nix::unistd::write(channel, &task.bytes()).map_err(|e| gone(e.to_string()))?;
+        let mut buf = vec![0u8; LONGEST];
+        loop {
+            let (n, files) = fds::recv_fds(channel.as_fd(), &mut buf)?;
+            match buf.get(..n) {
+                Some([]) | None => return Err(gone("it closed its channel".into())),
+                Some([b'F', refs @ ..]) => {
+                    self.known.extend(receive(refs, files, host)?);
                 }
-                for (r, f) in refs.chunks_exact(4).zip(files) {
-                    let r = u32::from_le_bytes([r[0], r[1], r[2], r[3]]);
-                    host.insert(FdRef(r), f);
+                Some([_, json @ ..]) => {
+                    return match serde_json::from_slice(json) {
+                        Ok(End::Done(warnings)) => Ok(warnings),
+                        Ok(End::Refused(r)) => Err(r.error()),
+                        Err(e) => Err(gone(e.to_string())),
+                    };
                 }
-            }
-            Some([_, json @ ..]) => {
-                return match serde_json::from_slice(json) {
-                    Ok(End::Done(warnings)) => Ok(warnings),
-                    Ok(End::Refused(r)) => Err(r.error()),
-                    Err(e) => Err(gone(e.to_string())),
-                };
             }
         }
     }
+}
+
+fn gone(e: String) -> Error {
+    Error::new(
+        "E6801",
+        Blame::Host,
+        "the worker in the tree's namespaces is gone",
+    )
+    .why(e)
+    .advice("the kernel log may say who killed it (out of memory?)")
+}
+
+/// Files that came in one message, with their names; gives the names.
+fn receive(refs: &[u8], files: Vec<OwnedFd>, host: &mut Host) -> Result<Vec<FdRef>> {
+    if refs.len() != files.len() * 4 {
+        return Err(Error::bug("files and names on the channel do not match"));
+    }
+    let names = refs.chunks_exact(4);
+    let names: Vec<FdRef> = names
+        .map(|r| FdRef(u32::from_le_bytes([r[0], r[1], r[2], r[3]])))
+        .collect();
+    for (name, file) in names.iter().zip(files) {
+        host.insert(*name, file);
+    }
+    Ok(names)
+}
+
+/// Sends files that are not known at the other end and that are wanted there.
+fn send(
+    channel: &OwnedFd,
+    host: &Host,
+    wanted: impl Fn(FdRef) -> bool,
+    known: &mut BTreeSet<FdRef>,
+) -> Result<()> {
+    let new = host.names().filter(|f| wanted(*f) && !known.contains(f));
+    let new: Vec<FdRef> = new.collect();
+    for part in new.chunks(PER_MESSAGE) {
+        let mut message = vec![b'F'];
+        let mut files: Vec<BorrowedFd> = Vec::with_capacity(part.len());
+        for f in part {
+            if let Some(fd) = host.fd(*f) {
+                message.extend_from_slice(&f.0.to_le_bytes());
+                files.push(fd.as_fd());
+            }
+        }
+        fds::send_fds(channel.as_fd(), &message, &files)?;
+    }
+    known.extend(new);
+    Ok(())
 }
 
 /// What the worker works with.
@@ -164,25 +233,39 @@ pub struct Work<'a> {
     pub plan: &'a Plan,
     /// Files the engine has opened before the worker was made.
     pub host: Host,
+    /// Index of its home.
+    pub home: usize,
 }
 
 /// The worker's life: one task after the other until the channel is closed.
 pub fn serve(mut w: Work<'_>, channel: OwnedFd) -> i32 {
     let wanted = w.plan.wanted();
-    let mut sent: BTreeSet<FdRef> = BTreeSet::new();
+    let share = !w.plan.grounds.homes.are_one();
+    let mut known: BTreeSet<FdRef> = w.host.names().collect();
+    let mut buf = vec![0u8; LONGEST];
     loop {
-        let mut code = [0u8];
-        match nix::unistd::read(&channel, &mut code) {
-            Ok(1) => {}
-            Err(nix::errno::Errno::EINTR) => continue,
-            _ => return 0,
-        }
-        let done = match Task::by_code(code[0]) {
-            Some(task) => w.perform(task),
-            None => Err(Error::bug("an unknown task on the channel")),
+        let told = match fds::recv_fds(channel.as_fd(), &mut buf) {
+            Ok((n, files)) => (n, files),
+            Err(e) if e.errno == nix::errno::Errno::EINTR => continue,
+            Err(_) => return 0,
+        };
+        let done = match (&buf[..told.0], told.1) {
+            ([], _) => return 0,
+            ([b'F', refs @ ..], files) => match receive(refs, files, &mut w.host) {
+                Ok(names) => {
+                    known.extend(names);
+                    continue;
+                }
+                Err(e) => Err(e),
+            },
+            (task, _) => match Task::of_bytes(task) {
+                Some(task) => w.perform(task),
+                None => Err(Error::bug("an unknown task on the channel")),
+            },
         };
         let end = done.and_then(|warnings| {
-            w.send(&channel, &wanted, &mut sent)?;
+            let wanted = |f: FdRef| share || wanted.contains(&f);
+            send(&channel, &w.host, wanted, &mut known)?;
             Ok(warnings)
         });
         let end = match end {
@@ -203,21 +286,28 @@ impl Work<'_> {
     fn perform(&mut self, task: Task) -> Result<Vec<String>> {
         match task {
             Task::Contents => self.contents().map(|()| Vec::new()),
-            Task::Open(stage) => {
+            Task::Open(stage, run) => {
                 let known = |pid: u32| Some(HostPid(pid as i32));
-                for (_, act, why) in self.plan.host.iter().filter(|h| h.0 == stage) {
+                let runs = self.plan.runs(stage);
+                for a in runs.get(run as usize).into_iter().flatten() {
                     crate::kill_point();
                     let mut on = Stagehand {
                         host: &mut self.host,
                         dir: self.dir,
                         pid: &known,
                     };
-                    act.perform(&mut on)
-                        .map_err(|e| super::perform::opening(act, why, e))?;
+                    a.act
+                        .perform(&mut on)
+                        .map_err(|e| super::perform::opening(&a.act, &a.why, e))?;
                 }
-                if let (Stage::First, Some(m)) = (stage, &self.plan.mounts) {
-                    crate::namespaces::mnt::finish(self.dir, m, &mut self.host)?;
-                }
+                Ok(Vec::new())
+            }
+            Task::Late => {
+                let (plan, space) = match self.mounts() {
+                    Some((m, space)) => (m.clone(), space),
+                    None => return Ok(Vec::new()),
+                };
+                crate::namespaces::mnt::finish(self.dir, &plan, space, &mut self.host)?;
                 Ok(Vec::new())
             }
             Task::Keep => {
@@ -226,41 +316,33 @@ impl Work<'_> {
             }
         }
     }
+    /// The mounts, if they are this worker's to make, and which of them.
+    fn mounts(&self) -> Option<(&'_ Rc<stasis_mounts::Plan>, usize)> {
+        let home = &self.plan.grounds.homes.all[self.home];
+        let makes = match self.home {
+            0 => self.plan.grounds.makes(Ns::Mnt),
+            _ => home.makes.contains(&Ns::Mnt),
+        };
+        let plan = self.plan.mounts.as_ref();
+        plan.zip(home.mounts.filter(|_| makes))
+    }
     /// Fills the namespaces that were made.
     fn contents(&mut self) -> Result<()> {
-        for (ns, id) in &self.plan.grounds.fresh {
-            crate::namespaces::restore(self.o, self.dir, *ns, *id)?;
+        let fresh = match self.home {
+            0 => self.plan.grounds.fresh.clone(),
+            n => {
+                let home = &self.plan.grounds.homes.all[n];
+                home.makes.iter().map(|ns| (*ns, home.ids[ns])).collect()
+            }
+        };
+        for (ns, id) in fresh {
+            crate::namespaces::restore(self.o, self.dir, ns, id)?;
         }
         // mounts last: until then /proc is the host's
-        match &self.plan.mounts {
-            Some(m) => crate::namespaces::mnt::build(self.o, self.dir, m, &mut self.host),
-            None => Ok(()),
-        }
-    }
-    /// Sends files that are new since the last time and that others need.
-    fn send(
-        &self,
-        channel: &OwnedFd,
-        wanted: &BTreeSet<FdRef>,
-        sent: &mut BTreeSet<FdRef>,
-    ) -> Result<()> {
-        let new: Vec<FdRef> = self
-            .host
-            .names()
-            .filter(|f| wanted.contains(f) && !sent.contains(f))
-            .collect();
-        for part in new.chunks(PER_MESSAGE) {
-            let mut message = vec![b'F'];
-            let mut files: Vec<BorrowedFd> = Vec::with_capacity(part.len());
-            for f in part {
-                if let Some(fd) = self.host.fd(*f) {
-                    message.extend_from_slice(&f.0.to_le_bytes());
-                    files.push(fd.as_fd());
-                }
-            }
-            fds::send_fds(channel.as_fd(), &message, &files)?;
-        }
-        sent.extend(new);
-        Ok(())
+        let (plan, space) = match self.mounts() {
+            Some((m, space)) => (m.clone(), space),
+            None => return Ok(()),
+        };
+        crate::namespaces::mnt::build(self.o, self.dir, &plan, space, &mut self.host)
     }
 }

@@ -7,6 +7,7 @@
 use super::family::{self, Deed};
 use super::habits::Outside;
 use super::images::{Images, TaskImages};
+use super::inner::Worker;
 use super::numbers::Numbers;
 use super::pager::{Daemon, Pager, no_uffd};
 use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
@@ -14,7 +15,7 @@ use super::{fill, grounds, inner, memory, vdso};
 use crate::dump::seize;
 use crate::error::{Blame, Error, Result};
 use crate::events::Moment;
-use crate::kinds::{Act, Stage, Stagehand};
+use crate::kinds::{Act, HostAct, Stage, Stagehand};
 use crate::options::{After, Options};
 use crate::phase::Phase;
 use crate::report::RestoreReport;
@@ -24,7 +25,7 @@ use stasis_kernel::call::{Arg, Call, FdRef, answer};
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::{HostPid, RemoteFd};
-use stasis_kernel::inner::Inner;
+use stasis_kernel::inner::Way;
 use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::{MapName, ProcDir};
 use stasis_kernel::ptrace::{EXITKILL, SUSPEND_SECCOMP, TRACESYSGOOD, Tracee};
@@ -59,8 +60,8 @@ pub struct Performance<'a> {
     root: Option<HostPid>,
     /// The engine's numbers of tasks and threads.
     pids: Numbers,
-    /// The worker in the tree's namespaces, if they are not all the engine's.
-    worker: Option<Inner>,
+    /// The worker in each home; none in the first one if that is the engine's.
+    workers: Vec<Option<Worker>>,
     /// Control groups: those that were made go when this is dropped, after the tasks in them.
     groups: Option<Groups<'a>>,
     /// Tasks seized while they have no parent to die with, that will be zombies.
@@ -91,7 +92,7 @@ impl Drop for Performance<'_> {
         if self.committed {
             return;
         }
-        self.worker = None;
+        self.workers.clear();
         let mut pids: Vec<i32> = self.stub.iter().map(|s| s.0).collect();
         pids.extend(self.root.map(|r| r.0));
         pids.extend(&self.seized);
@@ -147,7 +148,7 @@ impl<'a> Performance<'a> {
             newborn: Vec::new(),
             root: None,
             pids: Numbers::new(plan.grounds.has(Ns::Pid)),
-            worker: None,
+            workers: Vec::new(),
             groups: None,
             fosterlings: Vec::new(),
             numbers: Vec::new(),
@@ -162,7 +163,7 @@ impl<'a> Performance<'a> {
                 .is_ok_and(|t| t.starts_with(b"[always]")),
             daemon: None,
         };
-        if plan.grounds.are_ours() {
+        if plan.grounds.are_simple() {
             p.host = given(plan)?;
             p.open(&[Stage::First, Stage::Second])?;
         }
@@ -194,27 +195,46 @@ impl<'a> Performance<'a> {
         Ok(p)
     }
     fn open(&mut self, stages: &[Stage]) -> Result<()> {
-        if let Some(worker) = &self.worker {
-            for s in stages {
-                if self.plan.host.iter().any(|h| h.0 == *s) {
-                    inner::ask(worker, inner::Task::Open(*s), &mut self.host)?;
+        let plan = self.plan;
+        for stage in stages {
+            for (n, run) in plan.runs(*stage).into_iter().enumerate() {
+                let home = run.first().map_or(0, |a| a.home);
+                match self.workers.get_mut(home) {
+                    Some(Some(w)) => {
+                        let task = inner::Task::Open(*stage, n as u32);
+                        let share = !plan.grounds.homes.are_one();
+                        w.ask(task, &mut self.host, share)?;
+                    }
+                    _ => self.act(&run)?,
                 }
             }
-            return Ok(());
+            if *stage == Stage::First {
+                self.all_workers(inner::Task::Late)?;
+            }
         }
+        Ok(())
+    }
+    /// Has all workers do something; gives their warnings.
+    fn all_workers(&mut self, task: inner::Task) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        for w in self.workers.iter_mut().flatten() {
+            warnings.extend(w.ask(task, &mut self.host, false)?);
+        }
+        Ok(warnings)
+    }
+    /// The engine itself does these.
+    fn act(&mut self, run: &[&HostAct]) -> Result<()> {
         let known = |pid: u32| Some(HostPid(pid as i32));
-        let of = |s: &Stage| {
-            let s = *s;
-            self.plan.host.iter().filter(move |h| h.0 == s)
-        };
-        for (_, act, why) in stages.iter().flat_map(of) {
+        for a in run {
             crate::kill_point();
             let mut on = Stagehand {
                 host: &mut self.host,
                 dir: self.dir,
                 pid: &known,
             };
-            act.perform(&mut on).map_err(|e| opening(act, why, e))?;
+            a.act
+                .perform(&mut on)
+                .map_err(|e| opening(&a.act, &a.why, e))?;
         }
         Ok(())
     }
@@ -279,7 +299,7 @@ impl<'a> Performance<'a> {
         let mut used = self.needed();
         let stub = self.stub.map_or(1, |s| s.0 as u32);
         let foreign = self.pids.are_foreign();
-        used.extend(self.plan.grounds.worker.map(|w| w as u32));
+        used.extend(self.plan.grounds.workers.iter().map(|w| *w as u32));
         let mut at: Box<dyn Iterator<Item = u32>> = match foreign {
             true => Box::new(2..),
             false => Box::new((300..stub).rev().chain(stub + 100..)),
@@ -430,6 +450,7 @@ impl<'a> Performance<'a> {
             .filter(|i| tasks[*i].wave == wave && tasks[*i].end.is_none())
             .collect();
         self.connect(&new)?;
+        self.go_to_homes(&new)?;
         if let Some(stub) = self.stub.take() {
             stasis_kernel::ptrace::kill(stub.0, libc::SIGKILL)?;
             Tracee { tid: stub.0 }.wait_gone()?;
@@ -467,42 +488,112 @@ impl<'a> Performance<'a> {
         self.bear_root()?;
         let root = self.pids.known(self.plan.tasks[0].pid)?;
         o.events.tell(Moment::SetupNamespaces(root.0))?;
-        if !g.are_ours() {
-            // the root of a user namespace may not be let into the caller's folder
-            let held = g.has(Ns::User).then(|| self.dir.held(not_of_tasks));
-            let held = held.transpose()?;
-            let mut host = given(self.plan)?;
-            if g.has(Ns::User) {
-                // KERNEL: only the first user namespace's root opens /proc/PID/map_files, which this is made through
-                for (_, act, _) in &self.plan.host {
-                    if let Act::SharedMemory { file, size } = act {
-                        host.insert(*file, stasis_kernel::vm::shared_memory(*size)?);
-                    }
-                }
-            }
-            if let Some(m) = &self.plan.mounts {
-                crate::namespaces::mnt::fetch(self.dir, m, &mut host)?;
-            }
-            let work = inner::Work {
-                o,
-                dir: held.as_ref().unwrap_or(self.dir),
-                plan: self.plan,
-                host,
-            };
-            let which = g.for_worker();
-            let worker = stasis_kernel::inner::start(root, &which, g.worker, |channel| {
-                inner::serve(work, channel)
-            })?;
-            self.warnings
-                .extend(inner::ask(&worker, inner::Task::Contents, &mut self.host)?);
-            self.worker = Some(worker);
+        if !g.are_simple() {
+            self.settle(root)?;
         }
         o.events.tell(Moment::PostSetupNamespaces(root.0))?;
-        if self.worker.is_some() {
+        if !g.are_simple() {
             self.open(&[Stage::First, Stage::Second])
                 .map_err(|e| e.at(Phase::Open))?;
         }
         Ok(())
+    }
+    /// Each home gets a worker, which makes what is in its namespaces.
+    fn settle(&mut self, root: HostPid) -> Result<()> {
+        let (plan, o, g) = (self.plan, self.o, &self.plan.grounds);
+        // the root of a user namespace may not be let into the caller's folder
+        let held = g.has(Ns::User).then(|| self.dir.held(not_of_tasks));
+        let held = held.transpose()?;
+        let mut host = given(plan)?;
+        if g.has(Ns::User) {
+            // KERNEL: only the first user namespace's root opens /proc/PID/map_files, which this is made through
+            for a in &plan.host {
+                if let Act::SharedMemory { file, size } = &a.act {
+                    host.insert(*file, stasis_kernel::vm::shared_memory(*size)?);
+                }
+            }
+        }
+        if let Some(m) = &plan.mounts {
+            crate::namespaces::mnt::fetch(self.dir, m, &mut host)?;
+        }
+        self.host = host;
+        for home in 0..g.homes.all.len() {
+            if home == 0 && g.are_ours() {
+                self.workers.push(None);
+                continue;
+            }
+            let (which, join, make) = g.way_to(home);
+            let way = Way {
+                task: root,
+                which: &which,
+                join: join
+                    .into_iter()
+                    .map(|(ns, id)| Ok((ns, self.handle(ns, id)?)))
+                    .collect::<Result<_>>()?,
+                make: &make,
+                number: g.workers.get(home).copied(),
+            };
+            let work = inner::Work {
+                o,
+                dir: held.as_ref().unwrap_or(self.dir),
+                plan,
+                host: self.host.copy()?,
+                home,
+            };
+            let inner = stasis_kernel::inner::start(&way, |channel| inner::serve(work, channel))?;
+            let there = HostPid(inner.worker);
+            let mut worker = Worker::new(inner, &self.host);
+            for ns in make {
+                let id = g.homes.all[home].ids[&ns];
+                self.host.insert(handle_name(ns, id), ns.of(there)?);
+            }
+            self.warnings
+                .extend(worker.ask(inner::Task::Contents, &mut self.host, false)?);
+            self.workers.push(Some(worker));
+        }
+        for (ns, id) in &g.homes.all[0].ids {
+            self.host.insert(handle_name(*ns, *id), ns.of(root)?);
+        }
+        Ok(())
+    }
+    /// A handle of a namespace that a worker has made.
+    fn handle(&self, ns: Ns, id: u32) -> Result<OwnedFd> {
+        match self.host.fd(handle_name(ns, id)) {
+            Some(fd) => Ok(fds::dup(fd.as_fd())?),
+            None => Err(Error::bug(format!(
+                "nobody has made {} namespace {id}",
+                ns.name()
+            ))),
+        }
+    }
+    /// Tasks that were just born go to their homes.
+    fn go_to_homes(&mut self, new: &[usize]) -> Result<()> {
+        let plan = self.plan;
+        let homes = &plan.grounds.homes;
+        if homes.are_one() {
+            return Ok(());
+        }
+        let parents = |i: usize| {
+            let parent = self.images.tasks[i].entry.ppid;
+            plan.tasks.iter().position(|t| t.pid == parent).unwrap_or(0)
+        };
+        let born_in = plan.born_in(parents);
+        let way = |i: usize| homes.way(born_in[i], homes.of_task(plan.tasks[i].pid));
+        let going: Vec<usize> = new
+            .iter()
+            .copied()
+            .filter(|i| !way(*i).is_empty())
+            .collect();
+        self.deliver(&going, Phase::Birth, |_, i| {
+            let way = way(i);
+            let mut rows = memory::receive(plan.service_fd, way.len());
+            for (n, (ns, _)) in way.iter().enumerate() {
+                rows.push(grounds::entering(Arg::Int(n as u64), *ns));
+                rows.push(Call::new(libc::SYS_close, vec![Arg::Int(n as u64)]));
+            }
+            let handles = way.iter().map(|(ns, id)| handle_name(*ns, *id));
+            (handles.collect(), rows)
+        })
     }
     /// The set of control groups of a thread: numbers of its task and in the task.
     fn home(&self, task: usize, thread: usize) -> u32 {
@@ -835,7 +926,7 @@ impl<'a> Performance<'a> {
         let mut rows = vec![recv[0].clone()];
         for (n, chroot) in [(free[0], true), (free[1], false)] {
             rows.push(Call::new(libc::SYS_fchdir, vec![Arg::Int(n)]));
-            if chroot && !self.root_is_ours(i) {
+            if chroot && !self.root_is_its_own(i) {
                 rows.push(Call::new(libc::SYS_chroot, vec![Arg::Str(b".".to_vec())]));
             }
         }
@@ -846,12 +937,16 @@ impl<'a> Performance<'a> {
         }
         (vec![FdRef(i.fs.root_id), FdRef(i.fs.cwd_id)], rows)
     }
-    fn root_is_ours(&self, i: &TaskImages) -> bool {
-        self.images
-            .files
-            .get(&i.fs.root_id)
-            .and_then(|f| f.reg.as_ref())
-            .is_some_and(|r| r.name == b"/")
+    /// Is its root that of its mount namespace?
+    fn root_is_its_own(&self, i: &TaskImages) -> bool {
+        let entry = self.images.files.get(&i.fs.root_id);
+        let homes = &self.plan.grounds.homes;
+        entry.and_then(|f| f.reg.as_ref()).is_some_and(|r| {
+            let on = r.mnt_id.and_then(|id| u32::try_from(id).ok());
+            let space = on.and_then(|id| self.plan.mounts.as_ref()?.space_of(id));
+            let home = homes.all.get(homes.of_task(i.entry.pid));
+            r.name == b"/" && (homes.are_one() || space == home.and_then(|h| h.mounts))
+        })
     }
     fn table_of(&self, files_id: u32) -> Vec<i32> {
         let owner = self
@@ -1024,11 +1119,11 @@ impl<'a> Performance<'a> {
             crate::network::open(lock)?;
         }
         self.open(&[Stage::Commit])?;
-        if let Some(worker) = &mut self.worker {
-            inner::ask(worker, inner::Task::Keep, &mut self.host)?;
-            // it must not be seen by the tree, but names that go last are its business
-            if !plan.host.iter().any(|h| h.0 == Stage::Last) {
-                worker.end();
+        self.all_workers(inner::Task::Keep)?;
+        // they must not be seen by the tree, but names that go last are their business
+        if !plan.host.iter().any(|h| h.stage == Stage::Last) {
+            for w in self.workers.iter_mut().flatten() {
+                w.inner.end();
             }
         }
         // From here on a lost engine lets them run. Story of the one place that is not all or nothing:
@@ -1059,6 +1154,11 @@ impl<'a> Performance<'a> {
         }
         Ok(self.root.map_or(0, |r| r.0))
     }
+}
+
+/// The name of a handle of a namespace: above those of files and mounts.
+fn handle_name(ns: Ns, id: u32) -> FdRef {
+    FdRef(0x6000_0000 | (ns as u32) << 24 | id & 0xff_ffff)
 }
 
 /// The files that the caller brings, for whoever performs the acts of the plan.

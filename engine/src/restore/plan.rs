@@ -3,10 +3,11 @@
 //! Long because it is the whole of a plan that is not a kind's: one function per phase, in order.
 use super::family::{self, Deed, Family, Kin, Node};
 use super::grounds::Grounds;
+use super::homes::network_of;
 use super::images::{Images, TASK_SIZE, TaskImages};
 use super::{habits, memory, privileges};
 use crate::error::{Blame, Error, Result};
-use crate::kinds::{self, Act, PlanCx, Stage, TaskStage};
+use crate::kinds::{self, HostAct, PlanCx, Stage, TaskStage};
 use crate::options::Options;
 use crate::phase::Phase;
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
@@ -54,8 +55,8 @@ pub struct TaskPlan {
 
 /// A whole restore.
 pub struct Plan {
-    /// Rows the engine plays, by stage.
-    pub host: Vec<(Stage, Act, String)>,
+    /// What the engine does, by stage.
+    pub host: Vec<HostAct>,
     /// Tasks, parents before children.
     pub tasks: Vec<TaskPlan>,
     /// The row of the first stub that bears the root.
@@ -93,13 +94,16 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     let holders = holders(images);
     let mut cx = PlanCx::new(o, dir, &images.files, &holders);
     let grounds = Grounds::plan(o, dir, images)?;
-    if let Some(id) = grounds.made(Ns::Mnt) {
-        let mounts = crate::namespaces::mnt::plan(o, dir, id)?;
+    cx.homes = grounds.homes.clone();
+    let built = grounds.homes.built();
+    if !built.is_empty() {
+        let mounts = crate::namespaces::mnt::plan(o, dir, &built)?;
         cx.warnings.extend(mounts.warnings.iter().cloned());
         cx.mounts = Some(mounts.into());
     }
     files(images, &mut cx)?;
     kinds::locks::plan(&mut cx).map_err(|e| e.of("locks").at(Phase::Plan))?;
+    cx.home = 0;
     let shared = memory::shared(images, &mut cx)?;
     let around = privileges::Around {
         groups: grounds.groups(dir)?,
@@ -107,9 +111,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         host: crate::lsm::of_host("/".as_ref()),
         over: o.namespaces.lsm_profile.as_deref(),
     };
-    let ipc = images.own_namespaces.iter().find(|n| n.0 == Ns::Ipc);
-    let segments =
-        kinds::sysv::plan(&mut cx, ipc.map(|n| n.1)).map_err(|e| e.of("sysv").at(Phase::Plan))?;
+    let segments = segments(images, &mut cx).map_err(|e| e.of("sysv").at(Phase::Plan))?;
     let own_vdso = super::vdso::own()?;
     let hole = hole(images)?;
     let used: std::collections::BTreeSet<i32> = images
@@ -191,7 +193,9 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         let on = |e: Error| e.on(format!("task {}", t.entry.pid)).at(Phase::Plan);
         if let std::collections::btree_map::Entry::Vacant(v) = spaces.entry(t.ids.vm_id) {
             v.insert(i);
-            p.memory = Some(memory::plan(t, &mut cx, &shared, &segments, &own_vdso).map_err(on)?);
+            cx.home = cx.homes.of_task(t.entry.pid);
+            let segments = &segments[&cx.home];
+            p.memory = Some(memory::plan(t, &mut cx, &shared, segments, &own_vdso).map_err(on)?);
         }
         if let std::collections::btree_map::Entry::Vacant(v) = tables.entry(t.ids.files_id) {
             v.insert(i);
@@ -284,6 +288,34 @@ fn waves(images: &Images, spaces: &BTreeMap<u32, usize>, family: &Family, tasks:
     }
 }
 
+/// Segments of System V shared memory, as the tasks of each home see them: their sizes by id.
+fn segments(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<usize, BTreeMap<u64, u64>>> {
+    let own = |id: Option<&u32>| {
+        let root = images.own_namespaces.iter().find(|n| n.0 == Ns::Ipc);
+        let nested = |id: &&u32| cx.homes.all[0].ids.get(&Ns::Ipc) != Some(*id);
+        id.filter(nested).copied().or(root.map(|r| r.1))
+    };
+    let ids: Vec<Option<u32>> = cx
+        .homes
+        .all
+        .iter()
+        .map(|h| own(h.ids.get(&Ns::Ipc)))
+        .collect();
+    let mut all = BTreeMap::new();
+    let mut known: BTreeMap<Option<u32>, BTreeMap<u64, u64>> = BTreeMap::new();
+    for (home, id) in ids.into_iter().enumerate() {
+        cx.home = home;
+        let sizes = match known.get(&id) {
+            Some(s) => s.clone(),
+            None => kinds::sysv::plan(cx, id)?,
+        };
+        known.insert(id, sizes.clone());
+        all.insert(home, sizes);
+    }
+    cx.home = 0;
+    Ok(all)
+}
+
 /// Which slots hold each open file.
 fn holders(images: &Images) -> BTreeMap<u32, Vec<(u32, i32)>> {
     let mut h: BTreeMap<u32, Vec<(u32, i32)>> = BTreeMap::new();
@@ -324,6 +356,13 @@ fn files(images: &Images, cx: &mut PlanCx) -> Result<()> {
                 .advice("see docs/not-supported"));
             };
             if kind.stage() == stage {
+                // where one of those who have it lives, unless it is found through another namespace
+                let holder = cx.holders.get(&f.id).and_then(|h| h.first());
+                let home = holder.map_or(0, |h| cx.homes.of_task(h.0));
+                cx.home = match network_of(f) {
+                    Some(id) => cx.homes.with_id(home, Ns::Net, id),
+                    None => home,
+                };
                 kind.plan(f, cx)
                     .map_err(|e| e.of(kind.name()).at(Phase::Plan))?;
             }
@@ -438,6 +477,27 @@ fn family(images: &Images, o: &Options) -> Result<Family> {
 }
 
 impl Plan {
+    /// The acts of a stage, in runs that are performed in the same home.
+    pub fn runs(&self, stage: Stage) -> Vec<Vec<&HostAct>> {
+        let all: Vec<&HostAct> = self.host.iter().filter(|h| h.stage == stage).collect();
+        let runs = all.chunk_by(|a, b| a.home == b.home);
+        runs.map(<[_]>::to_vec).collect()
+    }
+    /// The home that each task of the image, by index, is born in: that of the root, or where its parent is by then.
+    pub fn born_in(&self, parent: impl Fn(usize) -> usize) -> Vec<usize> {
+        let homes = &self.grounds.homes;
+        let mut all = Vec::with_capacity(self.tasks.len());
+        for (i, t) in self.tasks.iter().enumerate() {
+            let p = parent(i);
+            let before = match self.tasks.get(p) {
+                _ if t.wave == 0 => 0,
+                Some(parent) if parent.wave < t.wave => homes.of_task(parent.pid),
+                _ => all.get(p).copied().unwrap_or(0),
+            };
+            all.push(before);
+        }
+        all
+    }
     /// Files that tasks are given, or that memory is mapped from.
     pub fn wanted(&self) -> std::collections::BTreeSet<FdRef> {
         let mut all: std::collections::BTreeSet<FdRef> = self
@@ -643,19 +703,36 @@ pub fn show(p: &Plan) -> String {
     for w in &p.warnings {
         let _ = writeln!(s, "warning: {w}");
     }
-    for (stage, c, why) in &p.host {
-        let _ = writeln!(s, "engine {stage:?}: {c}    # {why}");
+    for h in &p.host {
+        let home = match h.home {
+            0 => String::new(),
+            n => format!(", home {n}"),
+        };
+        let _ = writeln!(s, "engine {:?}{home}: {}    # {}", h.stage, h.act, h.why);
     }
     if let Some(m) = &p.mounts {
-        for (when, rows) in [
-            ("outside", &m.outside),
-            ("build", &m.build),
-            ("late", &m.late),
-        ] {
+        let mut show = |when: &str, rows: &[stasis_mounts::Row]| {
             for r in rows {
                 let _ = writeln!(s, "mounts, {when}: {r}");
             }
+        };
+        show("outside", &m.outside);
+        for space in 0..m.tree.roots.len() {
+            let (build, late) = m.of_space(space);
+            let of = match space {
+                0 => String::new(),
+                n => format!(" of namespace {n}"),
+            };
+            show(&format!("build{of}"), build);
+            show(&format!("late{of}"), late);
         }
+    }
+    for (n, home) in p.grounds.homes.all.iter().enumerate().skip(1) {
+        let _ = writeln!(
+            s,
+            "home {n}: {:?}, of which it makes {:?}",
+            home.ids, home.makes
+        );
     }
     let g = &p.grounds;
     for r in g.joining().iter().chain(&g.users()).chain(&g.making()) {
