@@ -76,6 +76,7 @@ dumps! {
     forker: 61, 20;
     tcp_opts: 11, 20;
     tcp_states: 13, 20;
+    nested_ns: 211, 10;
 }
 
 restores! {
@@ -94,6 +95,7 @@ restores! {
     stopped: 11, 20;
     rseq: 7, 20;
     tcp_opts: 7, 20;
+    nested_ns: 101, 10;
 }
 
 macro_rules! snapshots {
