@@ -93,9 +93,13 @@ static inline int net_listen(int family, int port, int backlog)
 /* Connects to a listening socket of ours; both ends. */
 static inline void net_pair(int listener, int family, int *client, int *server)
 {
-	union address a;
-	socklen_t n = net_addr(&a, family, 1, net_port(listener));
+	union address a, own = { 0 };
+	socklen_t n = net_addr(&a, family, 1, net_port(listener)), len = sizeof(own);
 
+	/* its address may have been changed by a restore */
+	MUST(getsockname(listener, &own.sa, &len));
+	if (own.sa.sa_family == family)
+		a = own;
 	*client = MUST(socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
 	MUST(connect(*client, &a.sa, n));
 	*server = MUST(accept4(listener, NULL, NULL, SOCK_CLOEXEC));

@@ -3,7 +3,8 @@
 #   proof.sh STASIS STREAM FOLDER OWN PEER CONNECTIONS ROUNDS SECONDS [LOCK] [KILL]
 # A second network namespace, joined by a veth pair, has a client that sends without a pause to a server here, which is dumped,
 # killed and restored ROUNDS times, SECONDS after its death. With KILL the engine is killed so many seconds (a
-# fraction) into a first attempt at each dump.
+# fraction) into a first attempt at each dump; with "at:N" first attempts at both dump and restore are killed at step N, which
+# is one more in each round (STASIS_KILL_AT).
 set -eu
 stasis=$1 stream=$2 dir=$3 own=$4 peer=$5 n=$6 rounds=$7 pause=$8 lock=${9:-auto} kill=${10:-}
 mkdir -p "$dir"
@@ -41,7 +42,15 @@ sleep 0.3
 round=0
 while [ $round -lt "$rounds" ]; do
 	round=$((round + 1))
-	if [ -n "$kill" ]; then
+	case $kill in
+	at:*)
+		step=$((${kill#at:} + round - 1))
+		mkdir -p "$dir/img-$round"
+		STASIS_KILL_AT=$step "$stasis" dump -t "$server" -D "$dir/img-$round" -o dump-killed.log --tcp-established --network-lock "$lock" 2>/dev/null && echo "not killed: dump has no step $step"
+		sleep 0.3
+		;;
+	esac
+	if [ -n "$kill" ] && [ "${kill#at:}" = "$kill" ]; then
 		"$stasis" dump -t "$server" -D "$dir/img-$round" -o dump-killed.log --tcp-established --network-lock "$lock" 2>/dev/null &
 		engine=$!
 		sleep "$kill"
@@ -58,6 +67,16 @@ while [ $round -lt "$rounds" ]; do
 		}
 	fi
 	sleep "$pause"
+	case $kill in
+	at:*)
+		STASIS_KILL_AT=$step "$stasis" restore -d -D "$dir/img-$round" -o restore-killed.log --tcp-established --network-lock "$lock" 2>/dev/null && {
+			echo "not killed: restore has no step $step"
+			sleep 0.5
+			continue
+		}
+		sleep 0.3
+		;;
+	esac
 	"$stasis" restore -d -D "$dir/img-$round" -v4 -o restore.log --tcp-established --network-lock "$lock" || {
 		echo "FAIL restore $round"
 		cat "$dir/img-$round/restore.log"

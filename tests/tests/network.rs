@@ -224,3 +224,28 @@ fn an_own_address_moves() {
     });
     assert!(said.contains("PASS") && !said.contains("FAIL"), "{said}");
 }
+
+/// Devices, addresses, rules, routes with several ways, neighbours, settings, rules of nftables: all is there again.
+#[test]
+fn what_a_namespace_holds_survives() {
+    let said = script("contents.sh", "criu", |engine, work| {
+        [engine, work].map(|p| p.display().to_string()).to_vec()
+    });
+    assert!(
+        said.contains("OK the same") && !said.contains("FAIL"),
+        "{said}"
+    );
+}
+
+/// The engine is killed at one step after the other, of dumps and of restores: the connections live on, and nothing is in the way of
+/// the next attempt.
+#[test]
+fn connections_survive_an_engine_killed_at_every_step() {
+    survives(&Case {
+        connections: 20,
+        rounds: 6,
+        pause: "0.2",
+        kill: "at:1",
+        ..V4
+    });
+}
