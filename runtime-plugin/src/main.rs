@@ -15,6 +15,8 @@ mod cpu;
 mod criu;
 mod figures;
 mod hooks;
+#[cfg(feature = "libseccomp")]
+mod libseccomp;
 mod log;
 mod oci;
 mod profile;

@@ -163,6 +163,7 @@ impl Bundle {
         for (sort, path) in self.named() {
             o.namespaces.join.push((ns_name(sort).into(), path));
         }
+        o.namespaces.seccomp = crate::profile::of(&self.spec)?;
         o.orphan_pts_master = self.has_terminal();
         o.cgroups.mode = CgroupMode::Soft;
         let linux = self.spec.linux().as_ref();

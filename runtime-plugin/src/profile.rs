@@ -49,9 +49,29 @@ pub fn find(folders: &[&Path]) -> Result<Option<Vec<u8>>> {
 pub fn of(spec: &Spec) -> Result<Option<Vec<u8>>> {
     let linux = spec.linux().as_ref();
     match linux.and_then(|l| l.seccomp().as_ref()) {
-        Some(s) => profile(s)?.compile().map(Some),
+        Some(s) => compile(s).map(Some),
         None => Ok(None),
     }
+}
+
+/// By the C library that runtimes use, where it was built in; else by the engine, which decides alike for 64-bit programs.
+fn compile(s: &LinuxSeccomp) -> Result<Vec<u8>> {
+    by_library(s).unwrap_or_else(|| by_engine(s))
+}
+
+#[cfg(feature = "libseccomp")]
+fn by_library(s: &LinuxSeccomp) -> Option<Result<Vec<u8>>> {
+    Some(crate::libseccomp::compile(s))
+}
+
+#[cfg(not(feature = "libseccomp"))]
+fn by_library(_: &LinuxSeccomp) -> Option<Result<Vec<u8>>> {
+    None
+}
+
+/// Without the library.
+pub fn by_engine(s: &LinuxSeccomp) -> Result<Vec<u8>> {
+    profile(s)?.compile()
 }
 
 fn profile(s: &LinuxSeccomp) -> Result<Profile> {

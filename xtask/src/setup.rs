@@ -42,6 +42,11 @@ const NEEDS: &[Need] = &[
         why: "its crit reads our images in tests; its engine is not used",
     },
     Need {
+        probe: "/usr/include/seccomp.h",
+        package: "libseccomp-dev",
+        why: "the feature libseccomp compiles profiles with it; without the feature it is not needed",
+    },
+    Need {
         probe: "runc",
         package: "runc",
         why: "containers of demo and tests",

@@ -21,8 +21,8 @@ pub struct NamespaceOptions {
     pub other: Vec<String>,
     /// Maps of users and of groups that the tree's user namespace must have (OCI `uidMappings`, `gidMappings`). `None`: those of the image, as far as the kernel lets the restorer give them.
     pub id_maps: Option<(IdMap, IdMap)>,
-    /// What the runtime has installed as the container's only seccomp filter (raw `struct sock_filter`s): used at dump where the
-    /// kernel does not let the engine read it.
+    /// What the runtime installs as the container's seccomp filter (raw `struct sock_filter`s). Used at dump where the kernel does
+    /// not let the engine read the filters of tasks; at restore it is the first filter of every task, in place of the image's.
     pub seccomp: Option<Vec<u8>>,
     /// `--lsm-profile TYPE:NAME`.
     pub lsm_profile: Option<String>,

@@ -1,5 +1,6 @@
 //! The story of a restore: read, plan, perform.
 mod aio;
+mod confine;
 mod family;
 mod fill;
 mod grounds;
@@ -39,6 +40,9 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
     // open until the tree has all it brings
     let brought = bring(o, &dir, &mut images, true).map_err(|e| e.at(Phase::Plan))?;
     let o = &brought.options;
+    if let Some(filter) = &o.namespaces.seccomp {
+        confine::by(&mut images, filter);
+    }
     let plan = plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?;
     let mut report = RestoreReport {
         warnings: plan.warnings.clone(),
@@ -65,6 +69,9 @@ pub fn show_plan(o: &Options) -> Result<String> {
     let dir = open(o)?;
     let mut images = images::load(&dir).map_err(|e| e.at(Phase::Plan))?;
     let brought = bring(o, &dir, &mut images, false).map_err(|e| e.at(Phase::Plan))?;
+    if let Some(filter) = &o.namespaces.seccomp {
+        confine::by(&mut images, filter);
+    }
     Ok(plan::show(
         &plan::make(&brought.options, &dir, &images).map_err(|e| e.at(Phase::Plan))?,
     ))

@@ -77,6 +77,11 @@ pub const SCENARIOS: &[Scenario] = &[
         play: bundle_alone,
     },
     Scenario {
+        name: "bundle_seccomp",
+        runtime: "runc",
+        play: bundle_seccomp,
+    },
+    Scenario {
         name: "crun_requests",
         runtime: "runc",
         play: crun_requests,
@@ -497,6 +502,63 @@ fn bundle_alone(w: &World) -> Result<()> {
     ensure!(stages == want, "{stages:?}");
     let pid: i32 = fs::read_to_string(&pidfile)?.trim().parse()?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)?;
+    Ok(())
+}
+
+/// The filter of a restored container is its bundle's: here another one than at the dump, which forbids what that allowed and
+/// allows what that forbade.
+fn bundle_seccomp(w: &World) -> Result<()> {
+    let forbid = |calls: &[&str]| {
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": calls, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]})
+    };
+    // 1: only the second may be done; 2: only the first
+    let script = "while :; do n=0; busybox chmod 1777 /dev/shm 2>/dev/null && n=$((n+2)); \
+                  busybox mkdir /dev/shm/d 2>/dev/null && busybox rmdir /dev/shm/d && n=$((n+1)); echo $n; sleep 0.05; done";
+    let (modes, folders) = (["chmod", "fchmodat", "fchmodat2"], ["mkdir", "mkdirat"]);
+    let c = Container::new(w, script, |v| {
+        v["linux"]["seccomp"] = forbid(&modes);
+    })?;
+    let (out, heard) = Heard::pipe()?;
+    c.start(out)?;
+    let before = heard.wait_numbers(5)?;
+    ensure!(before.iter().all(|n| *n == 1), "before: {before:?}");
+    let state = w.dir.join("state.json");
+    fs::write(&state, w.run(c.runc().args(["state", "c1"]))?)?;
+    let stasis = fs::canonicalize(w.dir.join("bin/criu"))?;
+    let verb = |name: &str| {
+        let mut v = Command::new(&stasis);
+        v.arg(name).arg("--bundle").arg(&c.bundle);
+        v.arg("-D").arg(w.dir.join("img"));
+        v
+    };
+    w.run(verb("checkpoint").arg("--state").arg(&state))?;
+    c.delete()?;
+    let config = c.bundle.join("config.json");
+    let mut v: Value = serde_json::from_slice(&fs::read(&config)?)?;
+    v["linux"]["seccomp"] = forbid(&folders);
+    fs::write(&config, v.to_string())?;
+    let (out, next) = Heard::pipe()?;
+    let pidfile = w.dir.join("pid");
+    let status = verb("restore")
+        .args(["--id", "c2", "--detach", "--pidfile"])
+        .arg(&pidfile)
+        .stdin(Stdio::null())
+        .stderr(out.try_clone()?)
+        .stdout(out)
+        .status()?;
+    ensure!(status.success(), "restore: {status}: {}", next.text());
+    // the round that was under way when it was frozen may have a foot in both
+    let after = next.wait_numbers(6)?;
+    ensure!(after[1..].iter().all(|n| *n == 2), "after: {after:?}");
+    let pid = fs::read_to_string(&pidfile)?.trim().to_string();
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    ensure!(
+        status.lines().any(|l| l == "Seccomp_filters:\t1"),
+        "its filters: {status}"
+    );
+    let pid = nix::unistd::Pid::from_raw(pid.parse()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL)?;
     Ok(())
 }
 
