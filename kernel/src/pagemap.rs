@@ -1,4 +1,4 @@
-//! Which pages of an address space exist, and which were written.
+//! Which pages of an address space exist, and which were written. Long because it answers in two ways, new kernels and old.
 //!
 //! The PAGEMAP_SCAN ioctl (KERNEL(>=6.7), Documentation/admin-guide/mm/pagemap.rst) answers for gigabytes in
 //! milliseconds. Older kernels get the same question answered from the 64-bit words of /proc/PID/pagemap.

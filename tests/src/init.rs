@@ -1,4 +1,5 @@
-//! The box: a case runs below the first process of fresh pid, mount, IPC and network namespaces.
+//! The box: a case runs below the first process of fresh pid, mount, IPC and network namespaces. Long because the scenarios
+//! and what they share stand together.
 //!
 //! Three processes: the harness, the *gate* (enters the namespaces, waits), and the *init* (pid 1 inside: mounts /proc
 //! and /dev/pts, reaps orphans, plays the scenario, writes `report.json`). When init ends, for whatever reason, the
