@@ -431,9 +431,14 @@ pub fn pages(
     if let Some(written) = believed {
         report = report | written;
     }
+    let mut any = Categories::PRESENT | Categories::SWAPPED;
+    // KERNEL(>=6.15): earlier ones have no guard pages, and refuse to be asked for them
+    if scanner.supported().contains(Categories::GUARD) {
+        any = any | Categories::GUARD;
+    }
     let query = Query {
         all: Categories::NONE,
-        any: Categories::PRESENT | Categories::SWAPPED | Categories::GUARD,
+        any,
         inverted: Categories::NONE,
         report,
     };

@@ -277,7 +277,7 @@ pub(crate) fn key(id: u32) -> String {
 /// An entry that says a plugin brings its file, and no plugin has it.
 pub(crate) fn not_brought(id: u32) -> Error {
     Error::new(
-        "E5600",
+        "E5630",
         Blame::Image,
         format!("file entry {id} of files.img"),
     )

@@ -22,7 +22,7 @@ pub(crate) struct Brought {
 /// Asks plugins for all they claimed at dump; only asks whether they are there if nothing is to be done (`really` is false).
 ///
 /// # Errors
-/// E2600: a plugin is missing; E5601: plugins.img is damaged; the plugins' own.
+/// E2600: a plugin is missing; E5631: plugins.img is damaged; the plugins' own.
 pub(crate) fn bring(
     o: &Options,
     dir: &ImageDir,
@@ -49,7 +49,7 @@ pub(crate) fn bring(
     }
     let entries: Vec<pb::StasisPluginEntry> = dir.read_all(&image)?;
     let bad = |n: usize, why: &str| {
-        Error::new("E5601", Blame::Image, format!("record {n} of plugins.img"))
+        Error::new("E5631", Blame::Image, format!("record {n} of plugins.img"))
             .why(why)
             .advice("dump again: the image is damaged")
     };
