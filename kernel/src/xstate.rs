@@ -1,4 +1,5 @@
 //! Where the parts of an XSAVE area lie (Intel SDM vol. 1 ch. 13, CPUID leaf 0xD; standard, uncompacted form).
+use std::sync::OnceLock;
 
 /// Number of a state component, as its bit in XCR0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +26,15 @@ pub fn place(c: Component) -> Option<(usize, usize)> {
     place_of(c as u32)
 }
 
-/// The same for any component number.
+/// The same for any component number below 64.
 pub fn place_of(c: u32) -> Option<(usize, usize)> {
+    // asked once for each: under a hypervisor every CPUID leaves the guest, which costs 1 to 70 us, and every thread of a tree
+    // has a dozen components to be found. The answer is the machine's and does not change
+    static KNOWN: [OnceLock<Option<(usize, usize)>>; 64] = [const { OnceLock::new() }; 64];
+    *KNOWN.get(c as usize)?.get_or_init(|| ask(c))
+}
+
+fn ask(c: u32) -> Option<(usize, usize)> {
     #[allow(
         unused_unsafe,
         reason = "a safe function in newer toolchains where the target has cpuid"

@@ -1,10 +1,10 @@
 /*
- * What is measured: load KIND N [M] FILE
+ * What is measured: load KIND N M K FILE
  *
  *   trivial            nothing
  *   tree N             N processes, each with 64 KiB of its own
  *   threads N          N threads
- *   files N M          N files and M pipes with three bytes in each
+ *   files N M K        N files, M pipes with three bytes in each, K socket pairs with four bytes on their way
  *   dirty N            N MiB of anonymous memory, every page different
  *
  * Writes "ready" to FILE when the state is built. At SIGTERM it checks the state, writes "ok" or what is wrong to FILE,
@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -164,9 +165,10 @@ static void threads(long n)
 		fail("no such task");
 }
 
-static void files(long n, long m)
+static void files(long n, long m, long k)
 {
 	int *fds = calloc(n, sizeof(*fds)), (*ends)[2] = calloc(m, sizeof(*ends));
+	int (*pairs)[2] = calloc(k, sizeof(*pairs));
 	struct rlimit lim;
 	char buf[4096];
 
@@ -182,6 +184,9 @@ static void files(long n, long m)
 	for (long i = 0; i < m; i++)
 		if (pipe(ends[i]) || write(ends[i][1], "abc", 3) != 3)
 			fail("pipe");
+	for (long i = 0; i < k; i++)
+		if (socketpair(AF_UNIX, SOCK_STREAM, 0, pairs[i]) || write(pairs[i][1], "abcd", 4) != 4)
+			fail("socketpair");
 	say("ready");
 	wait_told();
 	for (long i = 0; i < n; i++)
@@ -190,18 +195,22 @@ static void files(long n, long m)
 	for (long i = 0; i < m; i++)
 		if (read(ends[i][0], buf, 8) != 3 || memcmp(buf, "abc", 3))
 			fail("a pipe's contents differ");
+	for (long i = 0; i < k; i++)
+		if (read(pairs[i][0], buf, 8) != 4 || memcmp(buf, "abcd", 4))
+			fail("what was on its way in a socket differs");
 }
 
 int main(int argc, char **argv)
 {
 	struct sigaction sa = { .sa_handler = on_term };
-	long n, m;
+	long n, m, k;
 
-	if (argc != 5)
+	if (argc != 6)
 		return 2;
 	n = atol(argv[2]);
 	m = atol(argv[3]);
-	report = argv[4];
+	k = atol(argv[4]);
+	report = argv[5];
 	/* whatever a build tool left open is not what is measured */
 	syscall(SYS_close_range, 3, ~0U, 0);
 	setsid();
@@ -214,7 +223,7 @@ int main(int argc, char **argv)
 	} else if (!strcmp(argv[1], "threads")) {
 		threads(n);
 	} else if (!strcmp(argv[1], "files")) {
-		files(n, m);
+		files(n, m, k);
 	} else if (!strcmp(argv[1], "dirty")) {
 		uint64_t *mem = fill(n * 256);
 

@@ -19,29 +19,29 @@ use std::time::{Duration, Instant};
 struct Case {
     name: &'static str,
     /// Arguments of bench/load.c.
-    load: [&'static str; 3],
+    load: [&'static str; 4],
 }
 
 const CASES: &[Case] = &[
     Case {
         name: "trivial process",
-        load: ["trivial", "0", "0"],
+        load: ["trivial", "0", "0", "0"],
     },
     Case {
         name: "tree of 200 processes",
-        load: ["tree", "200", "0"],
+        load: ["tree", "200", "0", "0"],
     },
     Case {
         name: "500 threads",
-        load: ["threads", "500", "0"],
+        load: ["threads", "500", "0", "0"],
     },
     Case {
-        name: "1000 files + 500 pipes",
-        load: ["files", "1000", "500"],
+        name: "1000 files + 500 pipes + 200 socket pairs",
+        load: ["files", "1000", "500", "200"],
     },
     Case {
         name: "1 GiB dirty anonymous",
-        load: ["dirty", "1024", "0"],
+        load: ["dirty", "1024", "0", "0"],
     },
 ];
 
