@@ -134,12 +134,16 @@ impl Collector {
         self.sets.push((groups, at, id));
         Ok(id)
     }
+    /// May threads be in other groups than their process in any hierarchy, whatever group that is in (cgroup v1)?
+    pub fn is_by_thread(&self) -> bool {
+        self.view.hierarchies.iter().any(|h| !h.is_v2())
+    }
     /// Can other threads of this process be in other groups? Else the leader's set is that of all.
     ///
     /// # Errors
     /// Failures to read /proc.
     pub fn may_differ(&mut self, leader: &ProcDir) -> Result<bool> {
-        if self.view.hierarchies.iter().any(|h| !h.is_v2()) {
+        if self.is_by_thread() {
             return Ok(true);
         }
         let groups = self.groups(leader)?;

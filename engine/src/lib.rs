@@ -38,9 +38,6 @@ pub use report::{DumpReport, RestoreReport};
 
 pub use dump::{dump, pre_dump, preflight};
 
-/// For a program whose only work is the engine's; to be called before there are threads.
-pub use stasis_kernel::limits::one_heap;
-
 /// A place where tests kill the engine: the n-th one passed, as `STASIS_KILL_AT` says; costs one relaxed load otherwise.
 pub fn kill_point() {
     use std::sync::OnceLock;

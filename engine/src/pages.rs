@@ -358,6 +358,23 @@ impl Store {
             Image::Far(far, _) => far.iter().flat_map(|f| f.descriptors()).collect(),
         })
     }
+    /// All bytes of the first image, if it is not packed and not longer than `most`.
+    ///
+    /// # Errors
+    /// E5020.
+    pub fn whole(&self, most: u64) -> Result<Option<Vec<u8>>> {
+        let Some((Image::Plain(file), name)) = self.0.first() else {
+            return Ok(None);
+        };
+        let bad = |e| Error::new("E5020", Blame::Image, name.clone()).why(e);
+        let len = file.metadata().map_err(bad)?.len();
+        if len > most {
+            return Ok(None);
+        }
+        let mut all = vec![0; len as usize];
+        file.read_exact_at(&mut all, 0).map_err(bad)?;
+        Ok(Some(all))
+    }
     /// Reads bytes of one run.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Below so many bytes threads cost more than they save.
-const ALONE: u64 = 8 << 20;
+pub const ALONE: u64 = 8 << 20;
 /// More threads than these fight over the page allocator.
 const MOST: usize = 4;
 

@@ -4,6 +4,7 @@
 //! restored task ([`crate::reel`]) and the engine itself ([`crate::host`]). What encodes a row also prints it, so every
 //! tape can be shown before and after it ran.
 use crate::names;
+use std::borrow::Cow;
 use std::fmt;
 
 /// A file the engine holds or will hold; the number it has is known only when the plan is performed.
@@ -18,7 +19,11 @@ pub enum Arg {
     /// A set of bits or an address in the playing task, printed in hexadecimal.
     Hex(u64),
     /// An integer that has a symbolic form for people.
-    Named(u64, String),
+    Named(u64, Cow<'static, str>),
+    /// PROT_* flags of mmap(2), which get their names when they are shown.
+    Prot(u64),
+    /// MAP_* flags of mmap(2), likewise.
+    MapFlags(u64),
     /// Flags of open(2), which get their names when they are shown.
     OpenFlags(u64),
     /// Bytes the call reads.
@@ -132,6 +137,10 @@ impl Call {
         self.binds.push((f, Bind::Out { arg, offset }));
         self
     }
+    /// Not less than the bytes its arguments' memory takes in a [`Layout`].
+    pub fn room(&self) -> usize {
+        self.args.iter().map(Arg::room).sum()
+    }
     /// Is this answer a success?
     pub fn accepts(&self, ret: u64) -> bool {
         match self.expect {
@@ -166,6 +175,28 @@ pub fn answer(ret: u64) -> String {
     }
 }
 
+impl Arg {
+    /// Not less than the bytes this takes in a [`Layout`].
+    fn room(&self) -> usize {
+        const ALIGN: usize = 16;
+        ALIGN
+            + match self {
+                Arg::In(b) | Arg::InOut(b) | Arg::Str(b) => b.len() + 1,
+                Arg::Out(n) => *n,
+                Arg::Struct(parts) => parts
+                    .iter()
+                    .map(|p| match p {
+                        Part::Bytes(b) => b.len(),
+                        Part::Ptr(a) => 8 + a.room(),
+                        Part::Fd(_) => 4,
+                    })
+                    .sum(),
+                Arg::FdPath(_) => "/proc/self/fd/-2147483648".len() + 1,
+                _ => 0,
+            }
+    }
+}
+
 impl fmt::Display for Arg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -173,6 +204,8 @@ impl fmt::Display for Arg {
             Arg::Hex(v) => write!(f, "{v:#x}"),
             Arg::Named(_, s) => f.write_str(s),
             Arg::OpenFlags(v) => f.write_str(&names::open_flags(*v)),
+            Arg::Prot(v) => f.write_str(&names::mmap_prot(*v)),
+            Arg::MapFlags(v) => f.write_str(&names::mmap_flags(*v)),
             Arg::In(b) => write!(f, "&{}", bytes(b)),
             Arg::InOut(b) => write!(f, "&mut {}", bytes(b)),
             Arg::Str(s) => write!(f, "{:?}", String::from_utf8_lossy(s)),
@@ -286,12 +319,17 @@ impl Layout {
     /// The machine word of an argument; its memory is laid out. `Ret` gives the row's number, resolved by the player.
     pub fn arg(&mut self, a: &Arg, fd: &dyn Fn(FdRef) -> i32) -> u64 {
         match a {
-            Arg::Int(v) | Arg::Hex(v) | Arg::Named(v, _) | Arg::OpenFlags(v) => *v,
+            Arg::Int(v)
+            | Arg::Hex(v)
+            | Arg::Named(v, _)
+            | Arg::OpenFlags(v)
+            | Arg::Prot(v)
+            | Arg::MapFlags(v) => *v,
             Arg::In(b) | Arg::InOut(b) => self.put(b),
             Arg::Str(s) => {
-                let mut z = s.clone();
-                z.push(0);
-                self.put(&z)
+                let at = self.put(s);
+                self.data.push(0);
+                at
             }
             Arg::Out(n) => self.put_zero(*n),
             Arg::Struct(parts) => {

@@ -352,6 +352,33 @@ pub fn fstat(fd: BorrowedFd<'_>) -> SysResult<libc::stat> {
     Ok(unsafe { st.assume_init() })
 }
 
+/// getsockopt(2) into `value`; gives how long the kernel says the value is.
+pub fn getsockopt(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> SysResult<usize> {
+    let mut len = value.len() as libc::socklen_t;
+    let at = value.as_mut_ptr().cast();
+    // SAFETY: `value` has room for `len` bytes, and the kernel writes no more.
+    let ret = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, at, &mut len) };
+    check(ret.into(), "getsockopt", || {
+        format!("our fd {}, level {level}, option {name}", fd.as_raw_fd())
+    })?;
+    Ok(len as usize)
+}
+
+/// Who is told by signals about a file (fcntl(2), F_GETSIG and F_GETOWN_EX): the signal (0: SIGIO), sort and number of the owner.
+pub fn owner(fd: BorrowedFd<'_>) -> SysResult<(i32, i32, i32)> {
+    const F_GETOWN_EX: i32 = 16;
+    const F_GETSIG: i32 = 11;
+    let on = || format!("our fd {}", fd.as_raw_fd());
+    // SAFETY: integers only.
+    let signal = unsafe { libc::fcntl(fd.as_raw_fd(), F_GETSIG) };
+    check(signal.into(), "fcntl(F_GETSIG)", on)?;
+    let mut who = [0i32; 2];
+    // SAFETY: a struct f_owner_ex is two ints.
+    let ret = unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, who.as_mut_ptr()) };
+    check(ret.into(), "fcntl(F_GETOWN_EX)", on)?;
+    Ok((signal, who[0], who[1]))
+}
+
 /// statx(2) of `path` under `dir`; an empty path with AT_EMPTY_PATH asks about `dir` itself. The mask in the answer
 /// says which fields were filled.
 pub fn statx(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mask: u32) -> SysResult<libc::statx> {

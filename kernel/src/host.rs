@@ -119,7 +119,7 @@ impl Host {
     /// Plays one row. Only calls that act on descriptors, paths and own memory belong here; the argument memory is ours.
     pub fn play(&mut self, c: &Call) -> Result<HostAnswer, SysError> {
         let missing = std::cell::Cell::new(None);
-        // two passes: sizes first, then the memory, which must not move while pointers into it exist
+        // the memory must not move while pointers into it exist
         let fd = |f: FdRef| {
             self.fds.get(&f).map_or_else(
                 || {
@@ -129,11 +129,7 @@ impl Host {
                 AsRawFd::as_raw_fd,
             )
         };
-        let mut size = Layout::new(0);
-        for a in &c.args {
-            size.arg(a, &fd);
-        }
-        let mut mem = vec![0u128; size.data.len().div_ceil(16) + 1];
+        let mut mem = vec![0u128; c.room().div_ceil(16) + 1];
         let mut lay = Layout::new(mem.as_ptr() as u64);
         let mut w = [0u64; 6];
         for (k, a) in c.args.iter().enumerate() {
@@ -146,6 +142,7 @@ impl Host {
                 format!("{c}: file#{} is not open", f.0),
             ));
         }
+        assert!(lay.data.len() <= mem.len() * 16);
         let bytes = mem.as_mut_ptr().cast::<u8>();
         // SAFETY: `mem` is at least as long as the data; the layout's addresses point into it; it is not moved until after the
         // call. The kernel writes only to out arguments, whose memory is reserved in the layout.

@@ -25,20 +25,6 @@ pub fn raise_nofile() {
     }
 }
 
-/// Has all threads share one heap: the C library grows a thread's own by one mprotect(2) for every few pages.
-pub fn one_heap() {
-    #[cfg(target_env = "gnu")]
-    {
-        const M_TOP_PAD: i32 = -2;
-        const M_ARENA_MAX: i32 = -8;
-        // SAFETY: parameters of the allocator; a refusal changes nothing.
-        unsafe {
-            libc::mallopt(M_ARENA_MAX, 1);
-            libc::mallopt(M_TOP_PAD, 1 << 20);
-        }
-    }
-}
-
 /// How many files the engine, and what it starts, may have open.
 pub fn nofile() -> u64 {
     // SAFETY: a plain structure the kernel writes.

@@ -129,7 +129,7 @@ pub fn fsconfig(context: FdRef, key: &str, value: Option<&str>) -> Call {
     Call::new(libc::SYS_fsconfig, args)
 }
 
-fn command(context: FdRef, bits: u64, name: &str) -> Call {
+fn command(context: FdRef, bits: u64, name: &'static str) -> Call {
     let args = vec![
         Arg::Fd(context),
         Arg::Named(bits, name.into()),
@@ -170,7 +170,7 @@ pub fn fsmount(context: FdRef, attrs: u64) -> Call {
     let args = vec![
         Arg::Fd(context),
         Arg::Named(1, "FSMOUNT_CLOEXEC".into()),
-        Arg::Named(attrs, names::mount_attrs(attrs)),
+        Arg::Named(attrs, names::mount_attrs(attrs).into()),
     ];
     Call::new(libc::SYS_fsmount, args)
 }
@@ -207,7 +207,7 @@ pub fn set_group(from: FdRef, to: FdRef) -> Call {
     )
 }
 
-fn moved(from: FdRef, to: FdRef, bits: u64, name: &str) -> Call {
+fn moved(from: FdRef, to: FdRef, bits: u64, name: &'static str) -> Call {
     let args = vec![
         Arg::Fd(from),
         text(""),

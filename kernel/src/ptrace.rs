@@ -437,6 +437,16 @@ pub fn no_regs() -> Regs {
     unsafe { std::mem::zeroed() }
 }
 
+/// Registers of 64-bit user mode, all others zero.
+pub fn user_regs() -> Regs {
+    Regs {
+        cs: 0x33,
+        ss: 0x2b,
+        eflags: 0x202,
+        ..no_regs()
+    }
+}
+
 /// Sends a signal to a process (kill(2)).
 pub fn kill(pid: i32, sig: i32) -> Result<(), SysError> {
     // SAFETY: no memory is involved.

@@ -79,7 +79,12 @@ pub fn is_harmless(filters: &[Vec<u8>], call: &Call, ip: u64, pointer: u64) -> b
     let mut args = [0u64; 6];
     for (w, arg) in args.iter_mut().zip(&call.args) {
         *w = match arg {
-            Arg::Int(v) | Arg::Hex(v) | Arg::Named(v, _) | Arg::OpenFlags(v) => *v,
+            Arg::Int(v)
+            | Arg::Hex(v)
+            | Arg::Named(v, _)
+            | Arg::OpenFlags(v)
+            | Arg::Prot(v)
+            | Arg::MapFlags(v) => *v,
             Arg::Null => 0,
             _ => pointer,
         };

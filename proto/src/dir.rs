@@ -303,7 +303,7 @@ impl ImageDir {
     /// As [`ImageDir::open_raw`].
     pub fn open_to_change(&self, name: &str) -> Result<File, ImageError> {
         known(name)?;
-        self.open_at(name, OFlags::RDWR)
+        self.open_at(name, OFlags::RDWR).map(|f| f.0)
     }
 
     /// Open an image for reading record by record; the magic has been checked. For files that mix records with
@@ -314,7 +314,7 @@ impl ImageDir {
     /// [`Problem::Magic`].
     pub fn reader(&self, name: &str) -> Result<ImageReader, ImageError> {
         let row = framed(name)?;
-        ImageReader::start(self.open_file(name)?, name, row)
+        ImageReader::start(self.open_sized(name)?, name, row)
     }
 
     /// Read an image that holds exactly one record.
@@ -449,7 +449,7 @@ impl ImageDir {
     }
 
     /// NONBLOCK: opening a fifo must not hang before it can be refused; regular files ignore the flag.
-    fn open_at(&self, name: &str, flags: OFlags) -> Result<File, ImageError> {
+    fn open_at(&self, name: &str, flags: OFlags) -> Result<(File, u64), ImageError> {
         plain_name(name)?;
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR) {
@@ -465,17 +465,23 @@ impl ImageDir {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Problem::NotRegular.of(name));
         }
-        Ok(File::from(fd))
+        Ok((File::from(fd), stat.st_size as u64))
     }
 
     fn open_file(&self, name: &str) -> Result<File, ImageError> {
+        self.open_sized(name).map(|f| f.0)
+    }
+
+    /// A file for reading, and its size in bytes.
+    fn open_sized(&self, name: &str) -> Result<(File, u64), ImageError> {
         let Some(file) = self.held.get(name) else {
             return self.open_at(name, OFlags::RDONLY);
         };
         let failed = |error| Problem::io("duplicate its descriptor", error).of(name);
         let mut again = file.try_clone().map_err(failed)?;
         again.rewind().map_err(failed)?;
-        Ok(again)
+        let len = again.metadata().map_err(failed)?.len();
+        Ok((again, len))
     }
 
     /// A new file needs no look at what it is. An old one is emptied only after that look, hence no `O_TRUNC`.
@@ -485,7 +491,7 @@ impl ImageDir {
         if let Ok(fd) = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR) {
             return Ok(File::from(fd));
         }
-        let file = self.open_at(name, OFlags::RDWR | OFlags::CREATE)?;
+        let (file, _) = self.open_at(name, OFlags::RDWR | OFlags::CREATE)?;
         let emptied = file.set_len(0);
         emptied.map_err(|error: io::Error| Problem::io("empty it", error).of(name))?;
         Ok(file)

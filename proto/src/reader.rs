@@ -43,16 +43,12 @@ pub struct ImageReader {
 
 impl ImageReader {
     pub(crate) fn start(
-        file: File,
+        (file, len): (File, u64),
         name: &str,
         row: &'static ImageType,
     ) -> Result<Self, ImageError> {
-        let len = match file.metadata() {
-            Ok(metadata) => metadata.len(),
-            Err(error) => return Err(Problem::io("look at it", error).of(name)),
-        };
         let mut reader = Self {
-            file: BufReader::with_capacity(32 << 10, file),
+            file: BufReader::with_capacity(len.clamp(64, 32 << 10) as usize, file),
             name: name.to_owned(),
             row,
             pos: 0,

@@ -28,7 +28,7 @@ impl ImageWriter {
         row: &'static ImageType,
     ) -> Result<Self, ImageError> {
         let mut writer = Self {
-            out: BufWriter::with_capacity(64 << 10, file),
+            out: BufWriter::with_capacity(16 << 10, file),
             name: name.to_owned(),
             row,
             index: 0,

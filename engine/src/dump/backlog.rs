@@ -5,14 +5,16 @@
 use crate::error::{Error, Result};
 use stasis_proto::prost::{Message, Name};
 use stasis_proto::{ImageDir, Kind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How many jobs may wait: bounds the memory.
 const AHEAD: usize = 256;
+/// How many bytes the jobs that were weighed may hold, as long as there is more than one.
+const HELD: usize = 4 << 20;
 
 /// What a job has written.
 #[derive(Debug, Default, Clone, Copy)]
@@ -42,6 +44,8 @@ pub struct Backlog {
     to: Option<SyncSender<Job>>,
     writer: Option<JoinHandle<Result<Written>>>,
     stop: Arc<AtomicBool>,
+    /// Bytes that weighed jobs hold.
+    held: Arc<(Mutex<usize>, Condvar)>,
 }
 
 impl Backlog {
@@ -75,6 +79,36 @@ impl Backlog {
             to: Some(to),
             writer: Some(writer),
             stop,
+            held: Arc::default(),
+        })
+    }
+    /// Takes a job that holds so many bytes; waits while others hold too many.
+    ///
+    /// # Errors
+    /// That of an earlier job.
+    pub fn add_weighed(
+        &mut self,
+        bytes: usize,
+        job: impl FnOnce(&ImageDir) -> Result<Wrote> + Send + 'static,
+    ) -> Result<()> {
+        let (held, freed) = &*self.held;
+        let mut sum = held.lock().expect("no panic while held");
+        while *sum > 0 && *sum + bytes > HELD {
+            // a writer that failed frees nothing: sending tells
+            if self.writer.as_ref().is_none_or(JoinHandle::is_finished) {
+                break;
+            }
+            let wait = freed.wait_timeout(sum, Duration::from_millis(20));
+            sum = wait.expect("no panic while held").0;
+        }
+        *sum += bytes;
+        drop(sum);
+        let held = self.held.clone();
+        self.add(move |dir| {
+            let wrote = job(dir);
+            *held.0.lock().expect("no panic while held") -= bytes;
+            held.1.notify_one();
+            wrote
         })
     }
     /// Takes a job.
@@ -160,6 +194,22 @@ impl Drop for Backlog {
 mod tests {
     use super::*;
     use stasis_proto::pb;
+
+    #[test]
+    fn weighed_jobs_wait_for_room_and_one_too_heavy_goes_alone() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = ImageDir::create(tmp.path()).unwrap();
+        let mut b = Backlog::start(&dir).unwrap();
+        for _ in 0..8 {
+            b.add_weighed(HELD / 2 + 1, |_| Ok(Wrote::default()))
+                .unwrap();
+        }
+        b.add_weighed(2 * HELD, |_| Err(Error::bug("on purpose")))
+            .unwrap();
+        // does not wait for ever for what the failed writer held
+        let _ = b.add_weighed(2 * HELD, |_| Ok(Wrote::default()));
+        assert!(b.end().is_err());
+    }
 
     #[test]
     fn jobs_are_done_in_order_and_the_first_error_is_told() {

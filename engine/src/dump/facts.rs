@@ -22,6 +22,8 @@ pub struct Facts {
     pub namespaces: Vec<(&'static str, u64)>,
     /// status of each thread, the leader first.
     pub threads: Vec<Status>,
+    /// Per thread, whether it is in its leader's control groups; empty if nobody wants to know.
+    pub in_leaders_groups: Vec<bool>,
     /// Auxiliary vector.
     pub auxv: Vec<(u64, u64)>,
     /// Resource limits: they are told without CAP_SYS_RESOURCE, also for a task of another user.
@@ -55,6 +57,7 @@ fn gather(
     leader: Status,
     others: &[HostPid],
     snapshot: Option<&Snapshot>,
+    groups: bool,
 ) -> Result<Facts> {
     let proc = ProcDir::open(pid)?;
     let mut threads = Vec::with_capacity(others.len() + 1);
@@ -66,6 +69,14 @@ fn gather(
         Some(s) => s.mappings(pid)?,
         None => None,
     };
+    let mut in_leaders_groups = Vec::new();
+    if groups && !others.is_empty() {
+        let leaders = proc.bytes("cgroup")?;
+        in_leaders_groups.push(true);
+        for tid in others {
+            in_leaders_groups.push(proc.bytes(&format!("task/{}/cgroup", tid.0))? == leaders);
+        }
+    }
     Ok(Facts {
         smaps: match known {
             Some(m) => m,
@@ -75,6 +86,7 @@ fn gather(
         timers: proc.timers()?,
         namespaces: proc.ns_links()?,
         threads,
+        in_leaders_groups,
         auxv: proc.auxv()?,
         limits: proc.limits()?,
         personality: proc.personality()?,
@@ -86,7 +98,7 @@ fn gather(
 }
 
 /// Starts to gather facts of all live tasks, in their order. `status` is that of their leaders; `snapshot` may know their
-/// mappings.
+/// mappings; `groups`: the control groups of threads are looked at too.
 ///
 /// # Errors
 /// Through the channel, in place of the facts: what could not be read.
@@ -95,6 +107,7 @@ pub fn gather_all<'s>(
     held: &[Task],
     status: &[Status],
     snapshot: Option<&'s Snapshot>,
+    groups: bool,
 ) -> Receiver<Result<Facts>> {
     let all: Vec<(HostPid, Status, Vec<HostPid>)> = held
         .iter()
@@ -108,7 +121,7 @@ pub fn gather_all<'s>(
     let (to, from) = sync_channel(AHEAD);
     scope.spawn(move || {
         for (pid, leader, others) in all {
-            let facts = gather(pid, leader, &others, snapshot)
+            let facts = gather(pid, leader, &others, snapshot, groups)
                 .map_err(|e: Error| e.on(format!("task {}", pid.0)));
             // the dump has ended early: nobody listens
             if to.send(facts).is_err() {

@@ -39,7 +39,7 @@ use files::OpenFiles;
 pub(crate) use memory::Left;
 use memory::Sink;
 use places::Places;
-use process::{Asked, Asking, GadgetCache, Tapes};
+use process::{Asking, GadgetCache, Tapes};
 use ready::Ready;
 use snapshot::Snapshot;
 use stasis_cgroups::{Collector, Freezer};
@@ -53,6 +53,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use task::Task;
+use thread::Told;
 use tracing::{debug, info, warn};
 use tracking::Tracking;
 
@@ -335,8 +336,9 @@ fn write(
     d.snapshot = snapshot;
     d.cgroups = crate::cgroups::collector(&o.cgroups, freezer, held).map_err(tree)?;
     d.survey(held).map_err(tree)?;
+    let groups = d.cgroups.as_ref().is_some_and(Collector::is_by_thread);
     let written = std::thread::scope(|scope| {
-        let facts = facts::gather_all(scope, held, &status, snapshot);
+        let facts = facts::gather_all(scope, held, &status, snapshot, groups);
         let (own, theirs) = (HostPid::own(), held.first().map(|t| t.pid));
         let strangers = theirs.map(|root| {
             let members = pids.keys().copied().collect();
@@ -355,9 +357,7 @@ fn write(
             })
         });
         for t in held.iter_mut() {
-            for th in &mut t.threads {
-                thread::look(th, t.pid).map_err(tree)?;
-            }
+            thread::look(&mut t.threads, t.pid).map_err(tree)?;
         }
         let mut asked = VecDeque::new();
         for (t, st) in held.iter().zip(&status) {
@@ -545,6 +545,66 @@ fn on_task(t: &Task, st: &Status, e: Error) -> Error {
     e.on(format!("task {} ({name})", t.pid.0)).at(Phase::Tree)
 }
 
+/// A thread, for the thread that writes.
+struct Portrait {
+    of: thread::Portrait,
+    /// Of a leader, its process.
+    process: Option<pb::TaskCoreEntry>,
+    /// Its newest seccomp filter.
+    filter: Option<u32>,
+    cg_set: u32,
+    ids: Ids,
+    /// Its security label.
+    label: Option<String>,
+    /// As it sees itself.
+    tid: u32,
+    shown: HostPid,
+}
+
+impl Portrait {
+    fn write(self, dir: &ImageDir) -> Result<()> {
+        let on = |e: Error| e.on(format!("thread {}", self.shown.0)).at(Phase::Tree);
+        let mut core = self.of.core().map_err(on)?;
+        core.tc = self.process;
+        if let Some(tc) = &mut core.tc {
+            tc.loginuid = tc.loginuid.map(|l| self.ids.uid(l));
+        }
+        if let Some(tc) = &mut core.thread_core {
+            tc.cg_set = Some(self.cg_set);
+            tc.creds = tc.creds.take().map(|c| self.ids.creds(c));
+            if let Some(c) = &mut tc.creds {
+                c.lsm_profile = self.label;
+            }
+            tc.seccomp_filter = self.filter;
+        }
+        Ok(dir.write_one(&Kind::Core.file_of(self.tid), &core)?)
+    }
+}
+
+/// Portraits that go to the writer together: it is woken once for them.
+#[derive(Default)]
+struct Portraits {
+    all: Vec<Portrait>,
+    /// Not less than their bytes in memory.
+    weight: usize,
+}
+
+/// How many bytes of portraits are handed over at once.
+const TOGETHER: usize = 128 << 10;
+
+impl Portraits {
+    fn add(&mut self, p: Portrait) {
+        self.weight += p.of.weight();
+        self.all.push(p);
+    }
+    fn written(self, backlog: &mut Backlog) -> Result<()> {
+        backlog.add_weighed(self.weight, move |dir| {
+            self.all.into_iter().try_for_each(|p| p.write(dir))?;
+            Ok(Wrote::default())
+        })
+    }
+}
+
 /// A dump under way.
 pub struct Dumping<'a> {
     dir: &'a ImageDir,
@@ -556,8 +616,12 @@ pub struct Dumping<'a> {
     /// Pages images that are there already.
     room: BTreeMap<HostPid, (u32, std::fs::File)>,
     pstree: Vec<pb::PstreeEntry>,
-    /// Per sort of object, its number and a task that has it, in the order of kcmp.
-    objects: [Vec<(u32, HostPid)>; 4],
+    /// Per sort of object, its number and a task that has it, in the order of kcmp: address spaces, descriptor tables, folders.
+    objects: [Vec<(u32, HostPid)>; 3],
+    /// Signal actions by the number of the address space, the same way, in the order they were met.
+    hands: BTreeMap<u32, Vec<(u32, HostPid)>>,
+    /// The last number given to them.
+    last_hands: u32,
     /// What is written behind the tracer's back.
     backlog: Backlog,
     places: Places,
@@ -600,6 +664,8 @@ impl<'a> Dumping<'a> {
             room: ready.room,
             pstree: Vec::new(),
             objects: Default::default(),
+            hands: BTreeMap::new(),
+            last_hands: 1,
             seccomp: Vec::new(),
             backlog: Backlog::start(dir)?,
             places: Places::new()?,
@@ -708,8 +774,20 @@ impl<'a> Dumping<'a> {
     fn complete(&mut self, b: Begun) -> Result<()> {
         let (t, f, pid, st) = (b.task, &b.facts, b.pid, &b.facts.threads[0]);
         let on = |e: Error| on_task(t, st, e);
-        let asked = b.asking.end(f, &b.maps).map_err(on)?;
-        self.cores(t, f, &asked).map_err(on)?;
+        let sets = self.cgroup_sets(t, f).map_err(on)?;
+        let mut some = Portraits::default();
+        let mut listen = |i: usize, told: Told, xstate: &[u8]| {
+            some.add(self.portrait(t, f, i, &told, xstate, sets[i])?);
+            match some.weight < TOGETHER {
+                true => Ok(()),
+                false => std::mem::take(&mut some).written(&mut self.backlog),
+            }
+        };
+        let asked = b.asking.end(f, &b.maps, &mut listen).map_err(on)?;
+        let mut leader = self.portrait(t, f, 0, &asked.leader, &asked.xstate, sets[0])?;
+        leader.process = Some(process::core(t, f, &asked).map_err(on)?);
+        some.add(leader);
+        some.written(&mut self.backlog).map_err(on)?;
         if let Some((mut mm, runs)) = b.memory {
             mm.mm_brk = asked.brk;
             mm.dumpable = Some(asked.dumpable);
@@ -806,37 +884,27 @@ impl<'a> Dumping<'a> {
         debug!("task {pid} is a zombie");
         self.backlog.one(Kind::Core, pid, core)
     }
-    fn cores(&mut self, t: &Task, f: &Facts, asked: &Asked) -> Result<()> {
-        let sets = self.cgroup_sets(t, f)?;
-        let all = t.threads.iter().zip(&asked.threads).zip(&f.threads);
-        for (i, ((th, told), st)) in all.enumerate() {
-            let portrait = thread::Portrait::of(th, st, told)?;
-            let process = (i == 0).then(|| process::core(t, f, asked)).transpose()?;
-            let filter = self.seccomp(th, st, f)?;
-            let (cg_set, ids) = (sets[i], self.cx.ids.clone());
-            let label = crate::lsm::label(self.lsm, th.tid)?;
-            let tid = st.ns_pid.last().copied().unwrap_or(th.tid.0) as u32;
-            let shown = th.tid.0;
-            self.backlog.add(move |dir| {
-                let on = |e: Error| e.on(format!("thread {shown}")).at(Phase::Tree);
-                let mut core = portrait.core().map_err(on)?;
-                core.tc = process;
-                if let Some(tc) = &mut core.tc {
-                    tc.loginuid = tc.loginuid.map(|l| ids.uid(l));
-                }
-                if let Some(tc) = &mut core.thread_core {
-                    tc.cg_set = Some(cg_set);
-                    tc.creds = tc.creds.take().map(|c| ids.creds(c));
-                    if let Some(c) = &mut tc.creds {
-                        c.lsm_profile = label;
-                    }
-                    tc.seccomp_filter = filter;
-                }
-                dir.write_one(&Kind::Core.file_of(tid), &core)?;
-                Ok(Wrote::default())
-            })?;
-        }
-        Ok(())
+    /// All that is known of a thread.
+    fn portrait(
+        &mut self,
+        t: &Task,
+        f: &Facts,
+        i: usize,
+        told: &Told,
+        xstate: &[u8],
+        cg_set: u32,
+    ) -> Result<Portrait> {
+        let (th, st) = (&t.threads[i], &f.threads[i]);
+        Ok(Portrait {
+            of: thread::Portrait::of(th, st, told, xstate)?,
+            process: None,
+            filter: self.seccomp(th, st, f)?,
+            cg_set,
+            ids: self.cx.ids.clone(),
+            label: crate::lsm::label(self.lsm, th.tid)?,
+            tid: st.ns_pid.last().copied().unwrap_or(th.tid.0) as u32,
+            shown: th.tid,
+        })
     }
     /// The set of control groups of each thread.
     fn cgroup_sets(&mut self, t: &Task, f: &Facts) -> Result<Vec<u32>> {
@@ -849,10 +917,11 @@ impl<'a> Dumping<'a> {
         let leaders = c.set_of(&t.proc, ns)?;
         let mut all = vec![leaders];
         let differ = t.threads.len() > 1 && c.may_differ(&t.proc)?;
-        for th in &t.threads[1..] {
-            all.push(match differ {
-                true => c.set_of(&t.proc.task(th.tid)?, ns)?,
-                false => leaders,
+        for (i, th) in t.threads.iter().enumerate().skip(1) {
+            let same = !differ || f.in_leaders_groups.get(i) == Some(&true);
+            all.push(match same {
+                true => leaders,
+                false => c.set_of(&t.proc.task(th.tid)?, ns)?,
             });
         }
         Ok(all)
@@ -914,11 +983,26 @@ impl<'a> Dumping<'a> {
                 t.pid.0
             ));
         }
+        let (vm_id, files_id, fs_id) = (id(0, Kcmp::Vm)?, id(1, Kcmp::Files)?, id(2, Kcmp::Fs)?);
+        // KERNEL: signal actions are shared only where memory is (clone(2), CLONE_SIGHAND), and execve(2) parts both
+        let same_memory = self.hands.entry(vm_id).or_default();
+        let mut sighand_id = None;
+        for (id, other) in same_memory.iter() {
+            if fds::kcmp(*other, t.pid, Kcmp::Sighand)? == Ordering::Equal {
+                sighand_id = Some(*id);
+                break;
+            }
+        }
+        let sighand_id = sighand_id.unwrap_or_else(|| {
+            self.last_hands += 1;
+            same_memory.push((self.last_hands, t.pid));
+            self.last_hands
+        });
         Ok(pb::TaskKobjIdsEntry {
-            vm_id: id(0, Kcmp::Vm)?,
-            files_id: id(1, Kcmp::Files)?,
-            fs_id: id(2, Kcmp::Fs)?,
-            sighand_id: id(3, Kcmp::Sighand)?,
+            vm_id,
+            files_id,
+            fs_id,
+            sighand_id,
             ..spaces
         })
     }

@@ -101,7 +101,7 @@ fn list(
         .map(|t| t.proc.status())
         .collect::<std::result::Result<_, _>>()?;
     std::thread::scope(|scope| {
-        let facts = facts::gather_all(scope, held, &status, None);
+        let facts = facts::gather_all(scope, held, &status, None, false);
         for t in held.iter_mut().filter(|t| t.zombie.is_none()) {
             let gone = |_| Error::bug("the reader of /proc has ended early");
             let mut f = facts.recv().map_err(gone)??;
@@ -128,7 +128,7 @@ fn one(
     gadgets: &mut GadgetCache,
 ) -> Result<Listed> {
     let pid = t.pid;
-    thread::look(&mut t.threads[0], pid)?;
+    thread::look(&mut t.threads[..1], pid)?;
     let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
     let watch = tracking.watch(t, f, &maps, gadgets)?;
     let mut scanner = Scanner::of(&t.proc)?;

@@ -14,6 +14,10 @@ use stasis_proto::pb;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
+
+/// How many XSAVE areas of flying threads are held, 11 KiB each.
+const READ_AHEAD: usize = 64;
 
 /// Signals 1 to 64.
 pub const NSIG: i32 = 64;
@@ -36,9 +40,14 @@ pub struct Asked {
     pub membarrier: u32,
     /// The extension's fields.
     pub habits: pb::StasisTaskEntry,
-    /// Per thread, in the order of [`Task::threads`].
-    pub threads: Vec<Told>,
+    /// What only its leader could tell of itself.
+    pub leader: Told,
+    /// The leader's XSAVE area.
+    pub xstate: Arc<[u8]>,
 }
+
+/// Takes what a thread other than the leader told: its index in [`Task::threads`], the answers, its XSAVE area.
+pub type Listener<'l> = dyn FnMut(usize, Told, &[u8]) -> Result<()> + 'l;
 
 /// Instruction sequences of files already searched, by (device, inode, offset of the mapping).
 #[derive(Default)]
@@ -118,14 +127,14 @@ impl GadgetCache {
 
 /// The tape of a whole process: what any one of its threads can ask for all. `timers` are those of /proc/PID/timers.
 pub fn tape(timers: &[Timer]) -> Vec<Call> {
-    let prctl = |op: u64, name: &str, rest: Vec<Arg>| {
+    let prctl = |op: u64, name: &'static str, rest: Vec<Arg>| {
         let mut a = vec![Arg::Named(op, name.into())];
         a.extend(rest);
         Call::new(libc::SYS_prctl, a).any()
     };
     let mut t = Vec::new();
     for s in 1..=NSIG {
-        let sig = Arg::Named(s as u64, stasis_kernel::names::signal(s).into_owned());
+        let sig = Arg::Named(s as u64, stasis_kernel::names::signal(s));
         // SIGKILL and SIGSTOP may be asked too: their action is always the default
         t.push(Call::new(
             libc::SYS_rt_sigaction,
@@ -291,7 +300,7 @@ fn around<R>(
     let away = Away {
         regs: th.regs,
         mask: th.mask,
-        xstate: th.xstate.clone(),
+        xstate: th.tracee.xstate()?.into(),
         gadgets,
         end_signal: end,
         end_is_silent: quiet,
@@ -463,6 +472,8 @@ pub struct Asking<'a> {
     end_is_silent: bool,
     /// The leader, if it can fly.
     flight: Option<Flight<'a>>,
+    /// The leader's XSAVE area.
+    xstate: Arc<[u8]>,
 }
 
 /// Sends the leader of a stopped process out, if it can go alone; [`Asking::end`] asks the rest and waits.
@@ -495,6 +506,7 @@ pub fn ask<'a>(
         end,
         end_is_silent,
         flight: None,
+        xstate: task.leader().tracee.xstate()?.into(),
     };
     let out = dead_stack(task, maps).and_then(|dead| {
         a.dead = dead;
@@ -512,7 +524,11 @@ impl<'a> Asking<'a> {
         let th = &self.task.threads[i];
         let who = (th, &f.threads[i]);
         let guarded = guarded(who, &f.rules, &self.whole, self.gadgets, self.dead)?;
-        Ok(self.unless(guarded, f, i))
+        let xstate = match i {
+            0 => self.xstate.clone(),
+            _ => th.tracee.xstate()?.into(),
+        };
+        Ok(self.unless(guarded, f, i, xstate))
     }
     /// The signal that ends a thread's chain, if there is one that is not pending.
     fn end_of(&self, f: &Facts, i: usize) -> Option<i32> {
@@ -523,12 +539,12 @@ impl<'a> Asking<'a> {
         let regs = &self.task.threads[i].regs;
         flight::can(regs, self.gadgets, self.end_of(f, i), guarded, tape)
     }
-    fn unless(&self, guarded: bool, f: &Facts, i: usize) -> Away {
+    fn unless(&self, guarded: bool, f: &Facts, i: usize, xstate: Arc<[u8]>) -> Away {
         let th = &self.task.threads[i];
         Away {
             regs: th.regs,
             mask: th.mask,
-            xstate: th.xstate.clone(),
+            xstate,
             gadgets: self.gadgets,
             end_signal: self.end_of(f, i),
             end_is_silent: self.end_is_silent,
@@ -557,34 +573,40 @@ impl<'a> Asking<'a> {
         }
         Ok(())
     }
-    /// Waits for the leader, and asks all other threads.
-    pub fn end(mut self, f: &Facts, maps: &[MapsLine]) -> Result<Asked> {
-        let r = self.told(f, maps);
+    /// Waits for the leader, and asks all other threads; what they tell goes to `listener` at once, since thousands of them may
+    /// not be remembered.
+    pub fn end(
+        mut self,
+        f: &Facts,
+        maps: &[MapsLine],
+        listener: &mut Listener<'_>,
+    ) -> Result<Asked> {
+        let r = self.told(f, maps, listener);
         self.unplant()?;
         r
     }
     /// One thread, row by row or as its chain allows.
-    fn walk(&self, f: &Facts, i: usize, tape: &[Call]) -> Result<Answers> {
+    fn walk(&self, f: &Facts, i: usize, tape: &[Call]) -> Result<(Answers, Arc<[u8]>)> {
         let away = self.away(f, i)?;
+        let xstate = away.xstate.clone();
         let th = &self.task.threads[i];
         let mut e = Excursion::begin(&th.tracee, self.task.pid.0, away, self.dead)?;
         crate::kill_point();
         let r = e.play(tape);
         crate::kill_point();
         e.finish()?;
-        Ok(r?)
+        Ok((r?, xstate))
     }
-    fn told(&mut self, f: &Facts, maps: &[MapsLine]) -> Result<Asked> {
-        let (task, timers) = (self.task, &f.timers);
+    fn told(&mut self, f: &Facts, maps: &[MapsLine], to: &mut Listener<'_>) -> Result<Asked> {
+        let timers = &f.timers;
         let w = match self.flight.take() {
             Some(flight) => flight.land()?.pop(),
-            None => Some(self.walk(f, 0, &self.whole)?),
+            None => Some(self.walk(f, 0, &self.whole)?.0),
         };
         crate::kill_point();
         let w = w.ok_or_else(|| Error::bug("a flight without passengers"))?;
-        let mut threads = vec![Told::default(); task.threads.len()];
-        threads[0] = told(&w, self.whole.len() - self.own.len());
-        self.rest(f, &mut threads)?;
+        let leader = told(&w, self.whole.len() - self.own.len());
+        self.rest(f, to)?;
         let four = |i, a| -> [u64; 4] { w.words(i, a).try_into().expect("32 bytes") };
         let int = |i| i32::from_le_bytes(w.out(i, 1).try_into().expect("four bytes"));
         let n = NSIG as usize;
@@ -611,36 +633,46 @@ impl<'a> Asking<'a> {
                 exit_signal: None,
                 mlock_future: self.mlock_future(f, maps)?,
             },
-            threads,
+            leader,
+            xstate: self.xstate.clone(),
         })
     }
     /// All threads but the leader: as many at once as the dead stack has room for.
-    fn rest(&self, f: &Facts, threads: &mut [Told]) -> Result<()> {
-        // what flies is made up when its turn comes: ten thousand register sets need not be held twice
+    fn rest(&self, f: &Facts, to: &mut Listener<'_>) -> Result<()> {
+        let all = &self.task.threads;
         let mut flying = Vec::new();
-        for (i, told_of) in threads.iter_mut().enumerate().skip(1) {
-            let th = &self.task.threads[i];
+        for (i, th) in all.iter().enumerate().skip(1) {
             let who = (th, &f.threads[i]);
             let guarded = guarded(who, &f.rules, &self.whole, self.gadgets, self.dead)?;
             if self.flies(guarded, f, i, &self.own) {
                 flying.push(i);
             } else {
-                *told_of = told(&self.walk(f, i, &self.own)?, 0);
+                let (a, xstate) = self.walk(f, i, &self.own)?;
+                to(i, told(&a, 0), &xstate)?;
             }
         }
-        let all = &self.task.threads;
-        let mut queue = flying
-            .iter()
-            .map(|i| (&all[*i].tracee, self.unless(false, f, *i), self.own.clone()))
-            .peekable();
-        let mut back = flying.iter();
-        while queue.peek().is_some() {
-            let flight = Flight::start(self.task.pid.0, &mut queue, self.dead)?;
-            crate::kill_point();
-            let answers = flight.land()?;
-            crate::kill_point();
-            for (a, i) in answers.iter().zip(back.by_ref()) {
-                threads[*i] = told(a, 0);
+        for some in flying.chunks(READ_AHEAD) {
+            let mut areas = Vec::with_capacity(some.len());
+            for i in some {
+                areas.push(Arc::from(all[*i].tracee.xstate()?));
+            }
+            let mut queue = some
+                .iter()
+                .zip(&areas)
+                .map(|(i, x): (_, &Arc<[u8]>)| {
+                    let away = self.unless(false, f, *i, x.clone());
+                    (&all[*i].tracee, away, self.own.clone())
+                })
+                .peekable();
+            let mut back = some.iter().zip(&areas);
+            while queue.peek().is_some() {
+                let flight = Flight::start(self.task.pid.0, &mut queue, self.dead)?;
+                crate::kill_point();
+                let answers = flight.land()?;
+                crate::kill_point();
+                for (a, (i, xstate)) in answers.iter().zip(back.by_ref()) {
+                    to(*i, told(a, 0), xstate)?;
+                }
             }
         }
         Ok(())
@@ -671,7 +703,7 @@ fn locks_future(maps: &[MapsLine]) -> Option<(u64, Vec<Call>)> {
     if at < 1 << 17 {
         return None;
     }
-    let named = |v: i32, n: &str| Arg::Named(v as u64, n.into());
+    let named = |v: i32, n: &'static str| Arg::Named(v as u64, n.into());
     let tape = vec![
         Call::new(
             libc::SYS_mmap,

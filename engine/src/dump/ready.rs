@@ -41,7 +41,8 @@ impl Ready {
             {
                 r.gadgets.find(pid, &maps);
             }
-            found.extend(proc.children().unwrap_or_default());
+            // those of other threads are missed: a thousand of them would be asked for nothing
+            found.extend(proc.children_of([pid]).unwrap_or_default());
             let len = own_memory(&proc);
             let id = r.room.len() as u32 + 1;
             if whole

@@ -408,7 +408,7 @@ fn make(
     device: Option<&OwnedFd>,
 ) -> Result<Option<OwnedFd>> {
     let pid = t.pid;
-    thread::look(&mut t.threads[0], pid)?;
+    thread::look(&mut t.threads[..1], pid)?;
     let leader = t.proc.status()?;
     let mut all: Vec<Status> = vec![leader];
     for th in &t.threads[1..] {

@@ -2,7 +2,6 @@
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::ProcDir;
 use stasis_kernel::ptrace::{Regs, RseqConfig, SudConfig, Tracee};
-use std::sync::Arc;
 
 /// A process: alive with stopped threads, or a zombie.
 pub struct Task {
@@ -46,8 +45,6 @@ pub struct Thread {
     pub tracee: Tracee,
     /// General registers as they will be when it goes on.
     pub regs: Regs,
-    /// XSAVE area.
-    pub xstate: Arc<[u8]>,
     /// Blocked signals.
     pub mask: u64,
     /// Restartable sequence registration.
@@ -63,7 +60,6 @@ impl Thread {
             tid,
             tracee,
             regs: stasis_kernel::ptrace::no_regs(),
-            xstate: Arc::new([]),
             mask: 0,
             rseq: RseqConfig::default(),
             sud: None,

@@ -6,10 +6,21 @@ use stasis_kernel::procfs::Status;
 use stasis_kernel::ptrace::{Regs, RseqConfig, SudConfig};
 use stasis_kernel::{vm, xstate};
 use stasis_proto::pb;
-use std::sync::Arc;
 
-/// Reads registers, XSAVE area, signal mask, rseq and syscall user dispatch of a thread that has just stopped.
-pub fn look(th: &mut Thread, pid: HostPid) -> Result<()> {
+/// Reads registers, signal mask, rseq and syscall user dispatch of the threads of a process that has just stopped. XSAVE areas,
+/// 11 KiB each, are read when a thread is asked.
+pub fn look(threads: &mut [Thread], pid: HostPid) -> Result<()> {
+    for th in threads.iter_mut() {
+        registers(th)?;
+    }
+    let all = sequences(threads, pid);
+    for (th, cs) in threads.iter_mut().zip(all).filter(|(_, cs)| *cs != 0) {
+        settle_rseq(th, pid, cs)?;
+    }
+    Ok(())
+}
+
+fn registers(th: &mut Thread) -> Result<()> {
     let t = &th.tracee;
     th.regs = t.regs().map_err(|e| match e.errno {
         nix::errno::Errno::EPROTO => compat(th.tid),
@@ -18,11 +29,36 @@ pub fn look(th: &mut Thread, pid: HostPid) -> Result<()> {
     if th.regs.cs != 0x33 {
         return Err(compat(th.tid));
     }
-    th.xstate = t.xstate()?.into();
     th.mask = t.sigmask()?;
     th.rseq = t.rseq()?;
     th.sud = t.sud()?;
-    settle_rseq(th, pid)
+    Ok(())
+}
+
+/// The address of the restartable sequence each thread is in; 0 where there is none, or nothing that can be read.
+fn sequences(threads: &[Thread], pid: HostPid) -> Vec<u64> {
+    let field = |th: &Thread| vm::RemoteRange {
+        addr: RemotePtr(th.rseq.abi_pointer.saturating_add(8)),
+        len: 8,
+    };
+    let registered = |th: &&Thread| th.rseq.abi_pointer != 0;
+    let fields: Vec<_> = threads.iter().filter(registered).map(field).collect();
+    let mut words = vec![0; fields.len() * 8];
+    if vm::readv(pid, &fields, &mut words).is_err() {
+        for (f, word) in fields.iter().zip(words.chunks_exact_mut(8)) {
+            if vm::read(pid, f.addr, word).is_err() {
+                word.fill(0);
+            }
+        }
+    }
+    let mut words = words
+        .chunks_exact(8)
+        .map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes")));
+    let mut of = |th: &Thread| match th.rseq.abi_pointer {
+        0 => 0,
+        _ => words.next().unwrap_or(0),
+    };
+    threads.iter().map(&mut of).collect()
 }
 
 /// The error for a task of the i386 ABI.
@@ -40,19 +76,7 @@ pub fn compat(tid: HostPid) -> Error {
 ///
 /// KERNEL: `rseq_ip_fixup()` (kernel/rseq.c) would do the same at the return to user mode, but only while the instruction pointer
 /// is the one it was stopped at. Clearing the pointer also keeps a hostile sequence from catching an excursion.
-fn settle_rseq(th: &mut Thread, pid: HostPid) -> Result<()> {
-    if th.rseq.abi_pointer == 0 {
-        return Ok(());
-    }
-    let field = RemotePtr(th.rseq.abi_pointer + 8);
-    let mut word = [0u8; 8];
-    if vm::read(pid, field, &mut word).is_err() {
-        return Ok(());
-    }
-    let cs = u64::from_le_bytes(word);
-    if cs == 0 {
-        return Ok(());
-    }
+fn settle_rseq(th: &mut Thread, pid: HostPid, cs: u64) -> Result<()> {
     let mut b = [0u8; 32];
     if vm::read(pid, RemotePtr(cs), &mut b).is_ok() {
         let at = |i: usize| u64::from_le_bytes(b[i..i + 8].try_into().expect("eight bytes"));
@@ -62,7 +86,7 @@ fn settle_rseq(th: &mut Thread, pid: HostPid) -> Result<()> {
             th.tracee.set_regs(&th.regs)?;
         }
     }
-    vm::write(pid, field, &[0; 8])?;
+    vm::write(pid, RemotePtr(th.rseq.abi_pointer + 8), &[0; 8])?;
     Ok(())
 }
 
@@ -87,7 +111,8 @@ pub struct Told {
 pub struct Portrait {
     tid: HostPid,
     regs: Regs,
-    xstate: Arc<[u8]>,
+    /// As much of the XSAVE area as is in use.
+    xstate: Box<[u8]>,
     mask: u64,
     rseq: RseqConfig,
     sud: Option<SudConfig>,
@@ -98,11 +123,15 @@ pub struct Portrait {
 
 impl Portrait {
     /// Of a stopped thread that was asked.
-    pub fn of(th: &Thread, st: &Status, told: &Told) -> Result<Self> {
+    pub fn of(th: &Thread, st: &Status, told: &Told, xstate: &[u8]) -> Result<Self> {
         Ok(Self {
             tid: th.tid,
             regs: th.regs,
-            xstate: th.xstate.clone(),
+            xstate: match more_than_format(xstate) {
+                // is carried as it is
+                true => xstate.into(),
+                false => xstate[..xstate::in_frame(xstate).0].into(),
+            },
             mask: th.mask,
             rseq: th.rseq,
             sud: th.sud,
@@ -113,6 +142,11 @@ impl Portrait {
             status: st.clone(),
             told: told.clone(),
         })
+    }
+    /// Not less than its bytes in memory.
+    pub fn weight(&self) -> usize {
+        const NAMES_AND_NUMBERS: usize = 512;
+        size_of::<Self>() + self.xstate.len() + 128 * self.pending.len() + NAMES_AND_NUMBERS
     }
     /// The core entry of the thread, without the parts a leader has for its process, and without seccomp filters.
     pub fn core(self) -> Result<pb::CoreEntry> {

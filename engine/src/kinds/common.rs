@@ -102,7 +102,7 @@ pub fn ask(fd: impl AsFd, nr: i64, rest: Vec<Arg>) -> Result<HostAnswer, SysErro
 
 /// ioctl(2) that gives `len` bytes.
 pub fn ask_ioctl(fd: impl AsFd, request: u64, len: usize) -> Result<Vec<u8>, SysError> {
-    let name = stasis_kernel::names::ioctl(request).into_owned();
+    let name = stasis_kernel::names::ioctl(request);
     let a = ask(
         fd,
         libc::SYS_ioctl,
@@ -119,7 +119,7 @@ pub fn ask_int(fd: impl AsFd, request: u64) -> Result<i32, SysError> {
 
 /// Row: ioctl(2).
 pub fn ioctl_row(fd: Arg, request: u64, arg: Arg) -> Call {
-    let name = stasis_kernel::names::ioctl(request).into_owned();
+    let name = stasis_kernel::names::ioctl(request);
     Call::new(libc::SYS_ioctl, vec![fd, Arg::Named(request, name), arg])
 }
 

@@ -19,6 +19,7 @@ use super::{Act, PlanCx, Stage, Stagehand, TaskStage};
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
 use stasis_kernel::call::{Arg, Call, FdRef};
+use stasis_kernel::fds;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::names;
@@ -27,10 +28,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-const F_GETSIG: u64 = 11;
 const F_SETSIG: u64 = 10;
 const F_SETOWN_EX: u64 = 15;
-const F_GETOWN_EX: u64 = 16;
+
 const F_GETOWNER_UIDS: u64 = 17;
 const F_SETFL: u64 = libc::F_SETFL as u64;
 const F_OWNER_TID: u32 = 0;
@@ -64,15 +64,10 @@ pub fn read(
     if flags & libc::O_PATH as u32 != 0 {
         return Ok(out);
     }
-    let mut host = Host::default();
-    let raw = Arg::Int(fd.as_raw_fd() as u64);
-    let mut ask = |cmd: u64, arg: Arg| {
-        let c = Call::new(libc::SYS_fcntl, vec![raw.clone(), fcntl(cmd), arg]);
-        host.play(&c)
-    };
-    out.signum = ask(F_GETSIG, Arg::Int(0))?.ret as u32;
-    let a = ask(F_GETOWN_EX, Arg::Out(8))?;
-    let (pid_type, pid) = (word(a.out(2), 0), word(a.out(2), 4));
+    // thousands of files are asked: no rows
+    let (signal, pid_type, pid) = fds::owner(fd)?;
+    out.signum = signal as u32;
+    let (pid_type, pid) = (pid_type as u32, pid as u32);
     if pid == 0 {
         return Ok(out);
     }
@@ -90,7 +85,12 @@ pub fn read(
             .advice("dump the owner together with the tree"));
         }
     };
-    let a = ask(F_GETOWNER_UIDS, Arg::Out(8))?;
+    let row = vec![
+        Arg::Int(fd.as_raw_fd() as u64),
+        fcntl(F_GETOWNER_UIDS),
+        Arg::Out(8),
+    ];
+    let a = Host::default().play(&Call::new(libc::SYS_fcntl, row))?;
     (out.uid, out.euid) = (word(a.out(2), 0), word(a.out(2), 4));
     Ok(out)
 }
@@ -103,7 +103,7 @@ pub fn plan(cx: &mut PlanCx, file: FdRef, e: &pb::FownEntry, flags: u32) {
     let call =
         |cmd: u64, arg: Arg| Call::new(libc::SYS_fcntl, vec![Arg::Fd(file), fcntl(cmd), arg]);
     if e.signum != 0 {
-        let sig = Arg::Named(e.signum.into(), names::signal(e.signum as i32).into_owned());
+        let sig = Arg::Named(e.signum.into(), names::signal(e.signum as i32));
         cx.host(call(F_SETSIG, sig), "the signal instead of SIGIO");
     }
     if e.pid != 0 {
@@ -203,11 +203,11 @@ fn uids(r: u32, e: u32, s: u32) -> Call {
 }
 
 fn fcntl(cmd: u64) -> Arg {
-    Arg::Named(cmd, names::fcntl(cmd).into_owned())
+    Arg::Named(cmd, names::fcntl(cmd))
 }
 
 fn prctl(op: i32) -> Arg {
-    Arg::Named(op as u64, names::prctl(op as u64).into_owned())
+    Arg::Named(op as u64, names::prctl(op as u64))
 }
 
 fn owner_type(t: u32) -> &'static str {

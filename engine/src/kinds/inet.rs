@@ -217,13 +217,10 @@ impl FileKind for Inet {
             Call::new(
                 libc::SYS_socket,
                 vec![
-                    Arg::Named(
-                        e.family.into(),
-                        names::socket_family(e.family.into()).into_owned(),
-                    ),
+                    Arg::Named(e.family.into(), names::socket_family(e.family.into())),
                     Arg::Named(
                         (s.kind | libc::SOCK_CLOEXEC) as u64,
-                        format!("{}|SOCK_CLOEXEC", names::socket_type(s.kind as u64)),
+                        format!("{}|SOCK_CLOEXEC", names::socket_type(s.kind as u64)).into(),
                     ),
                     Arg::Int(e.proto.into()),
                 ],

@@ -294,7 +294,7 @@ pub fn read_ip(fd: BorrowedFd<'_>, s: Sort) -> Result<pb::IpOptsEntry> {
 /// An ICMP filter of the wrong length.
 pub fn plan_ip(cx: &mut PlanCx, file: FdRef, s: Sort, o: &pb::IpOptsEntry) -> Result<()> {
     let why = "option of an internet socket";
-    let mut set = |level, name, text: &str, v: i32| {
+    let mut set = |level, name, text: &'static str, v: i32| {
         cx.host(set_int_row(file, level, name, text, v), why);
     };
     let v6 = s.family == libc::AF_INET6;

@@ -212,7 +212,7 @@ fn record(l: &pb::FileLockEntry) -> Arg {
 }
 
 fn fcntl(cmd: u64) -> Arg {
-    Arg::Named(cmd, names::fcntl(cmd).into_owned())
+    Arg::Named(cmd, names::fcntl(cmd))
 }
 
 fn show(l: &LockLine) -> String {

@@ -155,7 +155,7 @@ fn plan_inode(cx: &mut PlanCx, entry: &pb::FileEntry, inode_id: u32) -> Result<F
     cx.enter(Stage::First);
     let args = vec![
         Arg::Str(m.name.clone()),
-        Arg::Named(flags.into(), names::memfd_flags(flags.into())),
+        Arg::Named(flags.into(), names::memfd_flags(flags.into()).into()),
     ];
     cx.host(
         Call::new(libc::SYS_memfd_create, args).binds(file),
@@ -174,11 +174,14 @@ fn plan_inode(cx: &mut PlanCx, entry: &pb::FileEntry, inode_id: u32) -> Result<F
     cx.host(Call::new(libc::SYS_fchown, args), "its owner");
     if let Some(mode) = m.mode {
         let mode = mode & 0o7777;
-        let args = vec![Arg::Fd(file), Arg::Named(mode.into(), format!("{mode:#o}"))];
+        let args = vec![
+            Arg::Fd(file),
+            Arg::Named(mode.into(), format!("{mode:#o}").into()),
+        ];
         cx.host(Call::new(libc::SYS_fchmod, args), "its permissions");
     }
     if m.seals != F_SEAL_SEAL && m.seals != 0 {
-        let seals = Arg::Named(m.seals.into(), names::seals(m.seals.into()));
+        let seals = Arg::Named(m.seals.into(), names::seals(m.seals.into()).into());
         let c = Call::new(
             libc::SYS_fcntl,
             vec![Arg::Fd(file), fcntl(libc::F_ADD_SEALS), seals],
@@ -217,7 +220,7 @@ fn reopen(inode: FdRef, flags: u32) -> Call {
 }
 
 fn fcntl(cmd: i32) -> Arg {
-    Arg::Named(cmd as u64, names::fcntl(cmd as u64).into_owned())
+    Arg::Named(cmd as u64, names::fcntl(cmd as u64))
 }
 
 impl FileKind for Memfd {

@@ -158,7 +158,7 @@ impl FileKind for Netlink {
         let flags = kind as i32 | libc::SOCK_CLOEXEC;
         let args = vec![
             Arg::Named(libc::AF_NETLINK as u64, "AF_NETLINK".into()),
-            Arg::Named(flags as u64, names::socket_type(kind.into()).to_string()),
+            Arg::Named(flags as u64, names::socket_type(kind.into())),
             Arg::Int(e.protocol.into()),
         ];
         cx.host(

@@ -251,10 +251,7 @@ impl FileKind for Packet {
         let flags = e.r#type as i32 | libc::SOCK_CLOEXEC;
         let args = vec![
             Arg::Named(libc::AF_PACKET as u64, "AF_PACKET".into()),
-            Arg::Named(
-                flags as u64,
-                names::socket_type(e.r#type.into()).to_string(),
-            ),
+            Arg::Named(flags as u64, names::socket_type(e.r#type.into())),
             Arg::Int(0),
         ];
         cx.host(
@@ -319,7 +316,7 @@ impl FileKind for Packet {
 }
 
 /// `struct tpacket_req3`, or the shorter one of older versions.
-fn ring_row(file: FdRef, name: i32, text: &str, r: &pb::PacketRing, version: u32) -> Call {
+fn ring_row(file: FdRef, name: i32, text: &'static str, r: &pb::PacketRing, version: u32) -> Call {
     let all = [
         r.block_size,
         r.block_nr,

@@ -20,6 +20,7 @@ use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
 use stasis_kernel::error::SysError;
+use stasis_kernel::fds;
 use stasis_proto::pb;
 use std::borrow::Cow;
 use std::fmt;
@@ -129,16 +130,12 @@ pub fn get(
     name: i32,
     len: usize,
 ) -> std::result::Result<Option<Vec<u8>>, SysError> {
-    let args = vec![
-        level_arg(level),
-        Arg::Int(name as u64),
-        Arg::Out(len),
-        Arg::InOut((len as u32).to_le_bytes().to_vec()),
-    ];
-    match ask(fd, libc::SYS_getsockopt, args) {
-        Ok(a) => {
-            let n = word(a.out(4), 0) as usize;
-            Ok(Some(a.out(3)[..n.min(len)].to_vec()))
+    let mut value = vec![0; len];
+    // fifty options of each socket are asked: no rows
+    match fds::getsockopt(fd.as_fd(), level, name, &mut value) {
+        Ok(n) => {
+            value.truncate(n);
+            Ok(Some(value))
         }
         Err(e) => absent(e),
     }
@@ -168,7 +165,7 @@ pub fn word(b: &[u8], at: usize) -> u32 {
 }
 
 fn level_arg(level: i32) -> Arg {
-    Arg::Named(level as u64, level_name(level).into_owned())
+    Arg::Named(level as u64, level_name(level))
 }
 
 /// `SOL_SOCKET`, `SOL_IP`, ...
@@ -189,17 +186,17 @@ pub fn level_name(level: i32) -> Cow<'static, str> {
 }
 
 /// Row: setsockopt(2).
-pub fn set_row(file: FdRef, level: i32, name: i32, text: &str, value: &[u8]) -> Call {
+pub fn set_row(file: FdRef, level: i32, name: i32, text: &'static str, value: &[u8]) -> Call {
     set_arg(Arg::Fd(file), level, name, text, value)
 }
 
 /// Row: setsockopt(2) of an `int`.
-pub fn set_int_row(file: FdRef, level: i32, name: i32, text: &str, value: i32) -> Call {
+pub fn set_int_row(file: FdRef, level: i32, name: i32, text: &'static str, value: i32) -> Call {
     set_row(file, level, name, text, &value.to_le_bytes())
 }
 
 /// Row: setsockopt(2) on a descriptor given in any form.
-pub fn set_arg(fd: Arg, level: i32, name: i32, text: &str, value: &[u8]) -> Call {
+pub fn set_arg(fd: Arg, level: i32, name: i32, text: &'static str, value: &[u8]) -> Call {
     Call::new(
         libc::SYS_setsockopt,
         vec![
@@ -424,7 +421,7 @@ pub fn plan_buffers(cx: &mut PlanCx, file: FdRef, o: &pb::SkOptsEntry) {
     cx.act_at(cx.stage(), Act::Buffers(buffers), "buffers of a socket");
 }
 
-fn set(cx: &mut PlanCx, file: FdRef, name: i32, text: &str, value: u32) {
+fn set(cx: &mut PlanCx, file: FdRef, name: i32, text: &'static str, value: u32) {
     let row = set_int_row(file, SOCKET, name, text, value as i32);
     cx.host(row, "option of a socket");
 }
@@ -544,16 +541,24 @@ pub struct Buffers {
 impl Buffers {
     pub(super) fn perform(&self, on: &mut Stagehand<'_>) -> Result<()> {
         let two = [
-            (self.send, SO_SNDBUFFORCE, libc::SO_SNDBUF, "SO_SNDBUF"),
-            (self.receive, SO_RCVBUFFORCE, libc::SO_RCVBUF, "SO_RCVBUF"),
+            (
+                self.send,
+                (SO_SNDBUFFORCE, "SO_SNDBUFFORCE"),
+                (libc::SO_SNDBUF, "SO_SNDBUF"),
+            ),
+            (
+                self.receive,
+                (SO_RCVBUFFORCE, "SO_RCVBUFFORCE"),
+                (libc::SO_RCVBUF, "SO_RCVBUF"),
+            ),
         ];
-        for (bytes, force, plain, text) in two {
+        for (bytes, force, (plain, text)) in two {
             // KERNEL: sock_setsockopt() (net/core/sock.c) doubles what it is given
             let half = (bytes / 2).min(i32::MAX as u32 / 2) as i32;
             if half == 0 {
                 continue;
             }
-            let forced = set_int_row(self.file, SOCKET, force, &format!("{text}FORCE"), half);
+            let forced = set_int_row(self.file, SOCKET, force.0, force.1, half);
             match on.host.play(&forced) {
                 Ok(_) => {}
                 Err(e) if e.is_denied() => {

@@ -268,7 +268,7 @@ impl Connect {
         };
         self.cannot(e).advice(advice)
     }
-    fn int(&self, on: &mut Stagehand<'_>, name: i32, text: &str, v: i32) -> Result<()> {
+    fn int(&self, on: &mut Stagehand<'_>, name: i32, text: &'static str, v: i32) -> Result<()> {
         self.play(on, set_int_row(self.file, TCP, name, text, v))
     }
     fn address(&self, on: &mut Stagehand<'_>, nr: i64, a: &SocketAddr) -> Result<()> {

@@ -98,7 +98,7 @@ impl FileKind for TimerFd {
             Call::new(
                 libc::SYS_timerfd_create,
                 vec![
-                    Arg::Named(e.clockid.into(), clock.clone()),
+                    Arg::Named(e.clockid.into(), clock.clone().into()),
                     Arg::Named(libc::TFD_CLOEXEC as u64, "TFD_CLOEXEC".into()),
                 ],
             )
@@ -126,7 +126,10 @@ impl FileKind for TimerFd {
                 libc::SYS_timerfd_settime,
                 vec![
                     fd.clone(),
-                    Arg::Named(e.settime_flags.into(), settime_flags(e.settime_flags)),
+                    Arg::Named(
+                        e.settime_flags.into(),
+                        settime_flags(e.settime_flags).into(),
+                    ),
                     Arg::In(spec.iter().flat_map(|v| v.to_le_bytes()).collect()),
                     Arg::Null,
                 ],

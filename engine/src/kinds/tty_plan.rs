@@ -212,7 +212,10 @@ fn slave_rows(
     if let Ok(reg) = path_of(entry, regf, cx)
         && let Some(mode) = reg.mode.map(|m| m & 0o777)
     {
-        let args = vec![Arg::Fd(file), Arg::Named(mode.into(), format!("{mode:#o}"))];
+        let args = vec![
+            Arg::Fd(file),
+            Arg::Named(mode.into(), format!("{mode:#o}").into()),
+        ];
         cx.host(
             Call::new(libc::SYS_fchmod, args),
             "permissions of the slave",
@@ -408,7 +411,7 @@ fn inherit(
         return Ok(());
     }
     // Whoever restores may be in the background of this terminal, and would be stopped for changing it.
-    let ttou = |how: i32, name: &str| {
+    let ttou = |how: i32, name: &'static str| {
         let mask: u64 = 1 << (libc::SIGTTOU - 1);
         let args = vec![
             Arg::Named(how as u64, name.into()),

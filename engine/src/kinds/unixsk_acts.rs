@@ -154,7 +154,7 @@ fn way(to: BorrowedFd<'_>) -> Result<(Vec<u8>, Option<OwnedFd>)> {
 /// Type bits for socket(2). Not blocking: nothing in an image may hold the engine up.
 fn kind(t: i32) -> Arg {
     let flags = t | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    Arg::Named(flags as u64, names::socket_type(t as u64).to_string())
+    Arg::Named(flags as u64, names::socket_type(t as u64))
 }
 
 fn family() -> Arg {

@@ -221,7 +221,7 @@ pub fn all_of(request: &[u8]) -> Result<Vec<Vec<u8>>> {
 }
 
 /// An `int` that ioctl(2) tells of a socket.
-pub(super) fn ask_size(socket: impl AsFd, request: u64, name: &str) -> Result<u32> {
+pub(super) fn ask_size(socket: impl AsFd, request: u64, name: &'static str) -> Result<u32> {
     let args = vec![Arg::Named(request, name.into()), Arg::Out(4)];
     let a = ask(socket, libc::SYS_ioctl, args)?;
     Ok(sockopts::word(a.out(2), 0))

@@ -4,7 +4,7 @@
 //! costs no fault (4.5 GB/s a thread); what becomes huge pages, is compared, or is small is written by process_vm_writev.
 use super::memory::Plan;
 use crate::error::{Blame, Error, Result};
-use crate::pages::{Source, Store};
+use crate::pages::Store;
 use crate::workers;
 use stasis_kernel::error::SysError;
 use stasis_kernel::ids::{HostPid, RemotePtr};
@@ -91,15 +91,15 @@ fn cut(
     }
 }
 
-/// Index ranges of pieces that are done in one go: small ones that are written and follow each other in the image; or those
-/// of one page table, 2 MiB, that are copied, because two threads would wait for each other there.
+/// Index ranges of pieces that are done in one go: small ones that follow each other in the image; or those of one page table,
+/// 2 MiB, that are copied, because two threads would wait for each other there.
 fn groups(pieces: &[Piece]) -> Vec<std::ops::Range<usize>> {
     let mut out: Vec<std::ops::Range<usize>> = Vec::new();
     let mut sum = 0;
     for (i, p) in pieces.iter().enumerate() {
         let joins = i > 0
-            && p.how == How::Write
-            && pieces[i - 1].how == How::Write
+            && p.how != How::Copy
+            && pieces[i - 1].how != How::Copy
             && pieces[i - 1].at + pieces[i - 1].len == p.at
             && sum + p.len <= PIECE;
         let joins = joins
@@ -121,95 +121,189 @@ fn groups(pieces: &[Piece]) -> Vec<std::ops::Range<usize>> {
     out
 }
 
-/// Writes all pages of a plan; gives their number. `base`: the pages images of the task whose memory it inherits.
-pub fn pages(
-    dir: &ImageDir,
-    pid: HostPid,
-    m: &Plan,
-    base: Option<&[Source]>,
-    missing: Option<&Missing>,
-) -> Result<u64> {
-    let (write, compare) = match &m.estate {
-        Some(e) if !e.compare.is_empty() => (&e.write, &e.compare[..]),
-        _ => (&m.pages, &[][..]),
-    };
-    let total: u64 = m.pages.iter().map(|p| p.1).sum();
-    if total == 0 {
-        return Ok(0);
-    }
-    let own = Store::open(dir, &m.sources)?;
-    let theirs = match base.filter(|_| !compare.is_empty()) {
-        Some(sources) => Some(Store::open(dir, sources)?),
-        None => None,
-    };
-    let mut pieces: Vec<Piece> = Vec::new();
-    for run in write {
-        cut(&mut pieces, *run, None, missing);
-    }
-    for (addr, len, at, other) in compare {
-        cut(&mut pieces, (*addr, *len, *at), Some(*other), None);
-    }
-    let groups = groups(&pieces);
-    let buffers = || {
-        let other = if theirs.is_some() { PIECE as usize } else { 0 };
-        (vec![0u8; PIECE as usize + 4096], vec![0u8; other])
-    };
-    workers::each(total, &groups, buffers, |g, (room, other)| {
-        // KERNEL(<6.6): UFFDIO_COPY wants its source at a page address too
-        let shift = room.as_ptr().align_offset(4096);
-        let buf = &mut room[shift..shift + PIECE as usize];
-        let first = pieces[g.start];
-        match (first.how, &theirs, missing) {
-            (How::Compare(at), Some(t), _) => differing(pid, &own, t, first, at, buf, other),
-            (How::Copy, _, Some(m)) => pieces[g.clone()]
-                .iter()
-                .try_for_each(|p| copy(m, &own, *p, buf)),
-            _ => several(pid, &own, &pieces[g.clone()], buf),
-        }
-    })?;
-    Ok(total / 4096)
+/// The pages of a task whose memory others inherit.
+pub struct Base {
+    store: Store,
+    /// All of its own pages image, if that is small: every heir is compared with it.
+    whole: Option<Vec<u8>>,
 }
 
-/// Pieces that follow each other in the image.
-fn several(pid: HostPid, own: &Store, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
-    let len: u64 = pieces.iter().map(|p| p.len).sum();
-    let buf = &mut buf[..len as usize];
-    own.read(buf, pieces[0].at)?;
-    let ranges: Vec<_> = pieces
-        .iter()
-        .map(|p| vm::RemoteRange {
-            addr: RemotePtr(p.addr),
-            len: p.len as usize,
+impl Base {
+    /// Pages images up to this size are held in memory.
+    const SMALL: u64 = 4 << 20;
+
+    /// Opens the images.
+    ///
+    /// # Errors
+    /// Those of opening and reading.
+    pub fn open(dir: &ImageDir, m: &Plan) -> Result<Self> {
+        let store = Store::open(dir, &m.sources)?;
+        let whole = store.whole(Self::SMALL)?;
+        Ok(Self { store, whole })
+    }
+    /// Bytes of one run; `room` is as long.
+    fn read<'b>(&'b self, at: u64, room: &'b mut [u8]) -> Result<&'b [u8]> {
+        let end = at.checked_add(room.len() as u64);
+        let held = self.whole.as_ref().zip(end);
+        if let Some(b) = held.and_then(|(w, end)| w.get(at as usize..end as usize)) {
+            return Ok(b);
+        }
+        self.store.read(room, at)?;
+        Ok(room)
+    }
+}
+
+/// The filling of one task's private memory.
+pub struct Filling<'a> {
+    pid: HostPid,
+    plan: &'a Plan,
+    base: Option<&'a Base>,
+    missing: Option<Missing>,
+    /// How much it is, in bytes.
+    pub total: u64,
+}
+
+/// What a thread that fills keeps for itself.
+pub struct Room {
+    own: Vec<u8>,
+    other: Vec<u8>,
+}
+
+impl Room {
+    /// Empty buffers.
+    pub fn new() -> Self {
+        Self {
+            own: vec![0; PIECE as usize + 4096],
+            other: vec![0; PIECE as usize],
+        }
+    }
+}
+
+impl<'a> Filling<'a> {
+    /// All pages of a plan. `base`: the task whose memory it inherits.
+    pub fn new(
+        pid: HostPid,
+        plan: &'a Plan,
+        base: Option<&'a Base>,
+        missing: Option<Missing>,
+    ) -> Self {
+        Self {
+            pid,
+            plan,
+            base,
+            missing,
+            total: plan.pages.iter().map(|p| p.1).sum(),
+        }
+    }
+    /// Whether so much is filled by several threads; less is not, but several tasks may be filled at once.
+    pub fn is_much(&self) -> bool {
+        self.total > workers::ALONE
+    }
+    fn pieces(&self) -> Vec<Piece> {
+        let m = self.plan;
+        let (write, compare) = match (&m.estate, self.base) {
+            (Some(e), Some(_)) if !e.compare.is_empty() => (&e.write, &e.compare[..]),
+            _ => (&m.pages, &[][..]),
+        };
+        let mut pieces: Vec<Piece> = Vec::new();
+        for run in write {
+            cut(&mut pieces, *run, None, self.missing.as_ref());
+        }
+        for (addr, len, at, other) in compare {
+            cut(&mut pieces, (*addr, *len, *at), Some(*other), None);
+        }
+        // in the order of the image: what lies together there is read together
+        pieces.sort_by_key(|p| p.at);
+        pieces
+    }
+    /// Writes all pages, by several threads.
+    ///
+    /// # Errors
+    /// Those of opening and reading the images; E5022.
+    pub fn by_many(&self, dir: &ImageDir) -> Result<()> {
+        let own = Store::open(dir, &self.plan.sources)?;
+        let pieces = self.pieces();
+        let groups = groups(&pieces);
+        workers::each(self.total, &groups, Room::new, |g, room| {
+            self.group(&own, &pieces[g.clone()], room)
         })
-        .collect();
-    vm::writev(pid, &ranges, buf).map_err(|e| misplaced(pieces[0].addr, e))
+    }
+    /// Writes all pages.
+    ///
+    /// # Errors
+    /// As [`Filling::by_many`].
+    pub fn alone(&self, dir: &ImageDir, room: &mut Room) -> Result<()> {
+        if self.total == 0 {
+            return Ok(());
+        }
+        let own = Store::open(dir, &self.plan.sources)?;
+        let pieces = self.pieces();
+        for g in groups(&pieces) {
+            self.group(&own, &pieces[g], room)?;
+        }
+        Ok(())
+    }
+    fn group(&self, own: &Store, pieces: &[Piece], room: &mut Room) -> Result<()> {
+        // KERNEL(<6.6): UFFDIO_COPY wants its source at a page address too
+        let shift = room.own.as_ptr().align_offset(4096);
+        let buf = &mut room.own[shift..shift + PIECE as usize];
+        match &self.missing {
+            Some(m) if pieces[0].how == How::Copy => {
+                pieces.iter().try_for_each(|p| copy(m, own, *p, buf))
+            }
+            _ => self.several(own, pieces, buf, &mut room.other),
+        }
+    }
+    /// Pieces that follow each other in the image. Of those that are compared only the pages that the parent has otherwise are
+    /// written: the others stay shared with it.
+    fn several(
+        &self,
+        own: &Store,
+        pieces: &[Piece],
+        buf: &mut [u8],
+        other: &mut [u8],
+    ) -> Result<()> {
+        let first = pieces[0];
+        let len: u64 = pieces.iter().map(|p| p.len).sum();
+        let buf = &mut buf[..len as usize];
+        own.read(buf, first.at)?;
+        let mut ranges: Vec<vm::RemoteRange> = Vec::with_capacity(pieces.len());
+        // what is written moves together at the front of the buffer
+        let mut kept = 0;
+        let mut keep = |buf: &mut [u8], addr: u64, from: usize, to: usize| {
+            if from != kept {
+                buf.copy_within(from..to, kept);
+            }
+            kept += to - from;
+            let (addr, len) = (RemotePtr(addr), to - from);
+            match ranges.last_mut() {
+                Some(r) if r.addr.0 + r.len as u64 == addr.0 => r.len += len,
+                _ => ranges.push(vm::RemoteRange { addr, len }),
+            }
+        };
+        for p in pieces {
+            let (from, n) = ((p.at - first.at) as usize, p.len as usize);
+            match (p.how, self.base) {
+                (How::Compare(at), Some(base)) => {
+                    let theirs = base.read(at, &mut other[..n])?;
+                    for (x, y) in differences(&buf[from..from + n], theirs) {
+                        keep(buf, p.addr + x as u64, from + x, from + y);
+                    }
+                }
+                _ => keep(buf, p.addr, from, from + n),
+            }
+        }
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        vm::writev(self.pid, &ranges, &buf[..kept]).map_err(|e| misplaced(first.addr, e))
+    }
 }
 
 fn copy(missing: &Missing, own: &Store, p: Piece, buf: &mut [u8]) -> Result<()> {
     let buf = &mut buf[..p.len as usize];
     own.read(buf, p.at)?;
     uffd::copy(missing.fd.as_fd(), RemotePtr(p.addr), buf).map_err(|e| misplaced(p.addr, e))
-}
-
-/// Writes only the pages that the parent has otherwise: the others stay shared with it.
-fn differing(
-    pid: HostPid,
-    own: &Store,
-    theirs: &Store,
-    p: Piece,
-    their_at: u64,
-    buf: &mut [u8],
-    other: &mut [u8],
-) -> Result<()> {
-    let n = p.len as usize;
-    let (buf, other) = (&mut buf[..n], &mut other[..n]);
-    own.read(buf, p.at)?;
-    theirs.read(other, their_at)?;
-    for (from, to) in differences(buf, other) {
-        let at = p.addr + from as u64;
-        vm::write(pid, RemotePtr(at), &buf[from..to]).map_err(|e| misplaced(at, e))?;
-    }
-    Ok(())
 }
 
 /// Runs of whole pages in which two buffers of equal length differ.
@@ -238,7 +332,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_pieces_are_written_together_others_alone() {
+    fn small_pieces_that_follow_each_other_go_together_others_alone() {
         let p = |at: u64, len: u64, how| Piece {
             addr: 0,
             at,
@@ -254,8 +348,9 @@ mod tests {
             p(12288 + 2 * PIECE, 4096, How::Write),
             p(0, 4096, How::Write),
             p(4096, 4096, How::Compare(0)),
+            p(12288, 4096, How::Compare(0)),
         ];
-        assert_eq!(groups(&all), [0..2, 2..4, 4..5, 5..6, 6..7, 7..8]);
+        assert_eq!(groups(&all), [0..2, 2..4, 4..5, 5..6, 6..8, 8..9]);
     }
 
     #[test]

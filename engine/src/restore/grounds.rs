@@ -224,7 +224,7 @@ fn flags(of: impl Iterator<Item = Ns>) -> Arg {
             format!("CLONE_NEW{upper}")
         })
         .collect();
-    Arg::Named(bits, names.join("|"))
+    Arg::Named(bits, names.join("|").into())
 }
 
 /// The row that enters a namespace of which the player has a handle.

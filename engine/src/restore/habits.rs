@@ -57,7 +57,7 @@ impl fmt::Display for Outside {
     }
 }
 
-fn prctl(op: u64, name: &str, args: &[u64]) -> Call {
+fn prctl(op: u64, name: &'static str, args: &[u64]) -> Call {
     let mut a = vec![Arg::Named(op, name.into())];
     a.extend(args.iter().map(|v| Arg::Int(*v)));
     Call::new(libc::SYS_prctl, a)
@@ -68,7 +68,7 @@ fn words(w: &[u64]) -> Vec<u8> {
 }
 
 fn signal(n: u64) -> Arg {
-    Arg::Named(n, names::signal(n as i32).into_owned())
+    Arg::Named(n, names::signal(n as i32))
 }
 
 /// Plans habits of a task and its threads. `own_hands`: no earlier task shares its signal actions; `by_id`: the
@@ -159,7 +159,11 @@ fn actions(tc: &pb::TaskCoreEntry, rows: &mut Vec<Call>) -> Result<()> {
             // KERNEL: ignoring a signal throws pending ones away: those of zombies and helpers of the restore
             rows.push(act(&[1, 0, 0, 0]));
         }
-        rows.push(act(&[a.sigaction, a.flags, a.restorer, a.mask]));
+        let words = [a.sigaction, a.flags, a.restorer, a.mask];
+        // stubs are born with that
+        if words != [0; 4] || s == libc::SIGCHLD as u64 {
+            rows.push(act(&words));
+        }
     }
     Ok(())
 }
@@ -252,10 +256,7 @@ fn timers(t: &TaskImages, rows: &mut Vec<Call>, arm: &mut Vec<Call>, by_id: bool
         rows.push(Call::new(
             libc::SYS_timer_create,
             vec![
-                Arg::Named(
-                    u64::from(x.clock_id),
-                    names::clock(x.clock_id as i32).into_owned(),
-                ),
+                Arg::Named(u64::from(x.clock_id), names::clock(x.clock_id as i32)),
                 Arg::In(ev),
                 Arg::InOut(id),
             ],

@@ -3,9 +3,12 @@ use super::homes::SORTS;
 use crate::error::{Blame, Error, Result};
 use crate::namespaces::user::Ids;
 use crate::pages::Pages;
+use crate::workers;
 use stasis_kernel::ns::Ns;
+use stasis_proto::prost::{Message, Name};
 use stasis_proto::{ImageDir, Kind, pb};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 
 /// One process of the tree.
 pub struct TaskImages {
@@ -96,6 +99,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
     let mut seen = BTreeSet::new();
     let mut spaces = BTreeSet::new();
     let entries: Vec<pb::PstreeEntry> = dir.read_all(&Kind::Pstree.file())?;
+    let mut ahead = Ahead::read(dir, &entries);
     for (i, entry) in entries.into_iter().enumerate() {
         let pid = entry.pid;
         let name = || format!("task {pid} of pstree.img");
@@ -109,7 +113,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
         {
             return Err(bad(name(), "its parent is not in the tree before it"));
         }
-        let core: pb::CoreEntry = dir.read_one(&Kind::Core.file_of(pid))?;
+        let core = ahead.core(i, 0)?;
         if core.mtype != pb::core_entry::March::X8664 as i32 {
             return Err(unsupported(name(), "it was dumped on another architecture"));
         }
@@ -130,9 +134,10 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             tasks.push(t);
             continue;
         }
+        let own = ahead.own(i)?;
         t.ids = match core.ids {
             Some(ids) => ids,
-            None => dir.read_one(&Kind::Ids.file_of(pid))?,
+            None => own.ids?,
         };
         let first = tasks.first().map_or(&t.ids, |r| &r.ids);
         namespaces(&t.ids, first, root_ids.as_ref()).map_err(|e| e.on(name()))?;
@@ -140,12 +145,11 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             return Err(bad(name(), "its first thread is not its leader"));
         }
         t.threads.push((pid, core));
-        for tid in t.entry.threads[1..].iter().copied() {
+        for (k, tid) in t.entry.threads.iter().copied().enumerate().skip(1) {
             if tid == 0 || tid > i32::MAX as u32 || !seen.insert(tid) {
                 return Err(bad(name(), "a thread id is not one, or is there twice"));
             }
-            t.threads
-                .push((tid, dir.read_one(&Kind::Core.file_of(tid))?));
+            t.threads.push((tid, ahead.core(i, k)?));
         }
         for (tid, c) in &t.threads {
             if c.thread_info.is_none() || c.thread_core.is_none() {
@@ -155,18 +159,12 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
                 ));
             }
         }
-        t.fs = dir.read_one(&Kind::Fs.file_of(pid))?;
+        t.fs = own.fs?;
         if spaces.insert(t.ids.vm_id) {
-            let mm: pb::MmEntry = if dir.exists(&Kind::Vmas.file_of(pid))? {
-                let mut mm: pb::MmEntry = dir.read_one(&Kind::Mm.file_of(pid))?;
-                mm.vmas = dir.read_all(&Kind::Vmas.file_of(pid))?;
-                mm
-            } else {
-                dir.read_one(&Kind::Mm.file_of(pid))?
-            };
+            let mm = own.mm?;
             vmas(&mm, pid)?;
             t.mm = Some(mm);
-            t.pages = Some(Pages::load(dir, &Kind::Pagemap.file_of(pid))?);
+            t.pages = Some(own.pages?);
         }
         tasks.push(t);
     }
@@ -244,6 +242,110 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
         seccomp,
         clocks,
     })
+}
+
+/// Images of single tasks and threads, read by several threads where they are many. What went wrong is told to whoever asks for
+/// the image, as nobody may.
+struct Ahead {
+    cores: Vec<Vec<Option<Result<Box<pb::CoreEntry>>>>>,
+    own: Vec<Option<Own>>,
+}
+
+/// Images of a process.
+struct Own {
+    ids: Result<pb::TaskKobjIdsEntry>,
+    fs: Result<pb::FsEntry>,
+    mm: Result<pb::MmEntry>,
+    pages: Result<Pages>,
+}
+
+impl Own {
+    fn read(dir: &ImageDir, pid: u32) -> Self {
+        Self {
+            ids: one(dir, Kind::Ids, pid),
+            fs: one(dir, Kind::Fs, pid),
+            mm: space(dir, pid),
+            pages: Pages::load(dir, &Kind::Pagemap.file_of(pid)),
+        }
+    }
+}
+
+/// An address space; old images have its mappings in a file of their own.
+fn space(dir: &ImageDir, pid: u32) -> Result<pb::MmEntry> {
+    let mut mm: pb::MmEntry = one(dir, Kind::Mm, pid)?;
+    if mm.vmas.is_empty() && dir.exists(&Kind::Vmas.file_of(pid))? {
+        mm.vmas = dir.read_all(&Kind::Vmas.file_of(pid))?;
+    }
+    Ok(mm)
+}
+
+enum Image {
+    Core(Result<Box<pb::CoreEntry>>),
+    Own(Box<Own>),
+}
+
+impl Ahead {
+    fn read(dir: &ImageDir, entries: &[pb::PstreeEntry]) -> Self {
+        // a guess, for the decision how many threads are worth it
+        const BYTES_WORTH: u64 = 256 << 10;
+        let threads = |e: &pb::PstreeEntry| e.threads.len().max(1);
+        let items: Vec<(usize, Option<usize>)> = entries
+            .iter()
+            .enumerate()
+            .flat_map(|(i, e)| {
+                (0..threads(e))
+                    .map(move |k| (i, Some(k)))
+                    .chain([(i, None)])
+            })
+            .collect();
+        let done = Mutex::new(Vec::with_capacity(items.len()));
+        let read = |item: &(usize, Option<usize>), _: &mut ()| {
+            let e = &entries[item.0];
+            let image = match item.1 {
+                // a pstree may say nothing of threads
+                Some(0) => Image::Core(one(dir, Kind::Core, e.pid).map(Box::new)),
+                Some(k) => Image::Core(one(dir, Kind::Core, e.threads[k]).map(Box::new)),
+                None => Image::Own(Box::new(Own::read(dir, e.pid))),
+            };
+            done.lock()
+                .expect("no panic while held")
+                .push((*item, image));
+            Ok(())
+        };
+        // none of them fails
+        let _ = workers::each(items.len() as u64 * BYTES_WORTH, &items, || (), read);
+        let mut all = Self {
+            cores: entries
+                .iter()
+                .map(|e| (0..threads(e)).map(|_| None).collect())
+                .collect(),
+            own: entries.iter().map(|_| None).collect(),
+        };
+        for ((i, k), image) in done.into_inner().expect("workers have ended") {
+            match (image, k) {
+                (Image::Core(c), Some(k)) => all.cores[i][k] = Some(c),
+                (Image::Own(o), _) => all.own[i] = Some(*o),
+                (Image::Core(_), None) => {}
+            }
+        }
+        all
+    }
+    fn core(&mut self, task: usize, thread: usize) -> Result<pb::CoreEntry> {
+        let core = self
+            .cores
+            .get_mut(task)
+            .and_then(|c| c.get_mut(thread)?.take());
+        core.unwrap_or_else(|| Err(Error::bug("an image is asked for twice")))
+            .map(|c| *c)
+    }
+    fn own(&mut self, task: usize) -> Result<Own> {
+        let own = self.own.get_mut(task).and_then(Option::take);
+        own.ok_or_else(|| Error::bug("an image that was not read"))
+    }
+}
+
+fn one<T: Message + Name + Default>(dir: &ImageDir, kind: Kind, id: u32) -> Result<T> {
+    Ok(dir.read_one(&kind.file_of(id))?)
 }
 
 fn clocks(

@@ -76,7 +76,7 @@ impl Mapping {
             Arg::Hex(self.start),
             Arg::Hex(self.len),
             prot_arg(self.prot),
-            Arg::Named(flags, names::mmap_flags(flags)),
+            Arg::MapFlags(flags),
             Arg::Int(fd.map_or(u64::MAX, |f| f as u64)),
             Arg::Hex(self.offset),
         ];
@@ -198,7 +198,7 @@ fn pool(cx: &mut PlanCx, file: FdRef, size: u64, log: u32) {
     let flags = libc::MFD_CLOEXEC | MFD_HUGETLB | log << libc::MAP_HUGE_SHIFT;
     let args = vec![
         Arg::Str(b"anon_hugepage".to_vec()),
-        Arg::Named(flags.into(), names::memfd_flags(flags.into())),
+        Arg::Named(flags.into(), names::memfd_flags(flags.into()).into()),
     ];
     cx.host(
         Call::new(libc::SYS_memfd_create, args).binds(file),
@@ -454,7 +454,7 @@ pub fn plan(
                     vec![
                         Arg::Hex(v.start),
                         Arg::Hex(len),
-                        Arg::Named(bit, names::madvise(bit).into_owned()),
+                        Arg::Named(bit, names::madvise(bit)),
                     ],
                 ));
             }
@@ -528,7 +528,7 @@ fn need(files: &mut Vec<FdRef>, f: FdRef) {
 }
 
 fn prot_arg(prot: u64) -> Arg {
-    Arg::Named(prot, names::mmap_prot(prot))
+    Arg::Prot(prot)
 }
 
 /// Runs of pages.

@@ -19,6 +19,7 @@ use crate::kinds::{Act, HostAct, Stage, Stagehand};
 use crate::options::{After, Options};
 use crate::phase::Phase;
 use crate::report::RestoreReport;
+use crate::workers;
 use nix::errno::Errno;
 use stasis_cgroups::Groups;
 use stasis_kernel::call::{Arg, Call, FdRef, answer};
@@ -27,12 +28,13 @@ use stasis_kernel::host::Host;
 use stasis_kernel::ids::{HostPid, RemoteFd};
 use stasis_kernel::inner::Way;
 use stasis_kernel::ns::Ns;
-use stasis_kernel::procfs::{MapName, ProcDir};
+use stasis_kernel::procfs::{MapName, ProcDir, Status};
 use stasis_kernel::ptrace::{EXITKILL, SUSPEND_SECCOMP, TRACESYSGOOD, Tracee};
 use stasis_kernel::reel::{PlayError, Played, Reel, STUB_SOCKET, spawn_stub};
 use stasis_kernel::sched;
 use stasis_netlock::Lock;
-use stasis_proto::{ImageDir, Kind};
+use stasis_proto::{ImageDir, Kind, pb};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -317,7 +319,7 @@ impl<'a> Performance<'a> {
     fn tidy_stub(&mut self) -> Result<()> {
         let service = self.plan.service_fd;
         let stub = self.stub.ok_or_else(|| Error::bug("no stub"))?;
-        let rows = [
+        let mut rows = vec![
             Call::new(
                 libc::SYS_fcntl,
                 vec![
@@ -327,21 +329,21 @@ impl<'a> Performance<'a> {
                 ],
             )
             .must_be(service as u64),
-            // a caller that ignores it would have zombies vanish, and helpers not be waited for
-            Call::new(
-                libc::SYS_rt_sigaction,
-                vec![
-                    Arg::Named(libc::SIGCHLD as u64, "SIGCHLD".into()),
-                    Arg::In(vec![0; 32]),
-                    Arg::Null,
-                    Arg::Int(8),
-                ],
-            ),
             Call::new(
                 libc::SYS_close_range,
                 vec![Arg::Int(0), Arg::Int(service as u64 - 1), Arg::Int(0)],
             ),
         ];
+        // nothing is ignored: zombies would vanish, and helpers not be waited for. Tasks inherit it, and set only the others
+        let signals = (1..=64).filter(|s| !matches!(*s, libc::SIGKILL | libc::SIGSTOP));
+        rows.extend(signals.map(|s| {
+            let sig = Arg::Named(s as u64, stasis_kernel::names::signal(s));
+            let default = Arg::In(vec![0; 32]);
+            Call::new(
+                libc::SYS_rt_sigaction,
+                vec![sig, default, Arg::Null, Arg::Int(8)],
+            )
+        }));
         self.play(&[(0, &rows)], Phase::Birth)?;
         let mut at = self.plan.hole + (1 << 20);
         let mut rows = Vec::new();
@@ -676,20 +678,22 @@ impl<'a> Performance<'a> {
             ),
             Call::new(libc::SYS_close, vec![Arg::Int(0)]),
         ];
-        let close = [Call::new(libc::SYS_close, vec![Arg::Int(1)])];
-        let all = |rows| {
-            owners
-                .iter()
-                .map(|i| (self.plan.tasks[*i].slot, rows))
-                .collect::<Vec<(usize, &[Call])>>()
-        };
-        let (make, close) = (all(&make[..]), all(&close[..]));
-        self.play(&make, Phase::Birth)?;
+        let plan = self.plan;
+        let all: Vec<_> = owners
+            .iter()
+            .map(|i| (plan.tasks[*i].slot, &make[..]))
+            .collect();
+        self.play(&all, Phase::Birth)?;
         for i in owners {
             let pidfd = fds::pidfd_open(self.pids.known(self.plan.tasks[i].pid)?, 0)?;
             self.channels[i] = Some(fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(1))?);
         }
-        self.play(&close, Phase::Birth).map(|_| ())
+        // those with an address space of their own close it before they fill that
+        let close = [Call::new(libc::SYS_close, vec![Arg::Int(1)])];
+        let rest = tasks.iter().map(|i| &plan.tasks[*i]);
+        let rest = rest.filter(|t| t.table.is_some() && t.memory.is_none());
+        let rest: Vec<_> = rest.map(|t| (t.slot, &close[..])).collect();
+        self.play(&rest, Phase::Birth).map(|_| ())
     }
     /// The task whose table this task uses.
     fn table_owner(&self, i: usize) -> usize {
@@ -705,7 +709,7 @@ impl<'a> Performance<'a> {
         &mut self,
         tasks: &[usize],
         phase: Phase,
-        what: impl Fn(&Self, usize) -> (Vec<FdRef>, Vec<Call>),
+        what: impl Fn(&Self, usize) -> (Vec<Vec<FdRef>>, Vec<Call>),
     ) -> Result<()> {
         let mut left: Vec<usize> = tasks.to_vec();
         while !left.is_empty() {
@@ -716,8 +720,10 @@ impl<'a> Performance<'a> {
             left = later;
             let mut tapes = Vec::with_capacity(now.len());
             for i in now {
-                let (files, rows) = what(self, i);
-                self.ship(self.table_owner(i), &files)?;
+                let (messages, rows) = what(self, i);
+                for files in messages {
+                    self.ship(self.table_owner(i), &files)?;
+                }
                 tapes.push((self.plan.tasks[i].slot, rows));
             }
             let tapes: Vec<_> = tapes.iter().map(|(s, r)| (*s, &r[..])).collect();
@@ -754,10 +760,15 @@ impl<'a> Performance<'a> {
             let Some(m) = &plan.tasks[i].memory else {
                 return (Vec::new(), Vec::new());
             };
-            let mut rows = m.settling();
+            let mut rows = Vec::new();
+            if plan.tasks[i].table.is_some() {
+                // the engine's end of the new channel
+                rows.push(Call::new(libc::SYS_close, vec![Arg::Int(1)]));
+            }
+            rows.extend(m.settling());
             rows.extend(vdso::rows(&p.vdso_at(m.base), m));
             rows.extend(m.tape(plan.service_fd));
-            (m.files.clone(), rows)
+            (vec![m.files.clone()], rows)
         })?;
         for (i, t) in plan.tasks.iter().enumerate().filter(|(_, t)| now(t)) {
             for ring in t.memory.iter().flat_map(|m| &m.rings) {
@@ -769,19 +780,50 @@ impl<'a> Performance<'a> {
                 ring.write(self.pids.known(t.pid)?)?;
             }
         }
-        for t in plan.tasks.iter().filter(now) {
-            let Some(m) = &t.memory else { continue };
-            let base = m.base.and_then(|b| self.plan.tasks[b].memory.as_ref());
-            let base = base.map(|b| &b.sources[..]);
-            let missing = self.missing(t, m)?;
-            let at = self.vdso_at(m.base);
-            let pid = self.pids.known(t.pid)?;
-            report.pages_restored += fill::pages(self.dir, pid, m, base, missing.as_ref())
-                .map_err(|e| e.on(format!("memory of task {}", t.pid)).at(Phase::Fill))?;
-            if let Some(f) = &m.foreign {
-                f.connect(pid, &at)?;
+        let all = || plan.tasks.iter().filter(now);
+        let heirs = all().filter_map(|t| {
+            let m = t.memory.as_ref()?;
+            let compares = m.estate.as_ref().is_some_and(|e| !e.compare.is_empty());
+            m.base.filter(|_| compares)
+        });
+        let mut bases = BTreeMap::new();
+        for b in heirs {
+            if let (Entry::Vacant(v), Some(m)) = (bases.entry(b), &plan.tasks[b].memory) {
+                v.insert(fill::Base::open(self.dir, m)?);
             }
+        }
+        let on = |t: &TaskPlan| {
+            let what = format!("memory of task {}", t.pid);
+            move |e: Error| e.on(what).at(Phase::Fill)
+        };
+        let (mut small, mut sum) = (Vec::new(), 0);
+        for t in all() {
+            let Some(m) = &t.memory else { continue };
+            let base = m.base.and_then(|b| bases.get(&b));
+            let missing = self.missing(t, m)?;
+            let f = fill::Filling::new(self.pids.known(t.pid)?, m, base, missing);
+            report.pages_restored += f.total / 4096;
+            if f.is_much() {
+                f.by_many(self.dir).map_err(on(t))?;
+                crate::kill_point();
+            } else {
+                sum += f.total;
+                small.push((t, f));
+            }
+        }
+        let dir = self.dir;
+        workers::each(sum, &small, fill::Room::new, |(t, f), room| {
             crate::kill_point();
+            f.alone(dir, room).map_err(on(t))
+        })?;
+        for t in all() {
+            if let Some((f, m)) = t
+                .memory
+                .as_ref()
+                .and_then(|m| Some((m.foreign.as_ref()?, m)))
+            {
+                f.connect(self.pids.known(t.pid)?, &self.vdso_at(m.base))?;
+            }
         }
         Ok(())
     }
@@ -853,60 +895,42 @@ impl<'a> Performance<'a> {
             |m| vdso::moved(&self.vdso_at(m.base), m),
         )
     }
-    /// Threads and descriptors.
+    /// Descriptors, working and root directories.
     fn place(&mut self) -> Result<()> {
         self.open(&[Stage::Tasks, Stage::Queues])?;
-        let births: Vec<(usize, Vec<Call>)> = self
-            .plan
-            .tasks
-            .iter()
-            .map(|t| (t.slot, t.threads.iter().map(|th| th.2.clone()).collect()))
-            .collect();
-        let births: Vec<_> = births.iter().map(|(s, b)| (*s, &b[..])).collect();
-        self.play(&births, Phase::Place).map_err(taken)?;
         let plan = self.plan;
-        for t in plan.tasks.iter().filter(|t| !t.threads.is_empty()) {
-            self.pids.find_threads(t.pid)?;
+        let mut done = BTreeSet::new();
+        let (mut first, mut late) = (Vec::new(), Vec::new());
+        for i in (0..plan.tasks.len()).filter(|i| plan.tasks[*i].end.is_none()) {
+            let fs = done.insert(self.images.tasks[i].ids.fs_id);
+            match (&plan.tasks[i].table, fs) {
+                (Some(_), _) => first.push((i, fs)),
+                // through the socket in a table of another task, when that has got its own files
+                (None, true) => late.push(i),
+                (None, false) => {}
+            }
         }
-        let owners: Vec<usize> = (0..plan.tasks.len())
-            .filter(|i| plan.tasks[*i].table.is_some())
-            .collect();
-        self.deliver(&owners, Phase::Place, |_, i| {
+        let entering: BTreeSet<usize> = first.iter().filter(|f| f.1).map(|f| f.0).collect();
+        let owners: Vec<usize> = first.into_iter().map(|f| f.0).collect();
+        self.deliver(&owners, Phase::Place, |p, i| {
             let Some(table) = &plan.tasks[i].table else {
                 return (Vec::new(), Vec::new());
             };
             let files: Vec<FdRef> = table.iter().map(|s| s.0).collect();
             let mut rows = memory::receive(plan.service_fd, files.len());
             rows.extend(memory::place(table));
-            (files, rows)
+            let mut messages = vec![files];
+            if entering.contains(&i) {
+                let (two, enter) = p.directories(i);
+                messages.push(two);
+                rows.extend(enter);
+            }
+            (messages, rows)
         })?;
-        // working and root directories travel the same way
-        let mut done = std::collections::BTreeSet::new();
-        let fs: Vec<usize> = (0..plan.tasks.len())
-            .filter(|i| {
-                plan.tasks[*i].end.is_none() && done.insert(self.images.tasks[*i].ids.fs_id)
-            })
-            .collect();
-        self.deliver(&fs, Phase::Place, |p, i| p.directories(i))?;
-        let placed: Vec<_> = self
-            .plan
-            .tasks
-            .iter()
-            .map(|t| (t.slot, &t.placed[..]))
-            .collect();
-        self.play(&placed, Phase::Place)?;
-        let close = [Call::new(
-            libc::SYS_close,
-            vec![Arg::Int(self.plan.service_fd as u64)],
-        )];
-        let owners: Vec<_> = self
-            .plan
-            .tasks
-            .iter()
-            .filter(|t| t.table.is_some())
-            .map(|t| (t.slot, &close[..]))
-            .collect();
-        self.play(&owners, Phase::Place).map(|_| ())
+        self.deliver(&late, Phase::Place, |p, i| {
+            let (two, rows) = p.directories(i);
+            (vec![two], rows)
+        })
     }
     fn directories(&self, i: usize) -> (Vec<FdRef>, Vec<Call>) {
         let i = &self.images.tasks[i];
@@ -958,41 +982,61 @@ impl<'a> Performance<'a> {
             .and_then(|i| self.plan.tasks[i].table.as_ref())
             .map_or(Vec::new(), |t| t.iter().map(|s| s.1).collect())
     }
-    /// Protections and advice, habits of all threads, what is set from outside.
+    /// What follows when descriptors are in place, protections and advice, births of threads, habits of all, what is set from
+    /// outside.
     fn habits(&mut self, report: &mut RestoreReport) -> Result<()> {
-        let zombies: Vec<_> = self
-            .plan
+        let plan = self.plan;
+        let zombies: Vec<_> = plan
             .tasks
             .iter()
             .filter_map(|t| t.end.as_ref().map(|e| (t.slot, &e[..])))
             .collect();
         self.bury(&zombies)?;
-        let late: Vec<_> = self
-            .plan
-            .tasks
-            .iter()
-            .filter_map(|t| t.memory.as_ref().map(|m| (t.slot, &m.late[..])))
-            .collect();
-        self.play(&late, Phase::Habits)?;
+        let close = Call::new(libc::SYS_close, vec![Arg::Int(self.plan.service_fd as u64)]);
+        let live = || plan.tasks.iter().filter(|t| t.end.is_none());
+        let most = live().map(|t| t.threads.len()).max().unwrap_or(0);
+        // a thread finds its tape when it is born, so it need not be woken for it; not all at once, because tapes take memory
+        for part in (0..=most.saturating_sub(1)).step_by(AT_ONCE) {
+            let mut tapes: Vec<(usize, Vec<Call>)> = Vec::new();
+            for t in live() {
+                let born = t.threads.iter().enumerate().skip(part).take(AT_ONCE);
+                let mut rows = Vec::new();
+                if part == 0 {
+                    rows.extend_from_slice(&t.placed);
+                    rows.extend(t.table.is_some().then(|| close.clone()));
+                    rows.extend(t.memory.iter().flat_map(|m| m.late.iter().cloned()));
+                }
+                for (k, (_, slot, birth)) in born {
+                    rows.push(birth.clone());
+                    if let Some(h) = t.habits.get(k + 1) {
+                        tapes.push((*slot, h.clone()));
+                    }
+                }
+                let ends = (part..part + AT_ONCE).contains(&t.threads.len().saturating_sub(1));
+                rows.extend(
+                    t.habits
+                        .first()
+                        .filter(|_| ends)
+                        .into_iter()
+                        .flatten()
+                        .cloned(),
+                );
+                tapes.push((t.slot, rows));
+            }
+            let tapes: Vec<_> = tapes.iter().map(|(s, r)| (*s, &r[..])).collect();
+            self.play(&tapes, Phase::Habits).map_err(taken)?;
+        }
+        for t in live().filter(|t| !t.threads.is_empty()) {
+            self.pids.find_threads(t.pid)?;
+        }
         // stubs have what the engine has; only what differs is set
         let own = Inherited::read()?;
-        for t in &self.plan.tasks {
+        for t in &plan.tasks {
             for x in t.outside.iter().filter(|x| !own.has(x)) {
                 outside(t.pid, x, &self.pids, report)?;
             }
         }
-        let habits: Vec<_> = self
-            .plan
-            .tasks
-            .iter()
-            .flat_map(|t| {
-                t.habits
-                    .iter()
-                    .enumerate()
-                    .map(|(k, h)| (t.slot + k, &h[..]))
-            })
-            .collect();
-        self.play(&habits, Phase::Habits).map(|_| ())
+        Ok(())
     }
     /// Lets zombies end: their tapes do not come back.
     fn bury(&mut self, zombies: &[(usize, &[Call])]) -> Result<()> {
@@ -1016,29 +1060,69 @@ impl<'a> Performance<'a> {
     }
     /// Timers, credentials, seccomp.
     fn privileges(&mut self) -> Result<()> {
-        let arm: Vec<_> = self
-            .plan
-            .tasks
-            .iter()
-            .map(|t| (t.slot, &t.arm[..]))
-            .collect();
-        self.play(&arm, Phase::Privileges)?;
-        let each = |of: fn(&TaskPlan) -> &Vec<Vec<Call>>| -> Vec<(usize, &[Call])> {
-            let tapes = |t| of(t).iter().enumerate();
-            let tasks = self.plan.tasks.iter();
-            tasks
-                .flat_map(|t| tapes(t).map(|(k, h)| (t.slot + k, &h[..])))
-                .collect()
-        };
-        let (privileges, sealing) = (each(|t| &t.privileges), each(|t| &t.sealing));
-        self.play(&privileges, Phase::Privileges)?;
-        // what follows a filter in a tape is not subject to it while its thread is traced
-        for t in &self.plan.tasks {
+        let plan = self.plan;
+        let born_with = self.credentials()?;
+        for t in &plan.tasks {
             for (tid, ..) in &t.threads {
                 self.threads.push(seize(self.pids.known(*tid)?)?);
             }
         }
-        self.play(&sealing, Phase::Privileges).map(|_| ())
+        let mut spaces: BTreeMap<u32, usize> = BTreeMap::new();
+        for t in self.images.tasks.iter().filter(|t| !t.is_zombie()) {
+            *spaces.entry(t.ids.vm_id).or_default() += t.threads.len().max(1);
+        }
+        let mut now: Vec<(usize, Vec<Call>)> = Vec::new();
+        let mut then: Vec<(usize, &[Call])> = Vec::new();
+        for (i, t) in plan
+            .tasks
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| t.end.is_none())
+        {
+            let images = &self.images.tasks[i];
+            // with nobody else in its address space it need not wait for their change of ids
+            let alone = spaces.get(&images.ids.vm_id) == Some(&1);
+            for (k, rows) in t.privileges.iter().enumerate() {
+                let core = images
+                    .threads
+                    .get(k)
+                    .and_then(|(_, c)| c.thread_core.as_ref());
+                let wanted = core.and_then(|c| c.creds.as_ref());
+                let has = wanted.is_some_and(|c| born_with.as_ref().is_some_and(|b| b.are(c)));
+                // what only a change of ids leaves behind
+                let has = has && images.mm.as_ref().is_none_or(|m| m.dumpable != Some(2));
+                let mut tape = Vec::new();
+                tape.extend(t.arm.iter().filter(|_| k == 0).cloned());
+                tape.extend(rows.iter().filter(|_| !has).cloned());
+                match t.sealing.get(k) {
+                    Some(s) if alone => tape.extend(s.iter().cloned()),
+                    Some(s) => then.push((t.slot + k, &s[..])),
+                    None => {}
+                }
+                now.push((t.slot + k, tape));
+            }
+        }
+        let now: Vec<_> = now.iter().map(|(s, r)| (*s, &r[..])).collect();
+        self.play(&now, Phase::Privileges)?;
+        // what follows a filter in a tape is not subject to it while its thread is traced
+        self.play(&then, Phase::Privileges).map(|_| ())
+    }
+    /// The credentials that all tasks were born with; nothing where those of an image are not comparable with them.
+    fn credentials(&mut self) -> Result<Option<Born>> {
+        if self.plan.grounds.has(Ns::User) {
+            return Ok(None);
+        }
+        let root = &self.plan.tasks[0];
+        let ask = [Call::new(
+            libc::SYS_prctl,
+            vec![Arg::Named(27, "PR_GET_SECUREBITS".into())],
+        )];
+        let told = self.play(&[(root.slot, &ask)], Phase::Privileges)?;
+        let pid = self.pids.known(root.pid)?;
+        Ok(Some(Born {
+            status: ProcDir::open(pid)?.status()?,
+            securebits: told[0].rets[0] as u32,
+        }))
     }
     /// The runtime gets the masters of the container's terminals.
     fn hand_over_terminals(&mut self) -> Result<()> {
@@ -1133,8 +1217,7 @@ impl<'a> Performance<'a> {
         // So nothing else is done between them: no allocation, no log, no file.
         for (_, _, th) in &self.going {
             th.set_options(TRACESYSGOOD)?;
-        }
-        // the last thing that may fail: until here the drop of this ends the tree
+        } // the last thing that may fail: until here the drop of this ends the tree
         pidfile.appear()?;
         self.committed = true;
         self.host.keep();
@@ -1398,6 +1481,33 @@ fn played(e: &PlayError, who: &str) -> Error {
         e => Error::new("E6103", Blame::Host, who.to_string())
             .why(e)
             .advice("the kernel log may say who killed it (out of memory?)"),
+    }
+}
+
+/// Threads born in one play, at most.
+const AT_ONCE: usize = 1024;
+
+/// Credentials of a task that was just born.
+struct Born {
+    status: Status,
+    securebits: u32,
+}
+
+impl Born {
+    /// Are they these? Then no row is needed for them.
+    fn are(&self, c: &pb::CredsEntry) -> bool {
+        let s = &self.status;
+        let set = |v: &[u32]| {
+            let word = |i: usize| u64::from(v.get(i).copied().unwrap_or(0));
+            word(0) | word(1) << 32
+        };
+        let ids = |i: &stasis_kernel::procfs::Ids| [i.real, i.effective, i.saved, i.fs];
+        ids(&s.uid) == [c.uid, c.euid, c.suid, c.fsuid]
+            && ids(&s.gid) == [c.gid, c.egid, c.sgid, c.fsgid]
+            && s.groups == c.groups
+            && self.securebits == c.secbits
+            && [s.cap_inh, s.cap_prm, s.cap_eff, s.cap_bnd, s.cap_amb]
+                == [&c.cap_inh, &c.cap_prm, &c.cap_eff, &c.cap_bnd, &c.cap_amb].map(|v| set(v))
     }
 }
 

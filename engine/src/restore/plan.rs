@@ -647,10 +647,7 @@ fn end(t: &TaskImages) -> Vec<Call> {
             )
             .any(),
         );
-        let sig_name = Arg::Named(
-            u64::from(sig),
-            stasis_kernel::names::signal(sig as i32).into_owned(),
-        );
+        let sig_name = Arg::Named(u64::from(sig), stasis_kernel::names::signal(sig as i32));
         rows.push(
             Call::new(
                 libc::SYS_rt_sigaction,

@@ -15,7 +15,7 @@ const CAPS: u64 = 64;
 /// The bit of CAP_SYS_ADMIN.
 const SYS_ADMIN: u64 = 1 << 21;
 
-fn prctl(op: u64, name: &str, args: &[u64]) -> Call {
+fn prctl(op: u64, name: &'static str, args: &[u64]) -> Call {
     let mut a = vec![Arg::Named(op, name.into())];
     a.extend(args.iter().map(|v| Arg::Int(*v)));
     Call::new(libc::SYS_prctl, a)
@@ -88,11 +88,11 @@ pub fn plan(
                 rows.push(prctl(4, "PR_SET_DUMPABLE", &[d as u64]));
             }
         }
-        rows.push(prctl(
-            1,
-            "PR_SET_PDEATHSIG",
-            &[u64::from(tc.pdeath_sig.unwrap_or(0))],
-        ));
+        // threads are born without
+        let signal = tc.pdeath_sig.unwrap_or(0);
+        if i == 0 || signal != 0 {
+            rows.push(prctl(1, "PR_SET_PDEATHSIG", &[u64::from(signal)]));
+        }
         let label = tc.creds.as_ref().and_then(|c| c.lsm_profile.as_deref());
         if let Some((lsm, name)) = lsm::decide(around.image, around.host, label, around.over)? {
             // no_new_privs would forbid it
@@ -178,7 +178,7 @@ fn creds(c: &pb::CredsEntry, more: u64, set_groups: bool, rows: &mut Vec<Call>) 
                 libc::SYS_prctl,
                 vec![
                     Arg::Named(24, "PR_CAPBSET_DROP".into()),
-                    Arg::Named(cap, names::capability(cap as u32).into_owned()),
+                    Arg::Named(cap, names::capability(cap as u32)),
                 ],
             )
             .any(),

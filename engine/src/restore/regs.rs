@@ -79,13 +79,14 @@ fn regs(g: &pb::UserX86RegsEntry) -> Regs {
 /// Unmaps the reel from the address spaces of these stopped leaders, with a `syscall` instruction of their own vDSO: all enter
 /// the call, then all leave it, so one wakeup does not wait for another.
 pub fn drop_reel(leaders: &[(&Tracee, &TaskPlan)], reel: &Reel) -> Result<()> {
+    let mut at = None;
     for (th, t) in leaders {
-        let mut r = th.regs()?;
+        let mut r = stasis_kernel::ptrace::user_regs();
         (r.rax, r.rdi, r.rsi, r.rip, r.orig_rax) = (
             libc::SYS_munmap as u64,
             reel.addr(),
             reel.len() as u64,
-            syscall_instruction(t, stasis_kernel::ids::HostPid(th.tid))?,
+            syscall_instruction(t, stasis_kernel::ids::HostPid(th.tid), &mut at)?,
             u64::MAX,
         );
         th.set_regs(&r)?;
@@ -127,20 +128,35 @@ pub fn drop_reel(leaders: &[(&Tracee, &TaskPlan)], reel: &Reel) -> Result<()> {
     Ok(())
 }
 
-/// Where a `syscall` instruction lies in the restored address space.
-fn syscall_instruction(t: &TaskPlan, pid: stasis_kernel::ids::HostPid) -> Result<u64> {
+/// Where a `syscall` instruction lies in the restored address space. `known`: its offset in the vDSO, once one was found: all have
+/// the same.
+fn syscall_instruction(
+    t: &TaskPlan,
+    pid: stasis_kernel::ids::HostPid,
+    known: &mut Option<u64>,
+) -> Result<u64> {
     use stasis_kernel::ids::RemotePtr;
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    let find = |b: &[u8]| memchr::memmem::find(b, &SYSCALL).map(|o| o as u64);
     let vdso = t
         .memory
         .iter()
         .flat_map(|m| &m.vdso)
         .find(|v| v.0 == crate::dump::mm::status::VDSO);
     if let Some((_, start, len)) = vdso {
+        let mut two = [0; 2];
+        if let Some(o) = known.filter(|o| o + 2 <= *len)
+            && stasis_kernel::vm::read(pid, RemotePtr(start + o), &mut two).is_ok()
+            && two == SYSCALL
+        {
+            return Ok(start + o);
+        }
         let mut b = vec![0u8; (*len).min(1 << 16) as usize];
         if stasis_kernel::vm::read(pid, RemotePtr(*start), &mut b).is_ok()
-            && let Some(o) = b.windows(2).position(|w| w == [0x0f, 0x05])
+            && let Some(o) = find(&b)
         {
-            return Ok(start + o as u64);
+            *known = Some(o);
+            return Ok(start + o);
         }
     }
     let maps = stasis_kernel::procfs::ProcDir::open(pid)?.maps()?;
@@ -156,9 +172,9 @@ fn syscall_instruction(t: &TaskPlan, pid: stasis_kernel::ids::HostPid) -> Result
     for m in text {
         let mut b = vec![0u8; m.len().min(1 << 20) as usize];
         if stasis_kernel::vm::read(pid, RemotePtr(m.start), &mut b).is_ok()
-            && let Some(o) = b.windows(2).position(|w| w == [0x0f, 0x05])
+            && let Some(o) = find(&b)
         {
-            return Ok(m.start + o as u64);
+            return Ok(m.start + o);
         }
     }
     Err(Error::new(
