@@ -594,7 +594,7 @@ impl<'a> Performance<'a> {
                 rows.push(Call::new(libc::SYS_close, vec![Arg::Int(n as u64)]));
             }
             let handles = way.iter().map(|(ns, id)| handle_name(*ns, *id));
-            (handles.collect(), rows)
+            (vec![handles.collect()], rows)
         })
     }
     /// The set of control groups of a thread: numbers of its task and in the task.
@@ -688,12 +688,17 @@ impl<'a> Performance<'a> {
             let pidfd = fds::pidfd_open(self.pids.known(self.plan.tasks[i].pid)?, 0)?;
             self.channels[i] = Some(fds::pidfd_getfd(pidfd.as_fd(), RemoteFd(1))?);
         }
-        // those with an address space of their own close it before they fill that
+        // those that are at home and have an address space of their own close it when they fill that
         let close = [Call::new(libc::SYS_close, vec![Arg::Int(1)])];
         let rest = tasks.iter().map(|i| &plan.tasks[*i]);
-        let rest = rest.filter(|t| t.table.is_some() && t.memory.is_none());
+        let rest =
+            rest.filter(|t| t.table.is_some() && !(t.memory.is_some() && self.close_when_filled()));
         let rest: Vec<_> = rest.map(|t| (t.slot, &close[..])).collect();
         self.play(&rest, Phase::Birth).map(|_| ())
+    }
+    /// Whether the engine's end of a channel may stay open in a task until its memory is made: nothing else is received before.
+    fn close_when_filled(&self) -> bool {
+        self.plan.grounds.homes.are_one()
     }
     /// The task whose table this task uses.
     fn table_owner(&self, i: usize) -> usize {
@@ -761,7 +766,7 @@ impl<'a> Performance<'a> {
                 return (Vec::new(), Vec::new());
             };
             let mut rows = Vec::new();
-            if plan.tasks[i].table.is_some() {
+            if plan.tasks[i].table.is_some() && p.close_when_filled() {
                 // the engine's end of the new channel
                 rows.push(Call::new(libc::SYS_close, vec![Arg::Int(1)]));
             }
