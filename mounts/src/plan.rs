@@ -9,8 +9,8 @@
 //!    new root for that moment, because detached mounts cannot be copied before Linux 6.15.
 //! 3. Mounts are attached, parents first. The places of all children of a mount are opened before the first is attached, so
 //!    no child can hide the place of another.
-//! 4. Peer groups and masters, when everything is in place: nothing propagates while the tree is built.
-//! 5. The new root becomes the root; the old one goes.
+//! 4. The new root becomes the root; the old one goes. That must be before the next, because a root with peers cannot be exchanged.
+//! 5. Peer groups and masters, when everything is in place: nothing propagates while the tree is built.
 //! 6. `late`: mounts of a terminal's name exist only when the terminal does.
 //!
 //! A tree may have several mount namespaces. They are built one after the other, each by a process of its own, and share one
@@ -222,11 +222,11 @@ pub fn plan(tree: &Tree, caller: Caller) -> Result<Plan> {
         m.make()?;
     }
     m.attach();
-    m.share()?;
     for space in 0..tree.roots.len() {
         m.space = space;
         m.finish();
     }
+    m.share()?;
     Ok(m.plan)
 }
 

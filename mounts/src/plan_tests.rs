@@ -145,6 +145,76 @@ fn only_what_the_caller_gave_is_opened_by_path() {
     );
 }
 
+fn is_set_group(r: &Row) -> bool {
+    r.to_string().contains("MOVE_MOUNT_SET_GROUP")
+}
+
+#[test]
+fn a_file_system_of_two_namespaces_is_made_once_and_shared_last() {
+    use pb::Fstype::Tmpfs;
+    let (mut here, mut there) = (entry(2, 1, Tmpfs, "/a"), entry(12, 11, Tmpfs, "/b"));
+    there.root_dev = here.root_dev;
+    (here.shared_id, there.shared_id) = (Some(7), Some(7));
+    let mut top = entry(11, 10, pb::Fstype::Unsupported, "/");
+    top.root_dev = 1;
+    let caller = Caller {
+        root: None,
+        external: &[],
+        external_sharing: false,
+        enable_fs: &[],
+        skip: &[],
+        archive: &|_| None,
+        cgroup: &str::to_owned,
+    };
+    let (first, second) = ([root(), here], [top, there]);
+    let tree = Tree::from_spaces(&[&first, &second]).expect("two trees");
+    let p = plan(&tree, caller).expect("a plan");
+    let made = |rows: &[Row]| {
+        rows.iter()
+            .filter(|r| r.to_string().contains("fsopen"))
+            .count()
+    };
+    let (one, two) = (p.of_space(0).0, p.of_space(1).0);
+    assert_eq!((made(one), made(two)), (1, 0));
+    assert_eq!((p.space_of(2), p.space_of(12)), (Some(0), Some(1)));
+    // the second joins the group of the first, after its root was exchanged
+    assert!(!one.iter().any(is_set_group));
+    let joins = two.iter().position(is_set_group).expect("a group");
+    let pivot = two
+        .iter()
+        .position(|r| r.step == Step::Pivot)
+        .expect("a root");
+    assert!(pivot < joins);
+    // numbers are those of all namespaces
+    assert_eq!(
+        Tree::from_spaces(&[&first, &first])
+            .expect_err("twice")
+            .code,
+        "E5300"
+    );
+}
+
+#[test]
+fn a_master_in_a_later_namespace_is_refused() {
+    use pb::Fstype::Tmpfs;
+    let (mut here, mut there) = (entry(2, 1, Tmpfs, "/a"), entry(12, 11, Tmpfs, "/b"));
+    there.root_dev = here.root_dev;
+    (here.master_id, there.shared_id) = (Some(7), Some(7));
+    let mut top = entry(11, 10, pb::Fstype::Unsupported, "/");
+    top.root_dev = 1;
+    let caller = Caller {
+        root: None,
+        external: &[],
+        external_sharing: false,
+        enable_fs: &[],
+        skip: &[],
+        archive: &|_| None,
+        cgroup: &str::to_owned,
+    };
+    let tree = Tree::from_spaces(&[&[root(), here], &[top, there]]).expect("two trees");
+    assert_eq!(plan(&tree, caller).expect_err("a circle").code, "E5304");
+}
+
 #[test]
 fn parents_come_before_children_and_hidden_places_are_opened_first() {
     use pb::Fstype::Tmpfs;
