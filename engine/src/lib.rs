@@ -1,4 +1,5 @@
 //! The story of stasis: [`dump`] and [`restore`] of process trees, and the plan between image and act.
+pub mod archive;
 mod cgroups;
 pub mod check;
 mod clocks;
@@ -25,6 +26,7 @@ pub mod remote;
 pub mod report;
 pub mod restore;
 pub mod seccomp;
+mod vault;
 mod workers;
 
 pub use check::{check, probes};

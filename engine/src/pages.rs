@@ -5,9 +5,8 @@
 use crate::error::{Blame, Error, Result};
 use crate::far::Far;
 use crate::packed::Packed;
+use stasis_proto::archive::In;
 use stasis_proto::{ImageDir, Kind, pb};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// The page size of the format, in bytes.
@@ -50,7 +49,7 @@ impl Source {
             .ok_or_else(|| Error::bug("a parent folder is not open"))?;
         let file = match Packed::open(folder, self.id)? {
             Some(p) => Image::Packed(p),
-            None => Image::Plain(folder.open_raw(&name)?),
+            None => Image::Plain(folder.open_in(&name)?),
         };
         let name = match self.level {
             0 => name,
@@ -205,7 +204,7 @@ impl Pages {
             let (image, name) = pages.sources[0].open(base, None)?;
             let size = match image {
                 Image::Packed(p) => p.size(),
-                Image::Plain(f) => f.metadata().map_err(|e| bad(&name, &e.to_string()))?.len(),
+                Image::Plain(f) => f.size().map_err(|e| bad(&name, &e.to_string()))?,
                 Image::Far(..) => at,
             };
             if size < at {
@@ -318,7 +317,7 @@ fn gap(name: &str, addr: u64, level: usize) -> Error {
 pub struct Store(Vec<(Image, String)>);
 
 enum Image {
-    Plain(File),
+    Plain(In),
     Packed(Packed),
     /// At another host, if it can be reached: the pages of this process.
     Far(Option<Arc<Far>>, u32),
@@ -353,8 +352,8 @@ impl Store {
     pub fn descriptors(&self) -> impl Iterator<Item = i32> {
         use std::os::fd::AsRawFd;
         self.0.iter().flat_map(|(i, _)| match i {
-            Image::Plain(f) => vec![f.as_raw_fd()],
-            Image::Packed(p) => vec![p.file.as_raw_fd()],
+            Image::Plain(f) => vec![f.file().as_raw_fd()],
+            Image::Packed(p) => vec![p.file.file().as_raw_fd()],
             Image::Far(far, _) => far.iter().flat_map(|f| f.descriptors()).collect(),
         })
     }

@@ -8,8 +8,10 @@
 //!
 //! Long because all that opens, makes or removes a file of a folder stands here, and only here.
 
+use crate::archive::{self, Archive, In, Out};
 use crate::error::{ImageError, Problem};
 use crate::images::{self, Framing, ImageType, Kind, Payload};
+use crate::key::{self, Key};
 use crate::pb::InventoryEntry;
 use crate::reader::{ImageReader, Records};
 use crate::writer::ImageWriter;
@@ -20,7 +22,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const INVENTORY: &str = "inventory.img";
 /// The inventory before its folder is complete. Not a name of the format, so no reader takes it for an image.
@@ -36,6 +40,35 @@ pub struct ImageDir {
     parent: Option<Box<ImageDir>>,
     /// Files that are open already, by name: see [`ImageDir::held`].
     held: BTreeMap<String, File>,
+    /// Images that are not files of the folder.
+    staged: Option<Arc<Staged>>,
+}
+
+/// Images in memory, on their way into a stream or to be encrypted, or out of such.
+#[derive(Debug, Default)]
+struct Staged {
+    files: Mutex<BTreeMap<String, File>>,
+    /// Those that lie in a file.
+    pieces: BTreeMap<String, (Arc<File>, BTreeMap<u64, (u64, u64)>)>,
+    /// Where they go in the end, in place of a folder.
+    archive: Option<Arc<Archive>>,
+    /// There is no folder.
+    alone: bool,
+    key: Option<Key>,
+}
+
+impl Staged {
+    fn files(&self) -> MutexGuard<'_, BTreeMap<String, File>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Opens one again: with a position of its own.
+    fn open(&self, name: &str) -> Option<io::Result<File>> {
+        use std::os::fd::AsRawFd;
+        let files = self.files();
+        let f = files.get(name)?;
+        let path = format!("/proc/self/fd/{}", f.as_raw_fd());
+        Some(File::options().read(true).write(true).open(path))
+    }
 }
 
 /// The link of an incremental dump to the folder of the dump before it.
@@ -56,7 +89,164 @@ impl ImageDir {
             shown,
             parent: None,
             held: BTreeMap::new(),
+            staged: None,
         }
+    }
+
+    /// A folder that is only in memory and goes into `to` as one stream when it is complete; pages go there at once.
+    ///
+    /// # Errors
+    /// [`Problem::Io`].
+    pub fn to_stream(to: File, shown: &str) -> Result<Self, ImageError> {
+        let failed = |e| Problem::io("write it", e).of(shown);
+        let mut dir = Self::nowhere(shown)?;
+        dir.staged = Some(Arc::new(Staged {
+            archive: Some(Arc::new(Archive::begin(to).map_err(failed)?)),
+            alone: true,
+            ..Staged::default()
+        }));
+        Ok(dir)
+    }
+
+    /// The folder that a stream holds. Of a regular file pages are read where they lie.
+    ///
+    /// # Errors
+    /// [`Problem::Archive`], [`Problem::Io`].
+    pub fn from_stream(from: File, shown: &str) -> Result<Self, ImageError> {
+        let c = archive::read(from, pages)?;
+        let mut dir = Self::nowhere(shown)?;
+        dir.staged = Some(Arc::new(Staged {
+            files: Mutex::new(c.held),
+            pieces: c.pieces,
+            alone: true,
+            ..Staged::default()
+        }));
+        Ok(dir)
+    }
+
+    /// A folder of which nothing is used.
+    fn nowhere(shown: &str) -> Result<Self, ImageError> {
+        let mut dir = Self::open(Path::new("/"))?;
+        dir.shown = shown.to_owned();
+        Ok(dir)
+    }
+
+    /// Encrypts with this key: from now on images are in memory until the folder is complete; pages are encrypted by those
+    /// who write them ([`ImageDir::key`]).
+    pub fn seal(&mut self, key: Key) {
+        let old = self.staged.take();
+        self.staged = Some(Arc::new(Staged {
+            key: Some(key),
+            archive: old.as_ref().and_then(|s| s.archive.clone()),
+            alone: old.is_some_and(|s| s.alone),
+            ..Staged::default()
+        }));
+    }
+
+    /// Decrypts all images but pages into memory.
+    ///
+    /// # Errors
+    /// [`Problem::Sealed`]; those of reading.
+    pub fn unseal(&mut self, key: Key) -> Result<(), ImageError> {
+        let mut files = BTreeMap::new();
+        for name in self.list()? {
+            let packed =
+                matches!(images::lookup(&name), Some((row, _)) if row.kind == Kind::Packed);
+            if plain(&name) || packed {
+                continue;
+            }
+            let failed = |e| Problem::io("read it", e).of(&name);
+            let file = self.open_in(&name)?;
+            let mut text = vec![0; file.size().map_err(failed)? as usize];
+            file.read_exact_at(&mut text, 0).map_err(failed)?;
+            let body = text.strip_prefix(key::MAGIC.as_slice());
+            let opened = body.and_then(|b| key.of_file(&name).open(0, b));
+            let opened = opened.ok_or_else(|| Problem::Sealed.of(&name))?;
+            let held = in_memory(&name)?;
+            held.write_all_at(&opened, 0)
+                .map_err(|e| Problem::io("hold it", e).of(&name))?;
+            files.insert(name, held);
+        }
+        let old = self.staged.take();
+        let (mut pieces, mut alone) = (BTreeMap::new(), false);
+        if let Some(old) = old {
+            for (name, file) in old.files().iter() {
+                if !files.contains_key(name) {
+                    let again = file.try_clone();
+                    let again = again.map_err(|e| Problem::io("hold it", e).of(name))?;
+                    files.insert(name.clone(), again);
+                }
+            }
+            (pieces, alone) = (old.pieces.clone(), old.alone);
+        }
+        self.staged = Some(Arc::new(Staged {
+            files: Mutex::new(files),
+            pieces,
+            alone,
+            key: Some(key),
+            archive: None,
+        }));
+        Ok(())
+    }
+
+    /// The key for pages, if images are encrypted.
+    pub fn key(&self) -> Option<&Key> {
+        self.staged.as_ref()?.key.as_ref()
+    }
+
+    fn alone(&self) -> bool {
+        self.staged.as_ref().is_some_and(|s| s.alone)
+    }
+
+    /// Begins an image of pages.
+    ///
+    /// # Errors
+    /// As [`ImageDir::create_raw`].
+    pub fn create_out(&self, name: &str) -> Result<Out, ImageError> {
+        known(name)?;
+        match self.staged.as_ref().and_then(|s| s.archive.clone()) {
+            Some(a) => Ok(Out::Member(a, name.to_owned())),
+            None => self.create_in_folder(name).map(Out::File),
+        }
+    }
+
+    /// Opens an image of pages.
+    ///
+    /// # Errors
+    /// As [`ImageDir::open_raw`].
+    pub fn open_in(&self, name: &str) -> Result<In, ImageError> {
+        if let Some(s) = &self.staged
+            && !s.files().contains_key(name)
+            && let Some((f, p)) = s.pieces.get(name)
+        {
+            return Ok(In::Pieces(f.clone(), p.clone()));
+        }
+        self.open_raw(name).map(In::File)
+    }
+
+    /// What is in memory goes where it belongs.
+    fn unstage(&self) -> Result<(), ImageError> {
+        let Some(s) = &self.staged else {
+            return Ok(());
+        };
+        for (name, file) in s.files().iter() {
+            let failed = |e| Problem::io("write it", e).of(name);
+            let mut text = vec![0; file.metadata().map_err(failed)?.len() as usize];
+            file.read_exact_at(&mut text, 0).map_err(failed)?;
+            if let Some(key) = s.key.as_ref().filter(|_| !plain(name)) {
+                let sealed = key.of_file(name).seal(0, &text);
+                let sealed = sealed.ok_or_else(|| Problem::Sealed.of(name))?;
+                text = [key::MAGIC.as_slice(), &sealed].concat();
+            }
+            match &s.archive {
+                Some(a) => a.put(name, 0, &text).map_err(failed)?,
+                None => {
+                    let to = self.create_in_folder(name)?;
+                    to.write_all_at(&text, 0).map_err(failed)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Open an existing folder. The path is the caller's: symlinks on the way to the folder are followed.
@@ -107,6 +297,7 @@ impl ImageDir {
         match self.fd.try_clone() {
             Ok(fd) => {
                 let mut dir = Self::new(fd, self.shown.clone());
+                dir.staged = self.staged.clone();
                 dir.parent = match &self.parent {
                     Some(p) => Some(Box::new(p.try_clone()?)),
                     None => None,
@@ -185,6 +376,9 @@ impl ImageDir {
     /// # Errors
     /// [`Problem::Io`].
     pub fn link_parent(&self, path: &Path) -> Result<(), ImageError> {
+        if self.alone() {
+            return Err(Problem::Archive("a stream cannot build on a dump before").of(&self.shown));
+        }
         self.unlink(PARENT)?;
         rustix::fs::symlinkat(path, &self.fd, PARENT)
             .map_err(|errno| Problem::io("make the link", errno).of(PARENT))
@@ -208,6 +402,9 @@ impl ImageDir {
     }
 
     fn open_linked(&self) -> Result<Option<Self>, ImageError> {
+        if self.alone() {
+            return Ok(None);
+        }
         let to = match rustix::fs::readlinkat(&self.fd, PARENT, Vec::new()) {
             Ok(to) => to.into_string(),
             Err(Errno::NOENT) => return Ok(None),
@@ -353,6 +550,11 @@ impl ImageDir {
         if self.held.contains_key(name) {
             return Ok(true);
         }
+        if let Some(s) = &self.staged
+            && (s.alone || s.files().contains_key(name))
+        {
+            return Ok(s.files().contains_key(name) || s.pieces.contains_key(name));
+        }
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
@@ -369,6 +571,13 @@ impl ImageDir {
     pub fn list(&self) -> Result<Vec<String>, ImageError> {
         let fail = |errno: Errno| Problem::io("list the folder", errno).of(&self.shown);
         let mut names = Vec::new();
+        if let Some(s) = &self.staged {
+            names.extend(s.files().keys().chain(s.pieces.keys()).cloned());
+            if s.alone {
+                names.sort();
+                return Ok(names);
+            }
+        }
         for entry in Dir::read_from(&self.fd).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             // A name that is not UTF-8 is no name of the format.
@@ -379,6 +588,7 @@ impl ImageDir {
             }
         }
         names.sort();
+        names.dedup();
         Ok(names)
     }
 
@@ -396,6 +606,9 @@ impl ImageDir {
     /// # Errors
     /// [`Problem::Io`].
     pub fn invalidate(&self) -> Result<(), ImageError> {
+        if self.alone() {
+            return Ok(());
+        }
         self.unlink(INVENTORY)?;
         self.sync_folder()
     }
@@ -418,9 +631,27 @@ impl ImageDir {
     /// # Errors
     /// [`Problem::Io`]; the folder then has no inventory, or still the one it had before.
     pub fn commit_inventory(&self, inventory: &InventoryEntry) -> Result<(), ImageError> {
+        self.unstage()?;
+        if let Some(a) = self.staged.as_ref().and_then(|s| s.archive.as_ref()) {
+            let file = in_memory(INVENTORY)?;
+            let failed = |e| Problem::io("write it", e).of(INVENTORY);
+            let mut w = ImageWriter::start(
+                file.try_clone().map_err(failed)?,
+                INVENTORY,
+                framed(INVENTORY)?,
+            )?;
+            w.write(inventory)?;
+            w.finish()?;
+            let mut text = vec![0; file.metadata().map_err(failed)?.len() as usize];
+            file.read_exact_at(&mut text, 0).map_err(failed)?;
+            return a
+                .put(INVENTORY, 0, &text)
+                .and_then(|()| a.end())
+                .map_err(failed);
+        }
         self.unlink(INVENTORY_TMP)?;
         let row = framed(INVENTORY)?;
-        let mut writer = ImageWriter::start(self.create_file(INVENTORY_TMP)?, INVENTORY, row)?;
+        let mut writer = ImageWriter::start(self.create_in_folder(INVENTORY_TMP)?, INVENTORY, row)?;
         writer.write(inventory)?;
         writer.finish()?;
         self.sync_all()?;
@@ -435,6 +666,12 @@ impl ImageDir {
     }
 
     fn unlink(&self, name: &str) -> Result<(), ImageError> {
+        if let Some(s) = &self.staged {
+            s.files().remove(name);
+            if s.alone {
+                return Ok(());
+            }
+        }
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(Problem::io("remove it", errno).of(name)),
@@ -451,6 +688,13 @@ impl ImageDir {
     /// NONBLOCK: opening a fifo must not hang before it can be refused; regular files ignore the flag.
     fn open_at(&self, name: &str, flags: OFlags) -> Result<(File, u64), ImageError> {
         plain_name(name)?;
+        if let Some(s) = &self.staged {
+            match s.open(name) {
+                Some(f) => return f.map_err(|e| Problem::io("open it", e).of(name)),
+                None if s.alone => return Err(Problem::Missing.of(name)),
+                None => {}
+            }
+        }
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR) {
             Ok(fd) => fd,
@@ -487,6 +731,17 @@ impl ImageDir {
     /// A new file needs no look at what it is. An old one is emptied only after that look, hence no `O_TRUNC`.
     fn create_file(&self, name: &str) -> Result<File, ImageError> {
         plain_name(name)?;
+        let Some(s) = &self.staged else {
+            return self.create_in_folder(name);
+        };
+        let file = in_memory(name)?;
+        let again = file.try_clone();
+        s.files().insert(name.to_owned(), file);
+        again.map_err(|e| Problem::io("hold it", e).of(name))
+    }
+
+    fn create_in_folder(&self, name: &str) -> Result<File, ImageError> {
+        plain_name(name)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         if let Ok(fd) = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR) {
             return Ok(File::from(fd));
@@ -496,6 +751,20 @@ impl ImageDir {
         emptied.map_err(|error: io::Error| Problem::io("empty it", error).of(name))?;
         Ok(file)
     }
+}
+
+/// Not encrypted: what tells how the rest is, and pages, which are in blocks of their own.
+fn plain(name: &str) -> bool {
+    matches!(images::lookup(name), Some((row, _)) if matches!(row.kind, Kind::Key | Kind::Inventory | Kind::StatsDump | Kind::StatsRestore))
+}
+
+/// Images that are large.
+fn pages(name: &str) -> bool {
+    matches!(images::lookup(name), Some((row, _)) if matches!(row.kind, Kind::Pages | Kind::Packed))
+}
+
+fn in_memory(name: &str) -> Result<File, ImageError> {
+    archive::memory("stasis-image").map_err(|e| Problem::io("hold it", e).of(name))
 }
 
 /// Names are single path components.

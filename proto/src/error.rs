@@ -38,6 +38,12 @@ pub enum Problem {
     /// The link to the folder of the dump before is not followed.
     #[error("the link to the images of the dump before is not followed: {0}")]
     Parent(&'static str),
+    /// A stream of images ([`crate::archive`]) that is none, or is not whole.
+    #[error("{0}")]
+    Archive(&'static str),
+    /// An encrypted image that the key does not open.
+    #[error("it does not open: another key, or it was changed")]
+    Sealed,
     /// The file is not there.
     #[error("there is no such file")]
     Missing,
@@ -131,6 +137,8 @@ impl Problem {
             Self::WrongMessage { .. } => "E0213",
             Self::NotRecords => "E0214",
             Self::Parent(_) => "E0215",
+            Self::Archive(_) => "E0216",
+            Self::Sealed => "E0217",
         }
     }
 

@@ -175,6 +175,8 @@ pub enum Kind {
     Packed,
     /// `packed-index-N.img`: `stasis_packed_entry`, an extension.
     PackedIndex,
+    /// `key.age`: the key of an encrypted folder, an extension.
+    Key,
     /// `tracking.img`: `stasis_tracking_entry`, an extension.
     Tracking,
     /// `plugins.img`: `stasis_plugin_entry`, an extension.
@@ -443,6 +445,7 @@ pub const IMAGES: &[ImageType] = &[
     row(Kind::Pidfd, "PIDFD", "pidfd.img", Id::None, "", 0x5443_5556, Framing::Common, Some("pidfd_entry"), None, Payload::None),
     row(Kind::Packed, "STASIS_PACKED", "packed-", Id::Dec32, ".img", 0, Framing::Raw, None, None, Payload::None),
     row(Kind::PackedIndex, "STASIS_PACKED_INDEX", "packed-index-", Id::Dec32, ".img", 0x5374_5069, Framing::Common, Some("stasis_packed_entry"), None, Payload::None),
+    row(Kind::Key, "STASIS_KEY", "key.age", Id::None, "", 0, Framing::Raw, None, None, Payload::None),
     row(Kind::Tracking, "STASIS_TRACKING", "tracking.img", Id::None, "", 0x5374_5472, Framing::Common, Some("stasis_tracking_entry"), None, Payload::None),
     row(Kind::Plugins, "STASIS_PLUGINS", "plugins.img", Id::None, "", 0x5374_506c, Framing::Common, Some("stasis_plugin_entry"), None, Payload::None),
     row(Kind::StatsDump, "STATS", "stats-dump", Id::None, "", 0x5709_3306, Framing::Service, Some("stats_entry"), None, Payload::None),

@@ -4,15 +4,18 @@
 //! - [`wire`]: decoding that also enforces proto2 `required`, which prost does not.
 //! - [`images`]: which files a folder may hold, how they are named and framed.
 //! - [`dir`]: a folder of images as one handle; [`reader`] and [`writer`] its files.
+//! - [`archive`]: a folder as one stream; [`key`]: encryption of images.
 //! - [`show`]: any image as JSON, for people.
 //! - [`stats`]: the two files of numbers beside the images.
 //!
 //! Images are untrusted input: no bytes in them make this crate panic, leave the folder, or allocate more than a small
 //! multiple of what the file really holds.
 
+pub mod archive;
 pub mod dir;
 pub mod error;
 pub mod images;
+pub mod key;
 pub mod reader;
 pub mod show;
 pub mod stats;

@@ -38,6 +38,8 @@ pub enum Scenario {
     },
     /// This many pre-dumps and dumps that leave it running, each on the one before, then a dump on the last, and a restore.
     Incremental(u32),
+    /// The same, and between them each time a pre-dump and a dump that are killed after random times.
+    IncrementalKilled(u32),
     /// Dumped and restored this many times over.
     Generations(u32),
     /// A program that works ([`crate::program`]): dumped and restored after each of these times of work.
@@ -253,6 +255,7 @@ pub(crate) fn in_a_box(boxer: &Path, dir: &Path, spec: &Spec) -> Result<Report> 
     // The box keeps its own, shorter deadlines; this one is for a box that hangs.
     let waits = match &spec.scenario {
         Scenario::Incremental(n) => u64::from(*n) + 6,
+        Scenario::IncrementalKilled(n) => 3 * u64::from(*n) + 6,
         Scenario::Generations(n) | Scenario::Contained(_, n) => 2 * u64::from(*n) + 3,
         Scenario::Working { gaps_ms } => 3 * gaps_ms.len() as u64 + 3,
         Scenario::Life(trial) => trial.rounds(),

@@ -184,7 +184,7 @@ macro_rules! with_works {
             ipc_shm: dump_restore, leave_running, generations, contained, contained_user;
             orphans: dump_restore, leave_running, generations;
             kinship: dump_restore, leave_running, generations;
-            forker: dump_restore, leave_running, generations, lazy;
+            forker: dump_restore, leave_running, generations, rounds_killed, lazy;
             session_gone: dump_restore, leave_running, generations;
             subreaper: dump_restore, leave_running, generations;
             tree: dump_restore, leave_running, generations, lazy;
@@ -262,13 +262,13 @@ macro_rules! with_works {
             ping: dump_restore, leave_running, generations;
             map_file_shared: dump_restore, leave_running, generations;
             cow: dump_restore, leave_running, generations;
-            churn: dump_restore, leave_running, generations, incremental, lazy, snapshot;
-            instant: dump_restore, leave_running, generations, incremental, lazy, snapshot;
-            map_anon: incremental, lazy, snapshot;
+            churn: dump_restore, leave_running, generations, incremental, rounds_killed, lazy, snapshot;
+            instant: dump_restore, leave_running, generations, incremental, lazy, snapshot, lz4, zstd, auto, encrypted, one_file, sealed_file, stream;
+            map_anon: incremental, lazy, snapshot, zstd, encrypted, one_file, stream;
             threads: incremental, lazy, snapshot;
             registers: incremental, lazy;
             map_file_private: incremental, lazy;
-            shmem_family: incremental, lazy;
+            shmem_family: incremental, lazy, encrypted, sealed_file, stream;
             seccomp_filter: incremental, lazy, snapshot;
             hugetlb: incremental, lazy, snapshot;
             madvise: incremental, lazy, snapshot;

@@ -2,7 +2,8 @@
 
 use crate::case::Report;
 use crate::init::{Stage, read};
-use anyhow::{Result, bail};
+use crate::life::kills::Dice;
+use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
 use stasis_proto::{ImageDir, pb};
 use std::fs;
@@ -18,9 +19,14 @@ impl Stage {
         &mut self,
         root: Pid,
         rounds: u32,
+        killed: bool,
         report: &mut Report,
     ) -> Result<Pid> {
+        let mut dice = Dice::new();
         for n in 1..=rounds + 1 {
+            if killed && n > 1 {
+                self.killed_rounds(root, n - 1, &mut dice)?;
+            }
             let last = n > rounds;
             let verb = if n % 2 == 1 && !last {
                 "pre-dump"
@@ -37,7 +43,10 @@ impl Stage {
             }
             fs::create_dir(self.images(n))?;
             self.engine("bin-dump", n, args, report)?;
-            self.spared(n)?;
+            // a round that was killed has broken the chain, unless it was killed early
+            if !killed {
+                self.spared(n)?;
+            }
             if !last {
                 if self.finished(root) {
                     bail!("{verb} {n} ended the guest: {:?}", self.dead.get(&root));
@@ -53,6 +62,34 @@ impl Stage {
             bail!("the tree is gone, and something still tracks it");
         }
         self.restore(root, rounds + 1, report)
+    }
+
+    /// Rounds on dump `before` that are killed; what they leave is used by nobody.
+    fn killed_rounds(&mut self, root: Pid, before: u32, dice: &mut Dice) -> Result<()> {
+        for verb in ["pre-dump", "dump"] {
+            let dir = self.fresh_images_in("spare")?;
+            let mut args: Vec<String> = vec![verb.into(), "-t".into(), root.to_string()];
+            args.extend(["-D".into(), dir.display().to_string()]);
+            args.extend(["--track-mem".into(), "--prev-images-dir".into()]);
+            args.push(format!("../img-{before}"));
+            if verb == "dump" {
+                args.push("--leave-running".into());
+            }
+            let wait = Duration::from_micros(dice.roll(40_000));
+            let mut child = self.command(&args, false)?.spawn()?;
+            std::thread::sleep(wait);
+            let _ = child.kill();
+            let end = child.wait()?;
+            std::thread::sleep(Duration::from_millis(5));
+            if self.finished(root) {
+                bail!(
+                    "a {verb} killed after {wait:?} ({end}) ended the guest: {:?}",
+                    self.dead.get(&root)
+                );
+            }
+            leaked().with_context(|| format!("{verb} killed after {wait:?}"))?;
+        }
+        Ok(())
     }
 
     /// Later dumps leave pages to those before.

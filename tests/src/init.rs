@@ -197,7 +197,12 @@ impl Stage {
             }
             Scenario::Lazy => root = self.lazily(root, report)?,
             Scenario::Ours { dump, restore } => root = self.ours(root, &dump, &restore, report)?,
-            Scenario::Incremental(rounds) => root = self.incremental(root, rounds, report)?,
+            Scenario::Incremental(rounds) => {
+                root = self.incremental(root, rounds, false, report)?;
+            }
+            Scenario::IncrementalKilled(rounds) => {
+                root = self.incremental(root, rounds, true, report)?;
+            }
             Scenario::Generations(count) | Scenario::Contained(_, count) => {
                 for n in 1..=count {
                     root = self

@@ -10,8 +10,13 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+/// An age identity for tests, and its recipient.
+const IDENTITY: &str = "AGE-SECRET-KEY-1QYPQXPQ9QCRSSZG2PVXQ6RS0ZQG3YYC5Z5TPWXQERGD3C8G7RUSQGPQYEE";
+const RECIPIENT: &str = "age1q73he0q5yzfu3d64msd3p6rvksnrwjk3d2598mgtmlqt9wrdr37q2vrn72";
+
 impl Stage {
-    /// Dumps and restores once with these options. Words `{dir}` and `{images}` in them stand for folders of this case. A tree
+    /// Dumps and restores once with these options. Words `{dir}`, `{images}`, `{recipient}` in them stand for folders of this case and an age
+    /// recipient; standard output of `-o -` becomes standard input of `-i -`. A tree
     /// that is left running is killed before it is restored.
     pub(crate) fn ours(
         &mut self,
@@ -20,6 +25,7 @@ impl Stage {
         restore: &[String],
         report: &mut Report,
     ) -> Result<Pid> {
+        fs::write(self.spec.dir.join("identity"), IDENTITY)?;
         let pid = root.to_string();
         let mut words = vec!["dump", &pid];
         words.extend(dump.iter().map(String::as_str));
@@ -68,21 +74,39 @@ impl Stage {
     fn stasis(&mut self, bin: &str, words: &[&str], report: &mut Report) -> Result<String> {
         let (dir, images) = (self.spec.dir.display().to_string(), self.images(1));
         let images = images.display().to_string();
-        let words = words
-            .iter()
-            .map(|w| w.replace("{dir}", &dir).replace("{images}", &images));
+        let words = words.iter().map(|w| {
+            let w = w.replace("{dir}", &dir).replace("{images}", &images);
+            w.replace("{recipient}", RECIPIENT)
+        });
+        let words: Vec<String> = words.collect();
+        let piped = |o: &str| words.windows(2).any(|w| w[0] == o && w[1] == "-");
+        let stream = self.spec.dir.join("stream");
         let out = self.spec.dir.join(format!("{bin}.out"));
         let file = fs::File::create(&out)?;
-        let child = Command::new(self.spec.dir.join(bin).join("criu"))
+        let mut child = Command::new(self.spec.dir.join(bin).join("criu"))
             .arg0("stasis")
-            .args(words)
+            .args(&words)
             .args(self.spec.options.iter())
             .current_dir(&self.spec.dir)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
+            .stdin(match piped("-i") {
+                true => Stdio::piped(),
+                false => Stdio::null(),
+            })
+            .stdout(match piped("-o") {
+                true => Stdio::piped(),
+                false => file.try_clone()?.into(),
+            })
             .stderr(file)
             .spawn()
             .context("starting the engine")?;
+        if let Some(mut from) = child.stdout.take() {
+            let mut to = fs::File::create(&stream)?;
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        }
+        if let Some(mut to) = child.stdin.take() {
+            let mut from = fs::File::open(&stream)?;
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        }
         let pid = Pid::from_raw(i32::try_from(child.id())?);
         if self.until(|s| s.finished(pid)).is_none() {
             bail!("timeout: {bin} hangs\n{}", processes());

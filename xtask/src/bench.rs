@@ -1,9 +1,12 @@
 //! The bench: dump and restore of a few typical loads, by wall clock, frozen time and peak memory of the engine.
 //!
 //! Each round starts every load afresh for each engine in turn (interleaved, so that a busy machine disturbs all alike),
-//! dumps it onto a tmpfs, restores it, and lets it check itself: a run whose load is not whole does not count, it fails
-//! the bench.
-use crate::run::{Cost, close_inherited, inside, measured, release_binary};
+//! dumps it onto a tmpfs (or a folder of the disk, whose page cache takes it), restores it, and lets it check itself: a run whose
+//! load is not whole does not count, it fails the bench. What other engines have not is measured for ours alone.
+//!
+//! The table goes to standard output, its picture to target/bench/bench.svg.
+use crate::bench_chart::{self, Bar};
+use crate::run::{Cost, close_inherited, inside, measured, measured_as, release_binary};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::mount::{MsFlags, mount};
@@ -20,29 +23,67 @@ struct Case {
     name: &'static str,
     /// Arguments of bench/load.c.
     load: [&'static str; 4],
+    /// Images go to a folder of the disk.
+    disk: bool,
+    how: How,
 }
 
+/// How it is dumped and restored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// By the command line of criu.
+    Plain,
+    /// By our own, with these options of dump and restore.
+    Own(&'static [&'static str], &'static [&'static str]),
+}
+
+/// Memory is made in /mnt, a tmpfs.
+const fn case(name: &'static str, load: [&'static str; 4]) -> Case {
+    Case {
+        name,
+        load,
+        disk: false,
+        how: How::Plain,
+    }
+}
+
+const fn own(
+    name: &'static str,
+    load: [&'static str; 4],
+    dump: &'static [&'static str],
+    restore: &'static [&'static str],
+) -> Case {
+    Case {
+        how: How::Own(dump, restore),
+        ..case(name, load)
+    }
+}
+
+const LARGE: [&str; 4] = ["dirty", "4096", "0", "0"];
+
 const CASES: &[Case] = &[
+    case("trivial process", ["trivial", "0", "0", "0"]),
+    case("tree of 200 processes", ["tree", "200", "0", "0"]),
+    case("500 threads", ["threads", "500", "0", "0"]),
+    case(
+        "1000 files + 500 pipes + 200 socket pairs",
+        ["files", "1000", "500", "200"],
+    ),
+    case("1 GiB dirty anonymous", ["dirty", "1024", "0", "0"]),
+    case("4 GiB, tmpfs", LARGE),
     Case {
-        name: "trivial process",
-        load: ["trivial", "0", "0", "0"],
+        disk: true,
+        ..case("4 GiB, page cache", LARGE)
     },
-    Case {
-        name: "tree of 200 processes",
-        load: ["tree", "200", "0", "0"],
-    },
-    Case {
-        name: "500 threads",
-        load: ["threads", "500", "0", "0"],
-    },
-    Case {
-        name: "1000 files + 500 pipes + 200 socket pairs",
-        load: ["files", "1000", "500", "200"],
-    },
-    Case {
-        name: "1 GiB dirty anonymous",
-        load: ["dirty", "1024", "0", "0"],
-    },
+    own("4 GiB, lazy", LARGE, &[], &["--lazy"]),
+    own(
+        "4 GiB, snapshot",
+        LARGE,
+        &["--leave-running", "--snapshot"],
+        &[],
+    ),
+    own("4 GiB, lz4", LARGE, &["--compress", "lz4"], &[]),
+    own("4 GiB, zstd", LARGE, &["--compress", "zstd"], &[]),
 ];
 
 /// Measure dump and restore
@@ -100,10 +141,14 @@ impl Bench {
         }
         let load = compile()?;
         println!("{}", heading(&engines, self.rounds - 1));
+        let mut bars = Vec::new();
         for case in CASES.iter().filter(|c| c.name.contains(&self.case)) {
             let mut runs: Vec<Vec<Run>> = engines.iter().map(|_| Vec::new()).collect();
             for round in 0..self.rounds {
                 for (i, (name, path)) in engines.iter().enumerate() {
+                    if case.how != How::Plain && *name != "stasis" {
+                        continue;
+                    }
                     let run = once(case, &load, path)
                         .with_context(|| format!("{}, engine {name}, round {round}", case.name))?;
                     if round > 0 {
@@ -111,10 +156,20 @@ impl Bench {
                     }
                 }
             }
-            for ((name, _), runs) in engines.iter().zip(&runs) {
+            for ((name, _), runs) in engines.iter().zip(&runs).filter(|r| !r.1.is_empty()) {
                 println!("{}", row(case.name, name, runs));
+                let mut bar = |what: &str, us: fn(&Run) -> u64| {
+                    let name = format!("{}: {what}, {name}", case.name);
+                    bars.extend(Bar::of(name, runs.iter().map(us).collect()));
+                };
+                bar("dump", |r| r.dump.wall_us);
+                bar("frozen", |r| r.frozen_us);
+                bar("restore", |r| r.restore.wall_us);
             }
         }
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("bench.svg"), bench_chart::svg(&bars))?;
         Ok(())
     }
 }
@@ -144,7 +199,13 @@ fn once(case: &Case, load: &Path, engine: &Path) -> Result<Run> {
     let dir = Path::new("/mnt/run");
     fs::create_dir(dir)?;
     let report = dir.join("report");
-    let images = dir.join("images");
+    let disk = case
+        .disk
+        .then(|| tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")));
+    let disk = disk.transpose()?;
+    let images = disk
+        .as_ref()
+        .map_or(dir.join("images"), |d| d.path().join("images"));
     fs::create_dir(&images)?;
     let child = Command::new(load)
         .args(case.load)
@@ -158,13 +219,23 @@ fn once(case: &Case, load: &Path, engine: &Path) -> Result<Run> {
     wait_report(&report, "ready")?;
     let at = images.to_string_lossy().into_owned();
     let common = ["-D", at.as_str(), "--no-default-config", "-o"];
-    let dump = measured(
-        engine,
-        &[&["dump", "-t", pid.as_str()], &common[..], &["dump.log"]].concat(),
-    )?;
+    let dump = match case.how {
+        How::Plain => measured(
+            engine,
+            &[&["dump", "-t", pid.as_str()], &common[..], &["dump.log"]].concat(),
+        )?,
+        How::Own(o, _) => measured_as(
+            "stasis",
+            engine,
+            &[&["dump", pid.as_str(), "-D", at.as_str()], o].concat(),
+        )?,
+    };
     if !dump.ok {
         let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
         bail!("dump failed:\n{}", log(&images.join("dump.log")));
+    }
+    if matches!(case.how, How::Own(o, _) if o.contains(&"--leave-running")) {
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL)?;
     }
     reap();
     let stats: pb::StatsEntry = ImageDir::open(&images)?.read_one("stats-dump")?;
@@ -173,10 +244,17 @@ fn once(case: &Case, load: &Path, engine: &Path) -> Result<Run> {
         .context("stats-dump without a dump")?
         .frozen_time
         .into();
-    let restore = measured(
-        engine,
-        &[&["restore", "-d"], &common[..], &["restore.log"]].concat(),
-    )?;
+    let restore = match case.how {
+        How::Plain => measured(
+            engine,
+            &[&["restore", "-d"], &common[..], &["restore.log"]].concat(),
+        )?,
+        How::Own(_, o) => measured_as(
+            "stasis",
+            engine,
+            &[&["restore", "-d", "-D", at.as_str()], o].concat(),
+        )?,
+    };
     if !restore.ok {
         bail!("restore failed:\n{}", log(&images.join("restore.log")));
     }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: the one door for people. Each verb is a file.
 mod bench;
+mod bench_chart;
 mod demo;
 mod dist;
 mod errors_book;

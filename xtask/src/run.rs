@@ -139,8 +139,16 @@ impl Measure {
 /// # Errors
 /// When it could not be run at all; an engine that fails is `ok: false`, with its words on our standard error.
 pub fn measured(engine: &Path, args: &[&str]) -> Result<Cost> {
+    measured_as("criu", engine, args)
+}
+
+/// The same under another name.
+///
+/// # Errors
+/// As [`measured`].
+pub fn measured_as(name: &str, engine: &Path, args: &[&str]) -> Result<Cost> {
     let out = Command::new(std::env::current_exe()?)
-        .args(["measure", "--arg0", "criu", "--"])
+        .args(["measure", "--arg0", name, "--"])
         .arg(engine)
         .args(args)
         .stderr(Stdio::inherit())

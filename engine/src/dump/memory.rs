@@ -8,15 +8,14 @@ use super::tracking::Range;
 use crate::error::{Blame, Error, Result};
 use crate::migrate::stream::Remote;
 use crate::options::{MemoryOptions, Options};
-use crate::packed::{Compression, Packer};
+use crate::packed::Packer;
 use crate::pages::{IN_PARENT, LAZY, PAGE, PRESENT};
 use crate::remote::Client;
 use crate::workers;
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::vm;
+use stasis_proto::archive::Out;
 use stasis_proto::{ImageDir, Kind, pb};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
 /// Bytes moved at a time: fits the second-level cache.
@@ -86,15 +85,17 @@ impl Left {
 
 /// What the inventory tells of how pages are stored.
 pub fn announce(o: &Options) -> Option<pb::StasisInventoryEntry> {
-    o.memory.compress.map(|c| pb::StasisInventoryEntry {
-        compression: Some(c.name().into()),
-    })
+    let e = pb::StasisInventoryEntry {
+        compression: o.memory.compress.map(|c| c.name().into()),
+        encryption: (!o.recipients.is_empty()).then(|| "age".into()),
+    };
+    (e != pb::StasisInventoryEntry::default()).then_some(e)
 }
 
 /// Where pages go.
 pub enum Sink {
     /// pages-N.img
-    Plain(File),
+    Plain(Out),
     /// packed-N.img
     Packed(Packer),
     /// pages-N.img at another host.
@@ -111,8 +112,8 @@ impl Sink {
             return Ok(Sink::Remote(to.image(id)));
         }
         Ok(match o.compress {
-            Some(Compression::Lz4) => Sink::Packed(Packer::create(dir, id)?),
-            None => Sink::Plain(dir.create_raw(&Kind::Pages.file_of(id))?),
+            None if dir.key().is_none() => Sink::Plain(dir.create_out(&Kind::Pages.file_of(id))?),
+            how => Sink::Packed(Packer::create(dir, id, how)?),
         })
     }
     /// Writes the contents at an offset; `room` is anybody's to use.
@@ -126,7 +127,7 @@ impl Sink {
                 .zip(bytes.chunks(PIECE as usize))
                 .try_for_each(|(at, b)| p.put(at, b, room)),
             Sink::Remote(r) => r.put(at, bytes),
-            Sink::Plain(file) => file.write_all_at(bytes, at).map_err(|e| {
+            Sink::Plain(file) => file.put(at, bytes).map_err(|e| {
                 Error::new("E6001", Blame::Host, "cannot write pages")
                     .why(e)
                     .advice("make room where the images go")
@@ -469,7 +470,7 @@ mod tests {
         };
         let mut go = |running| {
             space.running = running;
-            let file = dir.create_raw("pages-1.img").unwrap();
+            let file = dir.create_out("pages-1.img").unwrap();
             write(&dir, &space, "pagemap-1.img", (1, Sink::Plain(file)), &runs)
         };
         let w = go(true).unwrap();

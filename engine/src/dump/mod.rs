@@ -47,6 +47,7 @@ use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::{MapsLine, ProcDir, Status, VmFlags};
+use stasis_proto::archive::Out;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
@@ -104,7 +105,8 @@ fn dump_here(o: &Options) -> Result<Done> {
     let dir = prepare(o).map_err(|e| e.at(Phase::Prepare))?;
     let m = &o.memory;
     let elsewhere = m.page_server.is_some() || m.stream.is_some() || m.counter.is_some();
-    let whole = m.parent.is_none() && !elsewhere && m.compress.is_none();
+    let staged = o.archive.is_some() || !o.recipients.is_empty();
+    let whole = m.parent.is_none() && !elsewhere && !staged && m.compress.is_none();
     let mut ready = Ready::make(HostPid(o.pid), &dir, whole);
     ready.locks = crate::network::prepare(o).map_err(|e| e.at(Phase::Prepare))?;
     // what is killed then need not be tracked
@@ -214,6 +216,9 @@ fn dump_here(o: &Options) -> Result<Done> {
         }
     }
     if sealed.is_err() || !matches!(drained, Ok(None)) {
+        if let Some(place) = &o.archive {
+            place.give_up();
+        }
         let _ = dir.invalidate();
     }
     sealed?;
@@ -238,6 +243,9 @@ fn dump_here(o: &Options) -> Result<Done> {
 /// The images are complete: they are made durable, and whoever wants to know is told.
 fn seal(o: &Options, dir: &ImageDir, inventory: &pb::InventoryEntry) -> Result<()> {
     dir.commit_inventory(inventory)?;
+    if let Some(place) = &o.archive {
+        place.end()?;
+    }
     o.events.tell(Moment::PostDump)
 }
 
@@ -282,7 +290,10 @@ fn exists(o: &Options) -> Result<()> {
 
 /// The folder of the images, which from now on looks incomplete, with the folder before, if there is one.
 fn folder(o: &Options) -> Result<ImageDir> {
-    let dir = ImageDir::create(&o.images)?;
+    let mut dir = match &o.archive {
+        Some(place) => place.begin()?,
+        None => ImageDir::create(&o.images)?,
+    };
     dir.invalidate()?;
     // an older dump's, which would be taken for this one's
     for name in dir.list()? {
@@ -290,6 +301,7 @@ fn folder(o: &Options) -> Result<ImageDir> {
             dir.remove(&name)?;
         }
     }
+    crate::vault::seal(&mut dir, o)?;
     let Some(parent) = &o.memory.parent else {
         dir.unlink_parent()?;
         return Ok(dir);
@@ -839,7 +851,7 @@ impl<'a> Dumping<'a> {
         }
         self.backlog.add(move |dir| {
             let to = match room {
-                Some(r) => Sink::Plain(r.1),
+                Some(r) => Sink::Plain(Out::File(r.1)),
                 None => Sink::create(dir, id, &options)?,
             };
             let space = memory::Space {

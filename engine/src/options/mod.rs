@@ -11,6 +11,7 @@ pub use mounts::MountOptions;
 pub use namespaces::NamespaceOptions;
 pub use network::{NetworkLock, NetworkOptions, ReadyLock};
 
+use crate::archive::Place;
 use crate::events::EventSink;
 use crate::plugins::Plugins;
 use std::path::PathBuf;
@@ -75,6 +76,12 @@ pub struct Options {
     pub events: EventSink,
     /// What carries things the engine does not know: plugins of the program that uses the engine.
     pub plugins: Plugins,
+    /// Dump: all goes into one stream in place of the folder. Restore: it comes from one.
+    pub archive: Option<Place>,
+    /// Dump: images are encrypted for these (age recipients).
+    pub recipients: Vec<String>,
+    /// Restore: file with the identity that opens encrypted images.
+    pub identity: Option<PathBuf>,
     /// Tests only: die by SIGKILL when this point is reached (`STASIS_KILL_AT`, "phase:n").
     pub kill_at: Option<u32>,
 }
@@ -105,6 +112,9 @@ impl Options {
             namespaces: NamespaceOptions::default(),
             events: EventSink::default(),
             plugins: Plugins::default(),
+            archive: None,
+            recipients: Vec::new(),
+            identity: None,
             kill_at: None,
         }
     }

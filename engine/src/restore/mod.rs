@@ -61,7 +61,12 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
 
 /// The folder, and those of the dumps it builds on.
 fn open(o: &Options) -> Result<ImageDir> {
-    Ok(ImageDir::open(&o.images)?.with_parents(o.memory.parent.as_deref())?)
+    let mut dir = match &o.archive {
+        Some(place) => place.open()?,
+        None => ImageDir::open(&o.images)?,
+    };
+    crate::vault::unseal(&mut dir, o.identity.as_deref())?;
+    Ok(dir.with_parents(o.memory.parent.as_deref())?)
 }
 
 /// Every tape and host call of a restore, for people; nothing is done.

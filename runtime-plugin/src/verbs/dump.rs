@@ -1,8 +1,9 @@
 //! `stasis dump`
-use super::{bytes, time};
+use super::{bytes, folder, place, shown, time};
 use crate::criu::size;
 use clap::Args;
 use serde_json::json;
+use stasis_engine::archive::Place;
 use stasis_engine::packed::Compression;
 use stasis_engine::{After, Options, Result};
 use std::path::PathBuf;
@@ -18,15 +19,24 @@ use std::time::Duration;
 Examples:
   stasis dump 4242 -D /var/tmp/frozen
   stasis dump 4242 -D /var/tmp/frozen --leave-running
+  stasis dump 4242 -o - | ssh elsewhere stasis restore -i -
   stasis dump 4242 -D 1 --pre && stasis dump 4242 -D 2 --parent ../1
   stasis check --pid 4242          what could not be dumped, without touching anything")]
 pub struct Dump {
     /// Root of the tree
     #[arg(value_parser = clap::value_parser!(i32).range(1..))]
     pid: i32,
-    /// Folder for the images; made if it does not exist
-    #[arg(short = 'D', long = "images-dir", value_name = "DIR")]
-    dir: PathBuf,
+    /// Folder for the images; made if it does not exist. With a name that ends in .stasis: one file
+    #[arg(
+        short = 'D',
+        long = "images-dir",
+        value_name = "DIR",
+        required_unless_present = "output"
+    )]
+    dir: Option<PathBuf>,
+    /// One file in place of a folder; `-`: standard output
+    #[arg(short = 'o', long, value_name = "FILE", conflicts_with_all = ["dir", "pre", "parent", "track", "auto_dedup"])]
+    output: Option<PathBuf>,
     /// Let the processes run on
     #[arg(short = 'R', long, conflicts_with = "leave_stopped")]
     leave_running: bool,
@@ -45,9 +55,13 @@ pub struct Dump {
     /// Track changes of memory from this dump on, for the next one to build on it
     #[arg(long)]
     track: bool,
-    /// Compress pages (lz4), with checksums; CRIU cannot read the folder then
+    /// Compress pages, with checksums: lz4, zstd, zstd:LEVEL, or auto (lz4 where that is faster than writing); CRIU cannot read
+    /// the folder then
     #[arg(long, value_name = "HOW", value_parser = parse_compression, conflicts_with = "auto_dedup")]
     compress: Option<Compression>,
+    /// Encrypt the images for this age recipient (age1...); may be given again
+    #[arg(long, value_name = "RECIPIENT", conflicts_with_all = ["pre", "parent", "track", "auto_dedup"])]
+    encrypt: Vec<String>,
     /// Take pages out of older images once newer ones have them
     #[arg(long)]
     auto_dedup: bool,
@@ -91,10 +105,7 @@ pub struct Carry {
 }
 
 fn parse_compression(text: &str) -> Result<Compression, String> {
-    match text {
-        "lz4" => Ok(Compression::Lz4),
-        _ => Err("only lz4 is in this version".into()),
-    }
+    Compression::parse(text).ok_or_else(|| "lz4, zstd, zstd:LEVEL (-7 to 19) or auto".into())
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
@@ -119,8 +130,16 @@ impl Dump {
     /// Runs the verb.
     pub fn run(&self, json: bool) -> Result<ExitCode> {
         // made for the caller's eyes only: the images hold all the memory of the processes
-        stasis_proto::ImageDir::create(&self.dir)?;
-        let mut o = Options::new(&self.dir);
+        let place = place(self.dir.as_deref(), self.output.as_deref(), true)?;
+        if place.is_none()
+            && let Some(dir) = &self.dir
+        {
+            stasis_proto::ImageDir::create(dir)?;
+        }
+        let mut o = Options::new(folder(self.dir.as_deref(), place.as_ref()));
+        let shown = shown(self.dir.as_deref(), self.output.as_deref());
+        o.archive = place;
+        o.recipients = self.encrypt.clone();
         o.pid = self.pid;
         o.after = match (self.leave_running, self.leave_stopped) {
             (true, _) => After::Running,
@@ -143,7 +162,12 @@ impl Dump {
         for w in &r.warnings {
             tracing::warn!("{w}");
         }
-        crate::figures::write_dump(&self.dir, &r);
+        if o.archive.is_none() {
+            crate::figures::write_dump(&o.images, &r);
+        }
+        if matches!(o.archive, Some(Place::Open(_))) {
+            return Ok(ExitCode::SUCCESS);
+        }
         let written = (r.pages_written + r.shpages_written).saturating_mul(4096);
         if json {
             sayln!(
@@ -160,7 +184,7 @@ impl Dump {
                 r.threads,
                 bytes(written),
                 time(r.frozen_us),
-                self.dir.display()
+                shown
             );
         }
         Ok(ExitCode::SUCCESS)

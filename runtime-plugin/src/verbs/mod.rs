@@ -12,7 +12,10 @@ pub mod restore;
 pub mod show;
 
 use serde_json::{Value, json};
-use stasis_engine::Error;
+use stasis_engine::archive::Place;
+use stasis_engine::{Blame, Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// An error as JSON: `{"error": {"code", "blame", "what", "why", "advice", "phase", "kind"}}`.
 pub fn error_json(e: &Error) -> Value {
@@ -65,6 +68,51 @@ pub fn plain(text: &str) -> String {
             false => vec![c],
         })
         .collect()
+}
+
+/// The stream that stands for a folder: FILE of `-o` or `-i`, or what -D names if it is a file.
+fn place(dir: Option<&Path>, stream: Option<&Path>, writing: bool) -> Result<Option<Place>> {
+    use std::os::fd::AsFd;
+    if let Some(file) = stream {
+        if file != Path::new("-") {
+            return Ok(Some(Place::File(file.into())));
+        }
+        let own = match writing {
+            true => std::io::stdout().as_fd().try_clone_to_owned(),
+            false => std::io::stdin().as_fd().try_clone_to_owned(),
+        };
+        let own = own.map_err(|e| {
+            Error::new("E2721", Blame::Caller, "the stream `-`")
+                .why(e)
+                .advice("leave standard output and input open")
+        })?;
+        return Ok(Some(Place::Open(Arc::new(own.into()))));
+    }
+    let is_file = |d: &Path| match writing {
+        true => d.extension().is_some_and(|e| e == "stasis") && !d.is_dir(),
+        false => d.is_file(),
+    };
+    Ok(dir.filter(|d| is_file(d)).map(|d| Place::File(d.into())))
+}
+
+/// The folder for what is said beside the images.
+fn folder(dir: Option<&Path>, place: Option<&Place>) -> PathBuf {
+    match (dir, place) {
+        (Some(d), None) => d.into(),
+        (_, Some(Place::File(f))) => match f.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p.into(),
+            _ => ".".into(),
+        },
+        _ => ".".into(),
+    }
+}
+
+/// Where the images went, for people.
+fn shown(dir: Option<&Path>, stream: Option<&Path>) -> String {
+    dir.or(stream)
+        .unwrap_or(Path::new("-"))
+        .display()
+        .to_string()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `stasis restore`
 use super::dump::Carry;
-use super::time;
+use super::{folder, place, time};
 use crate::hooks;
 use crate::oci::{self, Bundle};
 use clap::Args;
@@ -23,9 +23,20 @@ Examples:
   stasis restore --bundle /srv/web -D /var/tmp/web --detach      an OCI container
   stasis plan /var/tmp/frozen      every call of the restore, run by nobody")]
 pub struct Restore {
-    /// Folder of the images
-    #[arg(short = 'D', long = "images-dir", value_name = "DIR")]
-    dir: PathBuf,
+    /// Folder of the images, or the file that holds them
+    #[arg(
+        short = 'D',
+        long = "images-dir",
+        value_name = "DIR",
+        required_unless_present = "input"
+    )]
+    dir: Option<PathBuf>,
+    /// The file that holds the images; `-`: standard input
+    #[arg(short = 'i', long, value_name = "FILE", conflicts_with = "dir")]
+    input: Option<PathBuf>,
+    /// File with the age identity that opens encrypted images
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
     /// Return once the tree runs
     #[arg(short = 'd', long)]
     detach: bool,
@@ -71,7 +82,10 @@ fn parse_moved(text: &str) -> Result<(IpAddr, IpAddr), String> {
 impl Restore {
     /// Runs the verb.
     pub fn run(&self, json: bool) -> Result<ExitCode> {
-        let mut o = Options::new(&self.dir);
+        let place = place(self.dir.as_deref(), self.input.as_deref(), false)?;
+        let mut o = Options::new(folder(self.dir.as_deref(), place.as_ref()));
+        o.archive = place;
+        o.identity = self.identity.clone();
         self.carry.apply(&mut o);
         o.network.addresses = self.tcp_remap.clone();
         o.detach = self.detach;
@@ -103,7 +117,9 @@ impl Restore {
         for w in &r.warnings {
             tracing::warn!("{w}");
         }
-        crate::figures::write_restore(&self.dir, &r);
+        if o.archive.is_none() {
+            crate::figures::write_restore(&o.images, &r);
+        }
         match json {
             true => sayln!(
                 "{}",

@@ -45,14 +45,24 @@ impl Default for Dice {
     }
 }
 
+fn empty(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir)?;
+    }
+    Ok(fs::create_dir(dir)?)
+}
+
 impl Stage {
     /// The folder for images of trials, empty.
     pub(crate) fn fresh_images(&self) -> Result<PathBuf> {
         let dir = self.images(1);
-        if dir.exists() {
-            fs::remove_dir_all(&dir)?;
-        }
-        fs::create_dir(&dir)?;
+        empty(&dir)?;
+        Ok(dir)
+    }
+    /// Another folder beside it, empty.
+    pub(crate) fn fresh_images_in(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.spec.dir.join(name);
+        empty(&dir)?;
         Ok(dir)
     }
     pub(crate) fn dump_args(&self, root: Pid, dir: &Path) -> Vec<String> {
