@@ -92,6 +92,8 @@ pub struct Plan {
     pub maps: Vec<Mapping>,
     /// The task with whose memory it is born; `None`: with an empty one.
     pub base: Option<usize>,
+    /// The task that bears it has its program's file already.
+    exe_is_there: bool,
     /// What becomes of that.
     pub estate: Option<Estate>,
     /// Mappings that are inherited, by index.
@@ -303,6 +305,7 @@ pub fn plan(
         files: Vec::new(),
         maps: Vec::new(),
         base: None,
+        exe_is_there: false,
         estate: None,
         kept: Vec::new(),
         mm: (Vec::new(), Vec::new()),
@@ -562,12 +565,12 @@ impl Plan {
     /// Plans that the task is born with the memory `parent` of task `base` in place; `keep`: some of it stays.
     pub fn inherit(&mut self, base: usize, parent: &Plan, keep: bool) {
         self.base = Some(base);
+        self.exe_is_there = self.exe == parent.exe;
         let (estate, kept) = match keep {
             true => heirs::settle(&self.maps, &self.pages, &parent.maps, &parent.pages),
             false => heirs::settle(&[], &[], &parent.maps, &[]),
         };
         if keep {
-            // KERNEL: the program's file cannot be set anew while it is mapped (kernel/fork.c, replace_mm_exe_file)
             let maps = self.maps.iter().zip(&kept).filter(|(_, k)| !**k);
             let files: Vec<FdRef> = maps.filter_map(|(m, _)| m.file).collect();
             self.files.retain(|f| files.contains(f));
@@ -643,8 +646,10 @@ impl Plan {
             }
         }
         let (words, auxv) = &self.mm;
-        // an heir has its parent's
-        let exe = number(&self.exe).map_or(u32::MAX, |n| n as u32);
+        // KERNEL: the program's file cannot be set anew while it is mapped (kernel/fork.c, replace_mm_exe_file): who was born
+        // with the right one keeps it
+        let exe = number(&self.exe).filter(|_| !self.exe_is_there);
+        let exe = exe.map_or(u32::MAX, |n| n as u32);
         let tail: Vec<u8> = (auxv.len() as u32)
             .to_le_bytes()
             .into_iter()

@@ -69,7 +69,6 @@ impl<'a> Staging<'a> {
             "usr/sbin",
             "usr/lib",
             "usr/lib64",
-            "usr/lib/modules",
             "etc",
             "proc",
             "sys",
@@ -81,6 +80,7 @@ impl<'a> Staging<'a> {
             "var/tmp",
             "var/run",
             "lab/job",
+            "lab/modules",
             "luggage",
         ] {
             fs::create_dir_all(at.join(d))?;
@@ -88,6 +88,8 @@ impl<'a> Staging<'a> {
         for d in ["bin", "sbin", "lib", "lib64"] {
             symlink(format!("usr/{d}"), at.join(d))?;
         }
+        // no mount below /usr: who may not look under a mount may not bind what is around it either
+        symlink("/lab/modules", at.join("usr/lib/modules"))?;
         fs::create_dir(at.join("tmp"))?;
         fs::set_permissions(at.join("tmp"), fs::Permissions::from_mode(0o1777))?;
         Ok(Self {
@@ -326,7 +328,7 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 while read m; do insmod /m/$m || echo "lab: $m is not loaded"; done < /m/order
 n=0; while [ ! -b /dev/vdc ] && [ $n -lt 100 ]; do sleep 0.1; n=$((n+1)); done
-mount -t ext4 /dev/vda /new && mount -t ext4 -o ro /dev/vdb /new/usr/lib/modules && mount -t ext4 /dev/vdc /new/lab/job || {
+mount -t ext4 /dev/vda /new && mount -t ext4 -o ro /dev/vdb /new/lab/modules && mount -t ext4 /dev/vdc /new/lab/job || {
   echo "lab: no disks"; poweroff -f; }
 [ -b /dev/vdd ] && mount -t ext4 /dev/vdd /new/luggage
 umount /proc; umount /dev
