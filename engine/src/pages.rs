@@ -366,7 +366,7 @@ impl Store {
             return Ok(None);
         };
         let bad = |e| Error::new("E5020", Blame::Image, name.clone()).why(e);
-        let len = file.metadata().map_err(bad)?.len();
+        let len = file.size().map_err(bad)?;
         if len > most {
             return Ok(None);
         }

@@ -690,7 +690,11 @@ impl ImageDir {
         plain_name(name)?;
         if let Some(s) = &self.staged {
             match s.open(name) {
-                Some(f) => return f.map_err(|e| Problem::io("open it", e).of(name)),
+                Some(f) => {
+                    let sized = f.and_then(|f| Ok((f.metadata()?.len(), f)));
+                    let sized = sized.map(|(size, f)| (f, size));
+                    return sized.map_err(|e| Problem::io("open it", e).of(name));
+                }
                 None if s.alone => return Err(Problem::Missing.of(name)),
                 None => {}
             }
