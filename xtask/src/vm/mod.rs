@@ -275,7 +275,7 @@ fn image(lab: &std::path::Path, tools: &Tools, built: &Built) -> Result<PathBuf>
     println!("vm-test: making the root file system");
     let mut s = Staging::new(lab.join("root"), tools)?;
     s.system()?;
-    for name in ["stasis", "stasis-box"] {
+    for name in ["stasis", "stasis-box", "embedder"] {
         s.stripped(&built.target.join(name))?;
     }
     for t in built.tests.values() {

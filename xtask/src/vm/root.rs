@@ -274,10 +274,12 @@ impl Kernel {
             modules: at.join("modules.img"),
             initramfs: at.join("initramfs.cpio"),
         };
-        if kernel.initramfs.exists() {
+        let modules = find("lib/modules")?;
+        if kernel.modules.exists() {
+            // that one is quickly made, and its script may have changed
+            first(&modules.join(version), at, &kernel.initramfs)?;
             return Ok(kernel);
         }
-        let modules = find("lib/modules")?;
         let base = modules
             .parent()
             .and_then(Path::parent)
@@ -291,7 +293,9 @@ impl Kernel {
             .arg("-b")
             .arg(base)
             .arg(version))?;
-        filled(&modules, &kernel.modules, 400)?;
+        let partial = at.join("modules.partial");
+        filled(&modules, &partial, 400)?;
+        fs::rename(partial, &kernel.modules)?;
         first(&modules.join(version), at, &kernel.initramfs)?;
         Ok(kernel)
     }

@@ -11,6 +11,7 @@ pub const SUITES: &[(&str, &[&str])] = &[
     ("kinds", &["works::", "native::"]),
     ("refused", &[]),
     ("meanwhile", &[]),
+    ("plugins", &[]),
     ("network", &[]),
     ("runtimes", &[]),
     ("lifecycle", &[]),
