@@ -78,6 +78,36 @@ pub fn adopt(id: &str, place: BorrowedFd<'_>) -> Result<Option<Lock>> {
     Ok(Lock::adopt(id, place)?)
 }
 
+/// A lock on a whole network namespace that was left for whoever restores into it ([`hold`]).
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn adopt_open(place: BorrowedFd<'_>) -> Result<Option<Lock>> {
+    Ok(Lock::adopt_open(place)?)
+}
+
+/// Locks a whole network namespace, named by a file of it, until somebody restores into it: before its devices go up, so that no
+/// peer finds it without the connections that come back.
+///
+/// # Errors
+/// The file cannot be opened, or neither means is allowed.
+pub fn hold(place: &std::path::Path) -> Result<Report> {
+    let file = std::fs::File::open(place).map_err(|e| {
+        Error::new("E6553", Blame::Host, place.display().to_string())
+            .why(e)
+            .advice("name a file of a network namespace: /run/netns/NAME, /proc/PID/ns/net")
+    })?;
+    // all devices, also those that come later
+    let made = prepare_in(NetworkLock::Nftables, file.as_fd(), Scope::WholeNamespace)
+        .or_else(|_| prepare_in(NetworkLock::Ebpf, file.as_fd(), Scope::WholeNamespace))?;
+    let Some(mut lock) = made else {
+        return Err(Error::bug("a lock that nobody wants"));
+    };
+    lock.arm(&[])?;
+    lock.keep_for_anyone()?;
+    Ok(lock.report())
+}
+
 /// The caller's own network namespace.
 ///
 /// # Errors

@@ -173,6 +173,9 @@ pub fn hold(
     {
         return Ok(Some(lock));
     }
+    if let Some(lock) = netlock::adopt_open(place.as_fd())? {
+        return Ok(Some(lock));
+    }
     let all = tuples(o, files);
     if !all.iter().any(|t| t.remote.is_some()) {
         return Ok(None);

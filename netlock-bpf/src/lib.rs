@@ -96,6 +96,7 @@ impl Lock {
             scope,
             mark: PASS_MARK,
             kept: false,
+            open_to_all: false,
             id: fresh_id()?,
             owner: Owner::own()?,
             place: state::inode(&place)?,
@@ -122,6 +123,7 @@ impl Lock {
             scope: Scope::Connections,
             mark: PASS_MARK,
             kept: false,
+            open_to_all: false,
             id: fresh_id()?,
             owner: Owner::own()?,
             place: state::inode(&place)?,
@@ -181,6 +183,14 @@ impl Lock {
         }
         Ok(())
     }
+    /// [`Lock::keep`], for whoever restores into the namespace next.
+    ///
+    /// # Errors
+    /// As for [`Lock::keep`].
+    pub fn keep_for_anyone(&mut self) -> Result<(), Error> {
+        self.state.open_to_all = true;
+        self.keep()
+    }
     /// From now on the lock outlives this process: it waits for a restore, or for `stasis netlock release`.
     ///
     /// # Errors
@@ -234,8 +244,21 @@ impl Lock {
     /// # Errors
     /// The kernel cannot be asked.
     pub fn adopt(id: &str, place: BorrowedFd<'_>) -> Result<Option<Self>, Error> {
+        Self::adopt_first(place, |l| l.id() == id)
+    }
+    /// Takes over a lock that was kept for anyone ([`Lock::keep_for_anyone`]).
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn adopt_open(place: BorrowedFd<'_>) -> Result<Option<Self>, Error> {
+        Self::adopt_first(place, |l| l.state.kept && l.state.open_to_all)
+    }
+    fn adopt_first(
+        place: BorrowedFd<'_>,
+        which: impl Fn(&Self) -> bool,
+    ) -> Result<Option<Self>, Error> {
         let mut found = all_in(place)?;
-        let at = found.iter().position(|l| l.id() == id);
+        let at = found.iter().position(which);
         Ok(at.map(|at| {
             let mut l = found.swap_remove(at);
             l.released = true;

@@ -69,6 +69,8 @@ pub(crate) struct State {
     pub scope: Scope,
     pub mark: u32,
     pub kept: bool,
+    /// Kept for whoever restores into the namespace next.
+    pub open_to_all: bool,
     pub id: u64,
     pub owner: Owner,
     /// Device and inode number of the network namespace.
@@ -82,7 +84,7 @@ impl State {
             u32::from(self.armed),
             u32::from(self.scope == Scope::Connections),
             self.mark,
-            u32::from(self.kept),
+            u32::from(self.kept) << u32::from(self.open_to_all),
         ];
         for (i, w) in words.iter().enumerate() {
             b[i * 4..i * 4 + 4].copy_from_slice(&w.to_le_bytes());
@@ -112,6 +114,7 @@ impl State {
             },
             mark: word(8)?,
             kept: word(12)? != 0,
+            open_to_all: word(12)? == 2,
             id: long(16)?,
             owner: Owner {
                 start: long(24)?,
@@ -134,6 +137,7 @@ mod tests {
             scope: Scope::Connections,
             mark: 7,
             kept: false,
+            open_to_all: false,
             id: u64::MAX - 1,
             owner: Owner {
                 pid: 42,
@@ -144,6 +148,13 @@ mod tests {
         };
         assert_eq!(State::parse(&s.bytes()), Some(s));
         assert_eq!(State::parse(&s.bytes()[..40]), None);
+        let kept = State { kept: true, ..s };
+        assert_eq!(State::parse(&kept.bytes()), Some(kept));
+        let all = State {
+            open_to_all: true,
+            ..kept
+        };
+        assert_eq!(State::parse(&all.bytes()), Some(all));
     }
 
     #[test]

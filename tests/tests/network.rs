@@ -249,3 +249,32 @@ fn connections_survive_an_engine_killed_at_every_step() {
         ..V4
     });
 }
+
+/// A namespace that is made anew for the restore, with a peer that sends all the time.
+fn fresh(how: &str) -> String {
+    let source = build::source_dir().with_file_name("network");
+    let stream = build::compile("stream", &source.join("stream.c")).expect("stream.c");
+    script("fresh.sh", "criu", |engine, work| {
+        let stasis = engine.with_file_name("stasis");
+        symlink(std::fs::read_link(engine).expect("a link"), &stasis).expect("link");
+        [&stasis, engine, &stream, work]
+            .map(|p| p.display().to_string())
+            .into_iter()
+            .chain([how.to_string()])
+            .collect()
+    })
+}
+
+#[test]
+fn a_fresh_namespace_is_locked_before_it_goes_up() {
+    let said = fresh("hold");
+    let good = said.contains("none of them a reset") && said.contains("numbers on 5 connections");
+    assert!(good && !said.contains("FAIL"), "{said}");
+}
+
+/// The same without: its peer is reset, so the case above can fail.
+#[test]
+fn a_fresh_namespace_that_is_open_resets_its_peer() {
+    let said = fresh("bare");
+    assert!(said.contains("packets are resets"), "{said}");
+}

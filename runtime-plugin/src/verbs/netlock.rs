@@ -25,6 +25,16 @@ enum Verb {
     /// Tell all locks of this machine
     #[command(after_help = "Example:\n  stasis netlock list --json")]
     List,
+    /// Hold all packets of a network namespace until somebody restores into it
+    ///
+    /// For whoever makes the namespace of a container that is restored: called before its devices go up, it keeps peers that send from
+    /// being reset. A restore with --tcp-established takes it over; without one, release it.
+    #[command(after_help = "Example:\n  stasis netlock hold /run/netns/web")]
+    Hold {
+        /// A file of the namespace
+        #[arg(value_name = "FILE")]
+        namespace: std::path::PathBuf,
+    },
     /// Let packets flow again
     #[command(after_help = "Example:\n  stasis netlock release --all")]
     Release(Release),
@@ -48,6 +58,7 @@ impl Netlock {
     pub fn run(&self, json: bool) -> Result<ExitCode> {
         let (word, locks) = match &self.verb {
             Verb::List => ("locks", netlock::list()?),
+            Verb::Hold { namespace } => ("held", vec![netlock::hold(namespace)?]),
             Verb::Release(r) => {
                 let which = match (&r.id, r.orphans) {
                     (Some(id), _) => Which::Id(id.clone()),
