@@ -137,6 +137,18 @@ impl Tracee {
             }
         }
     }
+    /// Is the thread gone by now? Other events are passed on.
+    fn is_gone(&self) -> bool {
+        loop {
+            match self.wait(false) {
+                Ok(Event::Gone(_)) => return true,
+                Ok(Event::Nothing) => return false,
+                Ok(_) => {}
+                // it is no tracee or child any more
+                Err(_) => return true,
+            }
+        }
+    }
     /// Waits until the thread is in our stop or a group stop; signals that come first are let through.
     /// `None`: it exited.
     pub fn wait_stop(&self) -> Result<Option<Event>, SysError> {
@@ -444,6 +456,24 @@ pub fn user_regs() -> Regs {
         ss: 0x2b,
         eflags: 0x202,
         ..no_regs()
+    }
+}
+
+/// Waits until all of these killed threads are gone, in whatever order they go.
+///
+/// KERNEL: a tracer can wait for a leader only when it has waited for all other threads (delay_group_leader()); and the last
+/// living thread of the first process of a pid namespace does not end before all other numbers there are free, also those of its
+/// fellow threads (kernel/pid_namespace.c, zap_pid_ns_processes()). So no order is right for all.
+pub fn wait_all_gone(threads: impl IntoIterator<Item = i32>) {
+    let mut left: Vec<i32> = threads.into_iter().collect();
+    let mut pause = std::time::Duration::from_micros(20);
+    loop {
+        left.retain(|tid| !Tracee { tid: *tid }.is_gone());
+        if left.is_empty() {
+            return;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(std::time::Duration::from_millis(2));
     }
 }
 

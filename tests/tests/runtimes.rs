@@ -38,4 +38,5 @@ works!(runc_pipe runc_again_and_again runc_leave_running runc_paused runc_readon
     podman_ten_times podman_file_locks podman_terminal podman_ignore podman_pre_checkpoint
     podman_tcp_silent podman_tcp_busy podman_tcp_import podman_tcp_neighbours
     rootless_process rootless_runc rootless_runc_plain_dump rootless_podman rootless_podman_shared_memory rootless_podman_import
-    rootless_unknown_filter);
+    rootless_unknown_filter
+    redis_runc redis_podman nginx_runc nginx_podman);

@@ -456,12 +456,9 @@ fn release(held: Vec<Task>, after: After) -> Result<Vec<Task>> {
 
 /// Waits until killed tasks are gone, so that their numbers are free when the dump is over.
 fn gone(killed: &[Task]) {
-    for t in killed.iter().rev().filter(|t| t.zombie.is_none()) {
-        // KERNEL: a tracer can wait for a leader only when it has waited for all other threads (delay_group_leader())
-        for th in t.threads.iter().rev() {
-            let _ = th.tracee.wait_gone();
-        }
-    }
+    let live = killed.iter().rev().filter(|t| t.zombie.is_none());
+    let threads = live.flat_map(|t| t.threads.iter().rev().map(|th| th.tracee.tid));
+    stasis_kernel::ptrace::wait_all_gone(threads);
 }
 
 /// While it is traced, a task's own rules do not judge the calls it plays: unless the kernel refuses that to us.
@@ -989,7 +986,8 @@ impl<'a> Dumping<'a> {
                 }
             }
         };
-        if fds::has_undo(t.pid).is_ok_and(|has| has) {
+        // KERNEL: a task that has ever started a thread has a list, be it empty
+        if t.threads.len() == 1 && fds::has_undo(t.pid).is_ok_and(|has| has) {
             self.cx.warn(format!(
                 "task {} has used semaphores with SEM_UNDO: what its end would undo is forgotten",
                 t.pid.0

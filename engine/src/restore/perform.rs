@@ -108,17 +108,9 @@ impl Drop for Performance<'_> {
         for p in &pids {
             let _ = stasis_kernel::ptrace::kill(*p, libc::SIGKILL);
         }
-        // KERNEL: a tracer can wait for a leader only when it has waited for all other threads (delay_group_leader())
         let threads = self.going.iter().filter(|g| g.1 > 0).map(|g| &g.2);
-        for th in threads.chain(&self.threads) {
-            let _ = th.wait_gone();
-        }
-        // KERNEL: the first of a pid namespace waits for all others in there, and those are gone when their tracer has looked
-        let root = self.root.map(|r| r.0);
-        let (last, first): (Vec<i32>, Vec<i32>) = pids.into_iter().partition(|p| Some(*p) == root);
-        for p in first.into_iter().chain(last) {
-            let _ = Tracee { tid: p }.wait_gone();
-        }
+        let threads = threads.chain(&self.threads).map(|th| th.tid);
+        stasis_kernel::ptrace::wait_all_gone(threads.chain(pids.iter().copied()));
     }
 }
 

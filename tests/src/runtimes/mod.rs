@@ -7,6 +7,7 @@
 pub mod podman;
 pub mod rootless;
 pub mod runc;
+pub mod services;
 pub mod world;
 
 use crate::build;
@@ -52,6 +53,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         .iter()
         .chain(podman::SCENARIOS)
         .chain(rootless::SCENARIOS)
+        .chain(services::SCENARIOS)
 }
 
 /// What came of a scenario.

@@ -5,7 +5,7 @@ use super::world::{Heard, World, goes_on, numbers, wait};
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// All of them.
@@ -47,14 +47,18 @@ network_backend=\"netavark\"
 ";
 
 /// A podman with an image of busybox.
-struct Podman<'a> {
+pub struct Podman<'a> {
     world: &'a World,
     conf: PathBuf,
     storage: PathBuf,
 }
 
 impl<'a> Podman<'a> {
-    fn new(world: &'a World) -> Result<Self> {
+    /// In this world.
+    ///
+    /// # Errors
+    /// podman does not work here.
+    pub fn new(world: &'a World) -> Result<Self> {
         let conf = world.dir.join("containers.conf");
         fs::write(&conf, CONF)?;
         let storage = world.dir.join("storage.conf");
@@ -70,17 +74,20 @@ impl<'a> Podman<'a> {
         };
         let rootfs = world.dir.join("rootfs");
         world.rootfs(&rootfs)?;
-        let tar = world.dir.join("bb.tar");
-        world.run(
-            Command::new("tar")
-                .arg("-C")
-                .arg(&rootfs)
-                .arg("-cf")
-                .arg(&tar)
-                .arg("."),
-        )?;
-        p.run(&["import", &tar.display().to_string(), "bb:1"])?;
+        p.import(&rootfs, "bb:1")?;
         Ok(p)
+    }
+    /// Makes an image of a root file system.
+    ///
+    /// # Errors
+    /// As for files.
+    pub fn import(&self, rootfs: &Path, image: &str) -> Result<()> {
+        let tar = self.world.dir.join("image.tar");
+        let mut c = Command::new("tar");
+        c.arg("-C").arg(rootfs).arg("-cf").arg(&tar).arg(".");
+        self.world.run(&mut c)?;
+        self.run(&["import", &tar.display().to_string(), image])
+            .map(drop)
     }
     fn command(&self, args: &[&str]) -> Command {
         let mut c = Command::new("podman");
@@ -89,7 +96,11 @@ impl<'a> Podman<'a> {
             .args(args);
         c
     }
-    fn run(&self, args: &[&str]) -> Result<String> {
+    /// `podman ARGS`.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn run(&self, args: &[&str]) -> Result<String> {
         self.world.run(&mut self.command(args))
     }
     /// Starts a container of this shell script.
@@ -107,13 +118,20 @@ impl<'a> Podman<'a> {
         })
         .with_context(|| self.run(&["logs", name]).unwrap_or_default())
     }
-    fn address(&self, name: &str) -> Result<String> {
+    /// The container's address on the bridge.
+    ///
+    /// # Errors
+    /// There is no such container.
+    pub fn address(&self, name: &str) -> Result<String> {
         let form = "{{.NetworkSettings.IPAddress}}";
         let ip = self.run(&["inspect", "--format", form, name])?;
         Ok(ip.trim().into())
     }
     /// No network lock is left behind.
-    fn no_locks(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// One is.
+    pub fn no_locks(&self) -> Result<()> {
         if crate::engine::foreign() {
             return Ok(());
         }

@@ -92,7 +92,7 @@ pub const SCENARIOS: &[Scenario] = &[
 const COUNT: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
 
 /// A bundle and what is done with it.
-struct Container<'a> {
+pub struct Container<'a> {
     world: &'a World,
     bundle: PathBuf,
     id: String,
@@ -101,7 +101,11 @@ struct Container<'a> {
 
 impl<'a> Container<'a> {
     /// A bundle that runs this shell script; `change` may change its configuration.
-    fn new(world: &'a World, script: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
+    /// Writes the bundle.
+    ///
+    /// # Errors
+    /// As for files, or runc refuses.
+    pub fn new(world: &'a World, script: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
         let bundle = world.dir.join("bundle");
         fs::create_dir(&bundle)?;
         world.rootfs(&bundle.join("rootfs"))?;
@@ -134,7 +138,10 @@ impl<'a> Container<'a> {
         c
     }
     /// Starts it with this standard output.
-    fn start(&self, out: OwnedFd) -> Result<()> {
+    ///
+    /// # Errors
+    /// As for files, or runc refuses.
+    pub fn start(&self, out: OwnedFd) -> Result<()> {
         let err = self.errors(&out)?;
         let mut c = self.runc();
         let status = c
@@ -154,11 +161,18 @@ impl<'a> Container<'a> {
             false => out.try_clone()?.into(),
         })
     }
+    /// Its root file system.
+    pub fn rootfs(&self) -> PathBuf {
+        self.bundle.join("rootfs")
+    }
     fn images(&self) -> PathBuf {
         self.world.dir.join(format!("img-{}", self.rounds.get()))
     }
     /// Checkpoints it into a new folder.
-    fn checkpoint(&self, options: &[&str]) -> Result<()> {
+    ///
+    /// # Errors
+    /// As for files, or runc refuses.
+    pub fn checkpoint(&self, options: &[&str]) -> Result<()> {
         self.rounds.set(self.rounds.get() + 1);
         let img = self.images();
         let mut c = self.runc();
@@ -175,7 +189,10 @@ impl<'a> Container<'a> {
         Ok(())
     }
     /// Restores it from the last folder, with this standard output.
-    fn restore(&self, out: OwnedFd, options: &[&str]) -> Result<()> {
+    ///
+    /// # Errors
+    /// As for files, or runc refuses.
+    pub fn restore(&self, out: OwnedFd, options: &[&str]) -> Result<()> {
         let err = self.errors(&out)?;
         let img = self.images();
         let mut c = self.runc();
@@ -202,7 +219,11 @@ impl<'a> Container<'a> {
                 .args(["exec", &self.id, "/bin/sh", "-c", script]),
         )
     }
-    fn delete(&self) -> Result<()> {
+    /// Ends and removes it.
+    ///
+    /// # Errors
+    /// As for files, or runc refuses.
+    pub fn delete(&self) -> Result<()> {
         self.world
             .run(self.runc().args(["delete", "-f", &self.id]))
             .map(drop)

@@ -249,3 +249,111 @@ fn features_are_answered_by_probes() {
         assert_eq!(f.mem_track, Some(false));
     }
 }
+
+/// Fields of `criu_opts` in the schema: number, name, type.
+fn fields() -> Vec<(u32, String, String)> {
+    let schema = include_str!("../../../../proto/schema/rpc.proto");
+    let from = schema.find("message criu_opts {").unwrap();
+    let body = &schema[from..];
+    let body = &body[..body.find("\n}").unwrap()];
+    let field = |l: &str| {
+        let words: Vec<&str> = l.split_whitespace().collect();
+        let [_, sort, name, "=", number, ..] = words[..] else {
+            return None;
+        };
+        let number = number.trim_end_matches(';').parse().ok()?;
+        Some((number, name.to_owned(), sort.to_owned()))
+    };
+    body.lines().filter_map(field).collect()
+}
+
+/// The field alone, with a value that is not its default, as bytes of the message.
+fn alone(number: u32, name: &str, sort: &str) -> Vec<u8> {
+    let varint = |n: u64| {
+        let (mut n, mut b) = (n, Vec::new());
+        while n >= 128 {
+            b.push(n as u8 | 128);
+            n >>= 7;
+        }
+        b.push(n as u8);
+        b
+    };
+    let key = |number: u32, wire: u32| varint(u64::from(number << 3 | wire));
+    let bytes = |number: u32, value: &[u8]| {
+        let mut b = key(number, 2);
+        b.extend(varint(value.len() as u64));
+        b.extend(value);
+        b
+    };
+    let plain = |number: u32, n: u64| [key(number, 0), varint(n)].concat();
+    let inner = match sort {
+        "criu_veth_pair" => [bytes(1, b"eth0"), bytes(2, b"veth0")].concat(),
+        "ext_mount_map" | "inherit_fd" | "cgroup_root" | "join_namespace" => match name {
+            "ext_mnt" => [bytes(1, b"/a"), bytes(2, b"/b")].concat(),
+            "inherit_fd" => [bytes(1, b"pipe:[5]"), plain(2, 3)].concat(),
+            "cg_root" => bytes(2, b"/group"),
+            _ => [bytes(1, b"net"), bytes(2, b"/proc/1/ns/net")].concat(),
+        },
+        "unix_sk" => plain(1, 5),
+        "criu_page_server_info" => [bytes(1, b"10.0.0.1"), plain(2, 5)].concat(),
+        "bool" => return plain(number, 1),
+        "string" => {
+            let value: &[u8] = match name {
+                "external" => b"mnt[/a]:b",
+                "lsm_profile" => b"apparmor:some",
+                _ => b"/some/text",
+            };
+            return bytes(number, value);
+        }
+        // a number: the network namespace's flag where only that makes sense
+        _ if name == "empty_ns" => return plain(number, 0x4000_0000),
+        _ if name == "pre_dump_mode" || name == "network_lock" => return plain(number, 2),
+        _ => return plain(number, 4),
+    };
+    bytes(number, &inner)
+}
+
+/// Every field changes what is done, or is refused by its name, or is said to make no difference.
+#[test]
+fn no_field_is_passed_over() {
+    use stasis_proto::prost::Message;
+    // what is taken elsewhere than with the options: folders and log, the connection, what is executed, the request's own file
+    const ELSEWHERE: [&str; 12] = [
+        "images_dir_fd",
+        "images_dir",
+        "work_dir_fd",
+        "log_level",
+        "log_file",
+        "log_to_stderr",
+        "notify_scripts",
+        "exec_cmd",
+        "config_file",
+        "cpu_cap",
+        // asks for the mode that is usual
+        "manage_cgroups",
+        // of the peer, who has waited for the response since CRIU 3.15
+        "status_fd",
+    ];
+    let all = fields();
+    assert!(all.len() > 65, "{} fields", all.len());
+    for (number, name, sort) in all {
+        if ELSEWHERE.contains(&name.as_str()) {
+            continue;
+        }
+        let mut bytes = vec![8, 0]; // images_dir_fd, which is required
+        bytes.extend(alone(number, &name, &sort));
+        let o = CriuOpts::decode(&bytes[..]).unwrap();
+        assert_ne!(
+            o,
+            CriuOpts::decode(&[8u8, 0][..]).unwrap(),
+            "{name} is not in the message"
+        );
+        match taken(&o) {
+            Err(why) => assert!(why.contains(&name) || why.contains("ps"), "{name}: {why}"),
+            Ok(s) => {
+                let (now, before) = (format!("{s:?}"), format!("{:?}", Settings::default()));
+                assert!(now != before, "{name} is passed over");
+            }
+        }
+    }
+}
