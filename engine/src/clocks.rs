@@ -2,7 +2,7 @@
 //!
 //! CRIU restores every tree into one, so that these clocks go on from where they were, also on a machine that was started
 //! later. Such a tree is dumped with its clocks (`timens-N.img`, N is the namespace's id) and gets a namespace of its own
-//! again, the clocks going on from there. A tree in the engine's namespace is restored into the engine's; its clocks are
+//! again, the clocks going on from there; so do tasks below its root that have others. A tree in the engine's namespace is restored into the engine's; its clocks are
 //! written all the same, under the number 0 as the format has it, for a restore that wants to go on with them.
 use crate::error::{Blame, Error, Result};
 use nix::time::ClockId;
@@ -95,16 +95,25 @@ pub fn check(e: &pb::TimensEntry) -> Result<()> {
     }
 }
 
-/// Rows by which a process makes a time namespace for its children, in which the clocks go on from `then`.
+/// What is written into /proc/self/timens_offsets of a time namespace in which the clocks go on from `then`.
 ///
 /// # Errors
 /// When /proc does not tell the engine's own offsets.
-pub fn rows(then: &pb::TimensEntry) -> Result<Vec<Call>> {
+pub fn text(then: &pb::TimensEntry) -> Result<Vec<u8>> {
     let host = add(own(), offsets(HostPid::own())?, -1);
     let then = [&then.monotonic, &then.boottime].map(|t| (t.tv_sec as i64, t.tv_nsec as i64));
     let [m, b] = add(then, host, -1);
     let (monotonic, boottime) = (ClockId::CLOCK_MONOTONIC, ClockId::CLOCK_BOOTTIME);
-    let text = format!("{monotonic} {} {}\n{boottime} {} {}\n", m.0, m.1, b.0, b.1).into_bytes();
+    let text = format!("{monotonic} {} {}\n{boottime} {} {}\n", m.0, m.1, b.0, b.1);
+    Ok(text.into_bytes())
+}
+
+/// Rows by which a process makes a time namespace for its children, in which the clocks go on from `then`.
+///
+/// # Errors
+/// As for [`text`].
+pub fn rows(then: &pb::TimensEntry) -> Result<Vec<Call>> {
+    let text = text(then)?;
     let len = text.len() as u64;
     Ok(vec![
         Call::new(

@@ -62,6 +62,7 @@ macro_rules! with_guests {
             tun: [] [];
             mounts: [] [];
             nested_ns: [] [];
+            nested_timens: [] [];
             ipc_sem: [] [];
             ipc_msg: [] [];
             ipc_shm: [] [];
@@ -178,6 +179,7 @@ macro_rules! with_works {
             netns: dump_restore, leave_running, generations, contained, contained_user;
             tun: dump_restore, leave_running, generations, contained;
             mounts: dump_restore, leave_running, generations, contained, contained_user;
+            nested_timens: dump_restore, leave_running, generations, contained, contained_user;
             nested_ns: dump_restore, leave_running, generations, contained, contained_user;
             ipc_sem: dump_restore, leave_running, generations, contained, contained_user;
             ipc_msg: dump_restore, leave_running, generations, contained, contained_user;

@@ -1058,12 +1058,14 @@ impl<'a> Dumping<'a> {
             true => self.dir.remove(&plugins)?,
             false => self.dir.write_all(&plugins, &self.cx.plugged)?,
         }
-        let clocks = crate::clocks::seen_by(root)?;
-        let id = match self.places.is_own(Ns::Time) {
-            true => self.places.id(Ns::Time),
-            false => 0,
-        };
-        self.dir.write_one(&Kind::Timens.file_of(id), &clocks)?;
+        let mut clocks = self.places.clocks();
+        if !self.places.is_own(Ns::Time) {
+            clocks.push((0, root));
+        }
+        for (id, task) in clocks {
+            let seen = crate::clocks::seen_by(task)?;
+            self.dir.write_one(&Kind::Timens.file_of(id), &seen)?;
+        }
         if let Some(c) = &self.cgroups {
             crate::cgroups::write(c, self.dir).map_err(|e| e.at(Phase::Tree))?;
         }

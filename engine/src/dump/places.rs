@@ -16,7 +16,7 @@ const FIRST_OWN: u32 = 10;
 const FIRST_NESTED: u32 = 20;
 
 /// Sorts of which a tree may have several.
-const NESTED: [Ns; 4] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts];
+const NESTED: [Ns; 5] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts, Ns::Time];
 
 /// A namespace of the tree's own.
 struct Space {
@@ -192,6 +192,11 @@ impl Places {
             task: s.task,
         };
         mounts.map(place).collect()
+    }
+    /// The numbers of the tree's own time namespaces, each with a task that is in it.
+    pub fn clocks(&self) -> Vec<(u32, HostPid)> {
+        let all = self.own.iter().filter(|s| s.ns == Ns::Time);
+        all.map(|s| (s.id, s.task)).collect()
     }
     /// Dumps what is in the namespaces of one sort, unless they are the engine's or left to the caller.
     ///

@@ -10,7 +10,7 @@ use stasis_proto::pb;
 use std::collections::BTreeMap;
 
 /// Sorts of which a tree may have several, in the order in which they are entered.
-pub const SORTS: [Ns; 4] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts];
+pub const SORTS: [Ns; 5] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts, Ns::Time];
 
 /// One set of namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -354,13 +354,6 @@ fn clocks(
     engine: Option<&pb::TaskKobjIdsEntry>,
 ) -> Result<Option<pb::TimensEntry>> {
     let of = |t: &TaskImages| t.ids.time_ns_id;
-    let mut live = tasks.iter().filter(|t| !t.is_zombie());
-    if let Some(t) = live.find(|t| of(t) != of(&tasks[0])) {
-        return Err(unsupported(
-            format!("task {} of pstree.img", t.entry.pid),
-            "it has a time namespace of its own",
-        ));
-    }
     match (of(&tasks[0]), engine.and_then(|e| e.time_ns_id)) {
         (Some(tree), Some(engine)) if tree != engine => {
             let e = dir.read_one(&Kind::Timens.file_of(tree))?;
@@ -391,7 +384,7 @@ fn namespaces(
     root: &pb::TaskKobjIdsEntry,
     engine: Option<&pb::TaskKobjIdsEntry>,
 ) -> Result<()> {
-    for ns in Ns::ALL.into_iter().filter(|n| *n != Ns::Time) {
+    for ns in Ns::ALL {
         let (a, b) = (id_of(ids, ns), id_of(root, ns));
         let engines = engine.is_some_and(|e| id_of(e, ns) == a);
         if a.is_some() && b.is_some() && a != b && (engines || !SORTS.contains(&ns)) {

@@ -525,6 +525,13 @@ impl<'a> Performance<'a> {
                     .map(|(ns, id)| Ok((ns, self.handle(ns, id)?)))
                     .collect::<Result<_>>()?,
                 make: &make,
+                clocks: match make.contains(&Ns::Time) {
+                    true => {
+                        let id = g.homes.all[home].ids[&Ns::Time];
+                        Some(crate::clocks::text(&plan.nested_clocks[&id])?)
+                    }
+                    false => None,
+                },
                 number: g.workers.get(home).copied(),
             };
             let work = inner::Work {

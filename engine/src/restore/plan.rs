@@ -12,7 +12,7 @@ use crate::options::Options;
 use crate::phase::Phase;
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
 use stasis_kernel::ns::Ns;
-use stasis_proto::{ImageDir, pb};
+use stasis_proto::{ImageDir, Kind, pb};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -69,6 +69,8 @@ pub struct Plan {
     pub mounts: Option<std::rc::Rc<stasis_mounts::Plan>>,
     /// What the clocks of the tree's time namespace go on from, if it has one of its own.
     pub clocks: Option<pb::TimensEntry>,
+    /// The same of time namespaces that only tasks below the root have, by their ids.
+    pub nested_clocks: BTreeMap<u32, pb::TimensEntry>,
     /// Control groups.
     pub cgroups: stasis_cgroups::Plan,
     /// Working and root directories.
@@ -130,6 +132,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         birth: clone3(libc::CLONE_PARENT as u64, 0, images.tasks[0].entry.pid, 1),
         family: family(images, o)?,
         clocks: images.clocks,
+        nested_clocks: nested_clocks(dir, &grounds)?,
         grounds,
         cgroups: crate::cgroups::plan(&o.cgroups, dir, images)?,
         mounts: cx.mounts.clone(),
@@ -286,6 +289,23 @@ fn waves(images: &Images, spaces: &BTreeMap<u32, usize>, family: &Family, tasks:
         }
         tasks[i].memory = Some(own);
     }
+}
+
+/// Clocks of the time namespaces that workers make.
+fn nested_clocks(dir: &ImageDir, grounds: &Grounds) -> Result<BTreeMap<u32, pb::TimensEntry>> {
+    let mut all = BTreeMap::new();
+    for h in grounds
+        .homes
+        .all
+        .iter()
+        .filter(|h| h.makes.contains(&Ns::Time))
+    {
+        let id = h.ids[&Ns::Time];
+        let e = dir.read_one(&Kind::Timens.file_of(id))?;
+        crate::clocks::check(&e)?;
+        all.insert(id, e);
+    }
+    Ok(all)
 }
 
 /// Segments of System V shared memory, as the tasks of each home see them: their sizes by id.
