@@ -2,7 +2,8 @@
 //! also when the process dies, until it is kept.
 //!
 //! It is the whole lock where eBPF is not allowed; beside an eBPF lock it is the second net, which holds devices that appear while
-//! the lock is on, and connections whose addresses are translated before a device sees them.
+//! the lock is on, and connections whose addresses are translated before a device sees them. Long because every rule is spelled out
+//! in the kernel's own expressions.
 use crate::Error;
 use crate::state::{Scope, State};
 use crate::tuple::Tuple;
