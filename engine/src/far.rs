@@ -296,7 +296,9 @@ mod tests {
         let talk = |f: &dyn Fn(&Far) -> Result<()>| {
             let (a, mut b) = both();
             std::thread::scope(|s| {
-                let served = s.spawn(|| serve(&mut *b, &left).map_err(|e| e.code));
+                let left = &left;
+                // it has the connection to itself: its end is the end of that, too
+                let served = s.spawn(move || serve(&mut *b, left).map_err(|e| e.code));
                 let far = Far::new(vec![a]);
                 let got = f(&far).map_err(|e| e.code);
                 drop(far);
