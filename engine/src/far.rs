@@ -120,20 +120,19 @@ impl Far {
     /// # Errors
     /// E6710: the other end does not know that it may go.
     pub fn close(&self) -> Result<()> {
-        for _ in &self.sockets {
-            self.with(|link| {
-                let end = Message {
-                    command: CLOSE,
-                    pages: 0,
-                    addr: 0,
-                    whose: 0,
-                };
-                link.write_all(&end.bytes())
-                    .and_then(|()| link.flush())
-                    .map_err(lost)?;
-                let mut status = [0; 4];
-                link.read_exact(&mut status).map_err(lost)
-            })?;
+        let mut all = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        for link in all.iter_mut() {
+            let end = Message {
+                command: CLOSE,
+                pages: 0,
+                addr: 0,
+                whose: 0,
+            };
+            link.write_all(&end.bytes())
+                .and_then(|()| link.flush())
+                .map_err(lost)?;
+            let mut status = [0; 4];
+            link.read_exact(&mut status).map_err(lost)?;
         }
         Ok(())
     }

@@ -9,12 +9,12 @@
 //!   addresses anew.
 //! - KERNEL: while an event waits to be read, UFFDIO_COPY is EAGAIN (mm/userfaultfd.c, mmap_changing).
 use crate::error::{Blame, Error, Result};
-use crate::pages::{PAGE, Run, Store};
+use crate::pages::{PAGE, Run, Store, split};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::uffd::{self, Event};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -33,6 +33,8 @@ const WINDOW: u64 = 64 * 1024;
 const PIECE: u64 = 2 << 20;
 /// Read and copied at a time: fits the second-level cache.
 const STEP: u64 = 256 * 1024;
+/// Windows that are remembered.
+const MOST_TOUCHED: usize = 1 << 20;
 /// More threads than these fight over the page allocator.
 const MOST: usize = 4;
 
@@ -49,6 +51,12 @@ pub struct Space {
     gate: RwLock<()>,
     /// Its processes have ended.
     gone: AtomicBool,
+    /// Sources from this one on are of shared memory: pages of it stay wanted when one of its tasks gives them back.
+    first_shared: usize,
+    /// What was touched first the last time, and is brought first: windows.
+    order: Mutex<VecDeque<u64>>,
+    /// What is touched now, in order: windows.
+    touched: Mutex<Vec<u64>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,7 +73,24 @@ impl Space {
             left: Mutex::new(runs.iter().map(|r| (r.0, (r.0 + r.1, r.2))).collect()),
             gate: RwLock::default(),
             gone: AtomicBool::new(false),
+            first_shared: usize::MAX,
+            order: Mutex::default(),
+            touched: Mutex::default(),
         }
+    }
+    /// Sources from this one on are of shared memory.
+    pub fn sharing(mut self, first: usize) -> Self {
+        self.first_shared = first;
+        self
+    }
+    /// Windows to be brought first: addresses.
+    pub fn first(self, windows: impl IntoIterator<Item = u64>) -> Self {
+        lock(&self.order).extend(windows);
+        self
+    }
+    /// Windows that were touched, in order.
+    pub fn touched(&self) -> Vec<u64> {
+        lock(&self.touched).clone()
     }
     /// The userfaultfd.
     pub fn fd(&self) -> &OwnedFd {
@@ -97,8 +122,21 @@ impl Space {
         let (a, b) = (start.max(from), end.min(to));
         Some(cut_one(&mut left, start, a, b))
     }
-    /// Takes the first pages off the list, none behind the end of a page table.
+    /// Takes pages off the list: those that were touched early the last time, else the first, none behind the end of a page
+    /// table.
     fn next(&self) -> Option<Run> {
+        while let Some(window) = {
+            let mut order = lock(&self.order);
+            order.front().copied().inspect(|_| {
+                order.pop_front();
+            })
+        } {
+            if let Some(run) = self.take(window, window + WINDOW) {
+                // it may have more than one run
+                lock(&self.order).push_front(window);
+                return Some(run);
+            }
+        }
         let mut left = lock(&self.left);
         let (start, (end, _)) = left.first_key_value().map(|(s, v)| (*s, *v))?;
         let to = end.min((start + 1).next_multiple_of(PIECE));
@@ -110,53 +148,64 @@ impl Space {
     /// Brings a run, with the gate held. What cannot be brought now is put back.
     fn bring(&self, run: Run, store: &Store, buf: &mut [u8]) -> Result<()> {
         let (mut addr, end, mut place) = (run.0, run.0 + run.1, run.2);
-        let mut singly = 0;
+        // KERNEL(<6.6): UFFDIO_COPY wants its source at a page address too
+        let shift = buf.as_ptr().align_offset(PAGE as usize);
         while addr < end {
-            let most = if addr < singly { PAGE } else { STEP };
-            let n = most.min(end - addr) as usize;
-            // KERNEL(<6.6): UFFDIO_COPY wants its source at a page address too
-            let shift = buf.as_ptr().align_offset(PAGE as usize);
+            let n = STEP.min(end - addr) as usize;
             let buf = &mut buf[shift..shift + n];
             store.read(buf, place)?;
-            let (done, errno) = match uffd::copy_some(self.fd.as_fd(), RemotePtr(addr), buf) {
-                Ok(()) => (n, None),
-                Err((done, e)) => (done, Some(e)),
-            };
-            addr += done as u64;
-            place += done as u64;
-            match errno {
-                None => {}
-                // KERNEL: also for a range that goes over the border of two mappings (mm/userfaultfd.c, validate_dst_vma)
-                Some(Errno::ENOENT) if n > PAGE as usize => singly = addr + (n - done) as u64,
-                // there already, or unmapped: what the task did is told, or was
-                Some(Errno::EEXIST | Errno::ENOENT) => {
-                    let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), PAGE);
-                    addr += PAGE;
-                    place += PAGE;
-                }
-                Some(Errno::EAGAIN) => {
+            let did = self.place(addr, buf)?;
+            addr += did as u64;
+            place += did as u64;
+            if did < n {
+                if !self.gone.load(Ordering::Relaxed) {
                     self.put_back((addr, end - addr, place));
                     // who waits there asks again, once what happened is read
                     let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), end - addr);
                     std::thread::yield_now();
-                    return Ok(());
                 }
-                Some(Errno::ESRCH) => {
-                    self.gone.store(true, Ordering::Relaxed);
-                    return Ok(());
-                }
-                Some(e) => {
-                    return Err(Error::new(
-                        "E6703",
-                        Blame::Host,
-                        format!("cannot bring pages at {addr:#x} to task {}", self.pid),
-                    )
-                    .why(format!("UFFDIO_COPY: {e}"))
-                    .advice("free memory, and restore again"));
-                }
+                return Ok(());
             }
         }
         Ok(())
+    }
+    /// Puts pages in place; gives how many bytes were, or need not be. The others cannot be now.
+    fn place(&self, at: u64, pages: &[u8]) -> Result<usize> {
+        let (mut did, mut singly) = (0, 0);
+        while did < pages.len() {
+            let addr = at + did as u64;
+            let most = if did < singly { PAGE as usize } else { pages.len() };
+            let now = &pages[did..pages.len().min(did + most)];
+            let (done, errno) = match uffd::copy_some(self.fd.as_fd(), RemotePtr(addr), now) {
+                Ok(()) => (now.len(), None),
+                Err((done, e)) => (done, Some(e)),
+            };
+            did += done;
+            match errno {
+                None => {}
+                // KERNEL: also for a range that goes over the border of two mappings (mm/userfaultfd.c, validate_dst_vma)
+                Some(Errno::ENOENT) if now.len() - done > PAGE as usize => {
+                    singly = did + (now.len() - done);
+                }
+                // there already, or unmapped: what the task did is told, or was
+                Some(Errno::EEXIST | Errno::ENOENT) => {
+                    let _ = uffd::wake(self.fd.as_fd(), RemotePtr(at + did as u64), PAGE);
+                    did += PAGE as usize;
+                }
+                Some(Errno::EAGAIN) => return Ok(did),
+                Some(Errno::ESRCH) => {
+                    self.gone.store(true, Ordering::Relaxed);
+                    return Ok(did);
+                }
+                Some(e) => {
+                    let what = format!("cannot bring pages at {addr:#x} to task {}", self.pid);
+                    return Err(Error::new("E6703", Blame::Host, what)
+                        .why(format!("UFFDIO_COPY: {e}"))
+                        .advice("free memory, and restore again"));
+                }
+            }
+        }
+        Ok(did)
     }
     /// Serves a fault.
     fn fault(&self, addr: u64, store: &Store, buf: &mut [u8]) -> Result<()> {
@@ -164,6 +213,11 @@ impl Space {
         let window = addr / WINDOW * WINDOW;
         // the page itself first
         if let Some(run) = self.take(addr, addr + PAGE) {
+            let mut touched = lock(&self.touched);
+            if touched.len() < MOST_TOUCHED {
+                touched.push(window);
+            }
+            drop(touched);
             self.bring(run, store, buf)?;
             for _ in 0..WINDOW / PAGE {
                 let Some(run) = self.take(window, window + WINDOW) else {
@@ -188,13 +242,23 @@ impl Space {
         Ok(())
     }
     /// What a task has given up is nobody's to bring.
-    fn forget(&self, from: u64, to: u64) {
+    /// `back`: only given back, not unmapped; then shared memory is as it was for whoever looks again.
+    fn forget(&self, from: u64, to: u64, back: bool) {
         let mut left = lock(&self.left);
-        while let Some((start, (end, _))) = left.range(..to).next_back().map(|(s, v)| (*s, *v)) {
+        let mut to = to;
+        while let Some((start, (end, place))) =
+            left.range(..to).next_back().map(|(s, v)| (*s, *v))
+        {
             if end <= from {
                 return;
             }
-            cut_one(&mut left, start, start.max(from), end.min(to));
+            if !back || split(place).0 < self.first_shared {
+                cut_one(&mut left, start, start.max(from), end.min(to));
+            }
+            to = start.max(from);
+            if to == from {
+                return;
+            }
         }
     }
     fn moved(&self, from: u64, to: u64, len: u64) {
@@ -223,7 +287,8 @@ impl Space {
             match e {
                 Event::Fault(addr) => faults.push(addr),
                 Event::Remap(from, to, len) => self.moved(from, to, len),
-                Event::Remove(from, to) | Event::Unmap(from, to) => self.forget(from, to),
+                Event::Remove(from, to) => self.forget(from, to, true),
+                Event::Unmap(from, to) => self.forget(from, to, false),
                 Event::Fork(fd) => children.push(Space {
                     pid: self.pid,
                     fd,
@@ -231,6 +296,9 @@ impl Space {
                     left: Mutex::new(lock(&self.left).clone()),
                     gate: RwLock::default(),
                     gone: AtomicBool::new(false),
+                    first_shared: self.first_shared,
+                    order: Mutex::default(),
+                    touched: Mutex::default(),
                 }),
             }
         }

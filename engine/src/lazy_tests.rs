@@ -40,7 +40,7 @@ fn pieces_end_where_page_tables_end() {
 #[test]
 fn what_tasks_do_with_their_memory_is_followed() {
     let s = space(&[(0x1000, 0x4000, 0)]);
-    s.forget(0x2000, 0x3000);
+    s.forget(0x2000, 0x3000, true);
     assert_eq!(left(&s), [(0x1000, 0x1000, 0), (0x3000, 0x2000, 0x2000)]);
     s.moved(0x1000, 0x100000, 0x3000);
     assert_eq!(
@@ -51,6 +51,25 @@ fn what_tasks_do_with_their_memory_is_followed() {
             (0x102000, 0x1000, 0x2000)
         ]
     );
-    s.forget(0, u64::MAX);
+    s.forget(0, u64::MAX, false);
     assert!(s.is_done());
+}
+
+#[test]
+fn shared_memory_that_is_given_back_is_still_wanted() {
+    let shared = 1 << 47;
+    let s = space(&[(0x1000, 0x2000, 0), (0x4000, 0x2000, shared)]).sharing(1);
+    s.forget(0x1000, 0x5000, true);
+    assert_eq!(left(&s), [(0x4000, 0x2000, shared)]);
+    s.forget(0x4000, 0x5000, false);
+    assert_eq!(left(&s), [(0x5000, 0x1000, shared + 0x1000)]);
+}
+
+#[test]
+fn what_was_touched_first_comes_first() {
+    let s = space(&[(0, 3 * WINDOW, 0)]).first([2 * WINDOW, WINDOW, 9 * WINDOW]);
+    assert_eq!(s.next(), Some((2 * WINDOW, WINDOW, 2 * WINDOW)));
+    assert_eq!(s.next(), Some((WINDOW, WINDOW, WINDOW)));
+    assert_eq!(s.next(), Some((0, WINDOW, 0)));
+    assert_eq!(s.next(), None);
 }

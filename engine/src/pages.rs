@@ -38,6 +38,19 @@ pub struct Source {
 pub const FAR: usize = usize::MAX;
 
 impl Source {
+    /// The image as a file whose bytes are the pages.
+    ///
+    /// # Errors
+    /// E5002, E5729: there is none; those of opening.
+    pub fn plain(self, dir: &ImageDir) -> Result<File> {
+        match self.open(dir, None)? {
+            (Image::Plain(f), _) => Ok(f),
+            (Image::Far(..), name) => Err(left_behind(&name)),
+            (Image::Packed(_), name) => Err(Error::new("E5729", Blame::Image, name)
+                .why("its pages are compressed, so they cannot be mapped")
+                .advice("restore with --lazy, or without it")),
+        }
+    }
     fn open(self, dir: &ImageDir, far: Option<&Arc<Far>>) -> Result<(Image, String)> {
         let name = Kind::Pages.file_of(self.id);
         if self.level == FAR {
@@ -76,7 +89,8 @@ fn place(source: usize, at: u64) -> u64 {
     (source as u64) << OFFSET_BITS | at
 }
 
-fn split(place: u64) -> (usize, u64) {
+/// The source of a place, and the offset there.
+pub fn split(place: u64) -> (usize, u64) {
     (
         (place >> OFFSET_BITS) as usize,
         place & ((1 << OFFSET_BITS) - 1),
@@ -256,6 +270,18 @@ impl Pages {
             at = stop;
         }
         (at >= end).then_some(())
+    }
+
+    /// The runs of `from..from+len`, moved to `to`, with the numbers of sources counted from `first` on.
+    pub fn moved(&self, from: u64, len: u64, to: u64, first: usize) -> Vec<Run> {
+        let at = self.runs.partition_point(|r| r.0 + r.1 <= from);
+        let there = self.runs[at..].iter().take_while(|r| r.0 < from + len);
+        there
+            .map(|(a, n, p)| {
+                let (start, end) = ((*a).max(from), (a + n).min(from + len));
+                (start - from + to, end - start, p + (start - a) + place(first, 0))
+            })
+            .collect()
     }
 
     /// Whether a run was left with whoever dumped it.

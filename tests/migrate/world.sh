@@ -4,7 +4,7 @@
 # Hosts a and b are namespaces of their own (pid, mount, network), each joined to the client by a veth pair. A redis with
 # MEGABYTES of keys moves from one to the other and back, ROUNDS times in all, while redis-benchmark and keys.py work with it over
 # connections that stay. The service's address is on both hosts; the client's route to it is changed by a hook of the
-# destination's, in the moment before the tree runs there.
+# destination's, in the moment before the tree runs there. MIGRATE in the environment: further options of the source.
 set -u
 stasis=$1 dir=$2 tests=$3 size=$4 rounds=$5 downtime=$6
 shift 6
@@ -86,7 +86,7 @@ while [ $done -lt "$rounds" ]; do
 	done
 	root=$(on $from pgrep -o redis-server)
 	on $from "$stasis" --json migrate "$root" --to "10.78.$(at $to).1:7766" --max-downtime "$downtime" --tcp-established \
-		--hooks-dir "$dir/none" "$@" >"$dir/migrate.out" 2>&1 || fail "migration $done"
+		--hooks-dir "$dir/none" ${MIGRATE:-} "$@" >"$dir/migrate.out" 2>&1 || fail "migration $done"
 	wait $receive || fail "receiver $done"
 	grep '"downtime_us"' "$dir/migrate.out" | tail -n 1
 	grep -q '"downtime_met":true' "$dir/migrate.out" && met=$((met + 1))

@@ -189,7 +189,7 @@ macro_rules! with_works {
             forker: dump_restore, leave_running, generations, rounds_killed, lazy;
             session_gone: dump_restore, leave_running, generations;
             subreaper: dump_restore, leave_running, generations;
-            tree: dump_restore, leave_running, generations, lazy;
+            tree: dump_restore, leave_running, generations, lazy, mapped;
             tree_deep: dump_restore, leave_running, generations;
             tree_wide: dump_restore, leave_running, generations;
             zombies: dump_restore, leave_running, generations;
@@ -266,8 +266,9 @@ macro_rules! with_works {
             cow: dump_restore, leave_running, generations;
             churn: dump_restore, leave_running, generations, incremental, rounds_killed, lazy, snapshot;
             instant: dump_restore, leave_running, generations, incremental, lazy, snapshot, lz4, zstd, auto, encrypted, one_file, sealed_file, stream;
-            map_anon: incremental, lazy, snapshot, zstd, encrypted, one_file, stream;
-            threads: incremental, lazy, snapshot;
+            map_anon: incremental, lazy, snapshot, zstd, encrypted, one_file, stream, mapped;
+            map_anon_shared: lazy;
+            threads: incremental, lazy, snapshot, mapped;
             registers: incremental, lazy;
             map_file_private: incremental, lazy;
             shmem_family: incremental, lazy, encrypted, sealed_file, stream;

@@ -87,6 +87,7 @@ fn promised(name: &str, scenario: &str) {
         ),
         "stream" => ours("-o - --compress zstd", "-i -"),
         "snapshot" => ours("-D {images} --leave-running --snapshot", "-D {images}"),
+        "mapped" => ours("-D {images}", "-D {images} --lazy=map"),
         "incremental" => Scenario::Incremental(4),
         "rounds_killed" => Scenario::IncrementalKilled(4),
         "contained" => Scenario::Contained(Sort::Root, 2),

@@ -40,6 +40,8 @@ pub enum Act {
     },
     /// Contents from a pages image into a file.
     Fill(Fill),
+    /// A pages image is opened for reading.
+    Image(FdRef, Source),
     /// Is this the file that was dumped?
     Check(Check),
     /// A file without a name.
@@ -161,6 +163,11 @@ impl Act {
                 Ok(())
             }
             Act::Fill(f) => f.perform(on),
+            Act::Image(file, source) => {
+                let image = source.plain(on.dir)?;
+                on.host.insert(*file, image.into());
+                Ok(())
+            }
             Act::Check(c) => c.perform(on),
             Act::Nameless(n) => n.perform(on),
             Act::Owner(o) => o.perform(on),
@@ -212,6 +219,9 @@ impl fmt::Display for Act {
                     x.sources.first().map_or(0, |s| s.id),
                     x.runs.len()
                 )
+            }
+            Act::Image(file, s) => {
+                write!(f, "pages-{}.img, {} dumps before -> file#{}", s.id, s.level, file.0)
             }
             Act::Check(c) => {
                 write!(f, "check(file#{}, {:?}", c.file.0, c.name)?;

@@ -11,6 +11,7 @@
 //! 2. *Go*: from here on the caller cannot abort any more.
 //! 3. *Runs*: the destination's tree runs. Only now the one here is killed.
 //! 4. *Dead*: the destination need not answer questions any more.
+//!    Except in post-copy, where it stays frozen until all its pages were asked for.
 //! 5. If the connection is lost between 2 and 3, the source asks by a new one, for [`ASK_SECS`], while its tree stays frozen. If
 //!    nobody answers it lets the tree run; the destination, which saw that *Runs* was never received, kills its own.
 mod dirty;
@@ -22,6 +23,7 @@ pub use receive::{Receiver, Told};
 
 use crate::error::{Blame, Error, Result};
 use crate::events::{Moment, Watcher};
+use crate::far::{Counter, Links};
 use crate::options::{After, Options};
 use crate::pages::PAGE;
 use crate::report::DumpReport;
@@ -92,6 +94,8 @@ pub struct Goal {
     pub downtime: Duration,
     /// If that cannot be met: stop it nevertheless.
     pub force: bool,
+    /// If that cannot be met: let it run there before all its memory is there.
+    pub post_copy: bool,
     /// How long the destination may take to bring the tree back.
     pub patience: Duration,
 }
@@ -122,6 +126,8 @@ pub struct Report {
     pub sent: u64,
     /// See `sent`.
     pub sent_frozen: u64,
+    /// Bytes that stayed here until the tree ran there (post-copy).
+    pub later: u64,
     /// From the freeze until the destination said that the tree runs there, in microseconds.
     pub downtime_us: u64,
     /// All of it, in microseconds.
@@ -334,6 +340,7 @@ impl Run<'_> {
         let mut round = 1;
         let (mut left_before, mut futile) = (u64::MAX, 0);
         let mut rate = 0;
+        let mut later = false;
         loop {
             self.update(|p| p.round = round);
             let begun = Instant::now();
@@ -343,10 +350,9 @@ impl Run<'_> {
             send_folder(&mut *m.words, &o.images, round)?;
             settle(&mut *m.words, &self.stream, false)?;
             let sent = self.stream.sent().1 - sent;
-            // what little was sent says nothing of the rate
-            if sent > 1 << 20 || rate == 0 {
-                rate = sent * 1_000_000 / (begun.elapsed().as_micros() as u64).max(1);
-            }
+            // a small round is mostly waiting: what the connections can carry, larger ones have shown
+            let now = sent * 1_000_000 / (begun.elapsed().as_micros() as u64).max(1);
+            rate = now.max(rate / 10 * 9);
             let rate_now = rate.max(1 << 20);
             let left = dirty::pages(HostPid(self.o.pid)) * PAGE;
             let stand = 2 * r.frozen_us + BESIDES_US + left * 1_000_000 / rate_now;
@@ -357,9 +363,10 @@ impl Run<'_> {
             );
             self.update(|p| (p.rate, p.left, p.downtime) = (rate_now, left, Some(downtime)));
             round += 1;
-            // a round that helps much is worth it: how busy the hosts will be in the last one is not known
-            let helped = left < left_before / 4 * 3;
-            if downtime <= self.goal.downtime && (downtime * 2 <= self.goal.downtime || !helped) {
+            // a round that helps is worth it: it costs nobody anything, and how busy the hosts will be in the last one is not known
+            let helps = left < left_before / 4 * 3;
+            let sending = Duration::from_micros(left * 1_000_000 / rate_now);
+            if downtime <= self.goal.downtime && (sending * 10 <= self.goal.downtime || !helps) {
                 break;
             }
             futile = match left.saturating_mul(10) >= left_before.saturating_mul(9) {
@@ -368,6 +375,10 @@ impl Run<'_> {
             };
             left_before = left;
             if futile >= FUTILE || round > ROUNDS {
+                if self.goal.post_copy {
+                    later = true;
+                    break;
+                }
                 if self.goal.force {
                     warn!("the tree writes faster than it is sent: it is stopped nevertheless");
                     break;
@@ -376,12 +387,20 @@ impl Run<'_> {
             }
         }
         self.update(|p| (p.round, p.frozen) = (round, true));
-        self.last(m, round)
+        self.last(m, round, later)
     }
     /// The round in which the tree stands.
-    fn last(&self, m: Migration, round: u32) -> Result<Report> {
+    fn last(&self, mut m: Migration, round: u32, later: bool) -> Result<Report> {
         let before = self.stream.sent().1;
         let mut o = self.options(round);
+        if later {
+            let connections = m.way.connections.clamp(1, receive::MOST_CONNECTIONS);
+            say(&mut *m.words, &Say::Keep { connections })?;
+            let links = (0..connections).map(|_| m.way.link(Role::Later, &m.token));
+            let links = Links(Arc::new(Mutex::new(links.collect::<Result<_>>()?)));
+            expect_done(&mut *m.words)?;
+            o.memory.counter = Some(Counter::Links(links));
+        }
         let handover = Arc::new(Handover {
             folder: o.images.clone(),
             round,
@@ -410,6 +429,7 @@ impl Run<'_> {
         Ok(Report {
             rounds: round,
             sent_frozen: self.stream.sent().1 - before,
+            later: dump.pages_lazy * PAGE,
             downtime_us: dump.freezing_us + handover.downtime_us.load(Ordering::Acquire),
             pid: handover.pid.load(Ordering::Acquire) as i32,
             dump,

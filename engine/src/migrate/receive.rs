@@ -5,6 +5,7 @@ use super::wire::{
 use super::{ASK_SECS, Nameless, is_acknowledged};
 use crate::error::{Blame, Error, Result};
 use crate::events::{Moment, Watcher};
+use crate::far::Far;
 use crate::options::Options;
 use crate::report::RestoreReport;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -224,9 +225,10 @@ impl Receiver {
                 nameless.path()
             }
         };
-        let taken = self.collect(&path, &token, &gate, tell).and_then(|number| {
+        let taken = self.collect(&path, &token, &gate, tell).and_then(|(number, later)| {
             // all threads that took pages have ended: a restore may fork
             let mut o = o.clone();
+            o.memory.far = (!later.is_empty()).then(|| Arc::new(Far::new(later)));
             o.images = path.join(number.to_string());
             o.memory.parent = None;
             o.detach = true;
@@ -248,29 +250,21 @@ impl Receiver {
             }
         }
     }
-    /// Takes all folders; gives the number of the last.
+    /// Takes all folders; gives the number of the last, and connections to pages that stayed at the source.
     fn collect(
         &self,
         path: &Path,
         token: &Token,
         gate: &Gate,
         tell: &(dyn Fn(Told) + Sync),
-    ) -> Result<u32> {
+    ) -> Result<(u32, Vec<Box<dyn Link>>)> {
         let mut words = gate.words();
         let connections = match hear(&mut **words)? {
             Say::Begin { connections } if connections <= MOST_CONNECTIONS => connections,
             other => return Err(odd(format!("{other:?} in place of Begin"))),
         };
         say(&mut **words, &Say::Done)?;
-        let until = Instant::now() + Duration::from_secs(SOON_SECS);
-        let mut links = Vec::new();
-        while links.len() < connections as usize {
-            match self.accept(Some(until))? {
-                Some((Role::Pages, t, link)) if t == *token => links.push(link),
-                Some(_) => debug!("a connection of another migration is sent away"),
-                None => return Err(lost("not all connections for pages came")),
-            }
-        }
+        let links = self.links(Role::Pages, connections, token)?;
         say(&mut **words, &Say::Done)?;
         let sockets: Vec<_> = links
             .iter()
@@ -292,19 +286,35 @@ impl Receiver {
                     }
                 });
             }
-            let number = Self::rounds(&staging, &mut **words, tell);
+            let number = self.rounds(&staging, &mut **words, token, tell);
             for s in sockets {
                 let _ = s.shutdown(Shutdown::Both);
             }
             number
         })
     }
+    /// So many connections of one migration and sort.
+    fn links(&self, sort: Role, n: u32, token: &Token) -> Result<Vec<Box<dyn Link>>> {
+        let until = Instant::now() + Duration::from_secs(SOON_SECS);
+        let mut links = Vec::new();
+        while links.len() < n as usize {
+            match self.accept(Some(until))? {
+                Some((role, t, link)) if role == sort && t == *token => links.push(link),
+                Some(_) => debug!("a connection of another migration is sent away"),
+                None => return Err(lost("not all connections for pages came")),
+            }
+        }
+        Ok(links)
+    }
     fn rounds(
+        &self,
         staging: &Staging,
         words: &mut dyn Link,
+        token: &Token,
         tell: &(dyn Fn(Told) + Sync),
-    ) -> Result<u32> {
+    ) -> Result<(u32, Vec<Box<dyn Link>>)> {
         let mut dir = None;
+        let mut later = Vec::new();
         loop {
             match hear(words)? {
                 Say::Folder { number } => dir = Some((number, staging.dir(number)?)),
@@ -315,13 +325,16 @@ impl Receiver {
                 Say::Settle { frames, last } => {
                     let bytes = staging.settled(frames)?;
                     say(words, &Say::Done)?;
-                    // while the next round is on its way; after the last the tree stands, and there is no time
-                    if let Some((number, dir)) = dir.as_ref().filter(|_| !last) {
-                        free_older(dir, *number);
+                    // what older rounds hold of the same pages stays: taking it out of huge pages costs more than it is worth
+                    if let Some((number, _)) = dir.as_ref().filter(|_| !last) {
                         tell(Told::Round(*number, bytes));
                     }
                 }
-                Say::Restore { number } => return Ok(number),
+                Say::Keep { connections } if connections <= MOST_CONNECTIONS => {
+                    later = self.links(Role::Later, connections, token)?;
+                    say(words, &Say::Done)?;
+                }
+                Say::Restore { number } => return Ok((number, later)),
                 other => return Err(odd(format!("{other:?} in the middle of images"))),
             }
         }
@@ -360,18 +373,6 @@ impl Receiver {
             }
         }
         false
-    }
-}
-
-/// What a newer folder has again goes from older ones: they would take their room twice.
-fn free_older(dir: &ImageDir, number: u32) {
-    if number == 1 {
-        return;
-    }
-    let linked = dir.try_clone().and_then(|d| d.with_parents(None));
-    let freed = linked.map_err(Error::from).and_then(|d| crate::dedup(&d));
-    if let Err(e) = freed {
-        debug!("older rounds keep their room: {e}");
     }
 }
 
@@ -448,6 +449,7 @@ mod tests {
         let goal = Goal {
             downtime: Duration::from_secs(1),
             force: false,
+            post_copy: false,
             patience: Duration::from_secs(5),
         };
         let o = Options::new(".");

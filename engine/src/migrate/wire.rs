@@ -31,6 +31,8 @@ pub enum Role {
     Pages,
     /// What has become of one whose connection for words was lost.
     Question,
+    /// Pages that the destination asks for when the tree runs there.
+    Later,
 }
 
 /// Words.
@@ -61,6 +63,11 @@ pub enum Say {
         frames: u64,
         /// The tree stands.
         last: bool,
+    },
+    /// Source: pages will stay here until they are asked for, over so many connections, which come now.
+    Keep {
+        /// How many.
+        connections: u32,
     },
     /// Source: this folder is the last one; bring the tree back, but do not let it run.
     Restore {
@@ -163,6 +170,7 @@ pub fn meet(from: &mut dyn Link) -> Result<(Role, Token)> {
         0 => Role::Words,
         1 => Role::Pages,
         2 => Role::Question,
+        3 => Role::Later,
         n => return Err(odd(format!("there are no connections of sort {n}"))),
     };
     let mut token = [0; 16];

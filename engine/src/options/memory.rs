@@ -17,6 +17,8 @@ pub struct MemoryOptions {
     pub auto_dedup: bool,
     /// `--lazy` of a restore: private memory comes when the tree runs.
     pub lazy: bool,
+    /// `--lazy=map` of a restore: private memory is mapped from the pages images, and read by the kernel when it is touched.
+    pub map: bool,
     /// `--lazy-pages` of a restore: the socket of the daemon that brings it. `lazy` is said, too.
     pub lazy_daemon: Option<PathBuf>,
     /// Who has pages that are not in the folder.

@@ -12,11 +12,12 @@ use super::vdso::{Foreign, Special};
 use crate::dump::mm::status;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{Act, PlanCx, Stage, shmem};
-use crate::pages::{Run, Source};
+use crate::pages::{Pages, Run, Source, split};
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
 use stasis_kernel::names;
+use stasis_proto::Kind;
 use stasis_proto::pb::{self, VmaEntry};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A mapping as it is while contents are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +119,8 @@ pub struct Plan {
     pub lazy: Vec<Run>,
     /// See `lazy`.
     pub lazy_ranges: Vec<(u64, u64)>,
+    /// Sources from this one on are of shared memory.
+    pub first_shared: usize,
 }
 
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
@@ -211,7 +214,10 @@ fn pool(cx: &mut PlanCx, file: FdRef, size: u64, log: u32) {
 }
 
 /// Shared anonymous memory: the engine makes each object once, fills it, and every task maps it like a file.
-pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> {
+pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, Shared>> {
+    let o = &cx.options.memory;
+    let lazily = o.lazy && o.lazy_daemon.is_none();
+    let mut locked = BTreeSet::new();
     // bytes, and the logarithm of the size of its huge pages
     let mut sizes: BTreeMap<u64, (u64, Option<u32>)> = BTreeMap::new();
     for v in images
@@ -233,6 +239,9 @@ pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> 
             let (size, huge) = sizes.entry(v.shmid).or_default();
             *size = end.max(*size);
             *huge = huge_of(v)?;
+            if v.flags & libc::MAP_LOCKED as u32 != 0 {
+                locked.insert(v.shmid);
+            }
         }
     }
     cx.enter(Stage::First);
@@ -246,10 +255,26 @@ pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> 
             }
             Some(log) => pool(cx, f, size.next_multiple_of(1 << log), log),
         }
-        shmem::plan_fill(cx, f, shmid, size, huge.map(|log| 1 << log))?;
-        made.insert(shmid, f);
+        // nobody has it open, so all who can see it fault
+        let later = lazily && huge.is_none() && size > 0 && !locked.contains(&shmid);
+        let pages = match later {
+            true => Some(Pages::load(cx.dir, &Kind::ShmemPagemap.file_of(shmid))?),
+            false => {
+                shmem::plan_fill(cx, f, shmid, size, huge.map(|log| 1 << log))?;
+                None
+            }
+        };
+        made.insert(shmid, Shared { file: f, pages });
     }
     Ok(made)
+}
+
+/// An object of shared anonymous memory.
+pub struct Shared {
+    /// What the tasks map.
+    file: FdRef,
+    /// Its contents, if they come when the tree runs.
+    pages: Option<Pages>,
 }
 
 fn listed<'a>(cx: &PlanCx<'a>, id: u32) -> Result<&'a pb::FileEntry> {
@@ -294,7 +319,7 @@ fn mapped(v: &VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
 pub fn plan(
     t: &TaskImages,
     cx: &mut PlanCx,
-    shared: &BTreeMap<u64, FdRef>,
+    shared: &BTreeMap<u64, Shared>,
     segments: &BTreeMap<u64, u64>,
     own_vdso: &[u8],
 ) -> Result<Plan> {
@@ -318,6 +343,7 @@ pub fn plan(
         sources: Vec::new(),
         lazy: Vec::new(),
         lazy_ranges: Vec::new(),
+        first_shared: 0,
     };
     let pages = t
         .pages
@@ -325,6 +351,7 @@ pub fn plan(
         .ok_or_else(|| Error::bug("a task without a pagemap"))?;
     p.pages = pages.runs.clone();
     p.sources = pages.sources.clone();
+    p.first_shared = p.sources.len();
     let mut sealed = Vec::new();
     for v in &mm.vmas {
         let len = v.end - v.start;
@@ -386,6 +413,14 @@ pub fn plan(
             .why(format!("its kind ({:#x}) is not supported", v.status)));
         }
         let mut prot = u64::from(v.prot);
+        let mut mapped_runs = Vec::new();
+        if cx.options.memory.map && may_be_mapped(v) {
+            let all = cut(&mut p.pages, v.start, v.end);
+            let (large, small): (Runs, Runs) = all.into_iter().partition(|r| r.1 >= MAPPED);
+            mapped_runs = large;
+            p.pages.extend(small);
+            p.pages.sort_unstable();
+        }
         if cx.options.memory.lazy && may_be_lazy(v) {
             let mut later = match cx.options.memory.lazy_daemon {
                 None => cut(&mut p.pages, v.start, v.end),
@@ -425,9 +460,17 @@ pub fn plan(
             .flatten();
         let with_file =
             object.is_some() || v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
-        let file = if let Some(f) = object {
+        let file = if let Some(o) = object {
             flags &= !(libc::MAP_ANONYMOUS as u64);
-            Some(*f)
+            if let Some(pages) = &o.pages {
+                let mut later = pages.moved(v.pgoff, len, v.start, p.sources.len());
+                if !later.is_empty() {
+                    p.sources.extend(&pages.sources);
+                    p.lazy.append(&mut later);
+                    p.lazy_ranges.push((v.start, len));
+                }
+            }
+            Some(o.file)
         } else if with_file {
             Some(mapped(v, cx)?)
         } else {
@@ -437,7 +480,7 @@ pub fn plan(
             need(&mut p.files, f);
         }
         let advised = |advice: i32| v.madv.unwrap_or(0) & 1 << advice != 0;
-        p.maps.push(Mapping {
+        let whole = Mapping {
             start: v.start,
             len,
             prot,
@@ -449,7 +492,8 @@ pub fn plan(
             huge: advised(libc::MADV_HUGEPAGE)
                 .then_some(true)
                 .or(advised(libc::MADV_NOHUGEPAGE).then_some(false)),
-        });
+        };
+        p.pieces(whole, &mapped_runs, cx);
         for bit in (0..64).filter(|b| *b != libc::MADV_HUGEPAGE as u64) {
             if v.madv.unwrap_or(0) & 1 << bit != 0 {
                 p.late.push(Call::new(
@@ -515,6 +559,18 @@ pub fn plan(
     Ok(p)
 }
 
+/// Runs of at least so many bytes are mapped: each is a mapping of its own, of which a process may not have many.
+const MAPPED: u64 = 128 * 1024;
+
+/// Memory that may become private mappings of an image: nothing of what it is may need anonymous memory.
+fn may_be_mapped(v: &VmaEntry) -> bool {
+    let advised = |advice: i32| v.madv.unwrap_or(0) & 1 << advice != 0;
+    may_be_lazy(v)
+        && v.flags & libc::MAP_GROWSDOWN as u32 == 0
+        && !advised(libc::MADV_WIPEONFORK)
+        && !advised(libc::MADV_HUGEPAGE)
+}
+
 /// Private anonymous memory, unless it must never fault.
 fn may_be_lazy(v: &VmaEntry) -> bool {
     const NOT: u32 = (libc::MAP_LOCKED | libc::MAP_HUGETLB | libc::MAP_SHARED) as u32;
@@ -557,6 +613,43 @@ fn cut(runs: &mut Runs, start: u64, end: u64) -> Runs {
 }
 
 impl Plan {
+    /// Adds a mapping, runs of which are mapped from the pages images.
+    fn pieces(&mut self, whole: Mapping, runs: &[Run], cx: &mut PlanCx) {
+        let mut at = whole.start;
+        let piece = |start: u64, len: u64| Mapping {
+            start,
+            len,
+            ..whole.clone()
+        };
+        for (start, len, from) in runs {
+            if *start > at {
+                self.maps.push(piece(at, start - at));
+            }
+            let (source, offset) = split(*from);
+            let source = self.sources[source];
+            let key = ("pages", (source.level as u64) << 32 | u64::from(source.id));
+            let file = match cx.made.get(&key) {
+                Some(f) => f[0],
+                None => {
+                    let f = cx.temp();
+                    cx.act_at(Stage::First, Act::Image(f, source), "pages to be mapped");
+                    cx.made.insert(key, vec![f]);
+                    f
+                }
+            };
+            need(&mut self.files, file);
+            self.maps.push(Mapping {
+                flags: whole.flags & !(libc::MAP_ANONYMOUS as u64),
+                offset,
+                file: Some(file),
+                ..piece(*start, *len)
+            });
+            at = start + len;
+        }
+        if at < whole.end() {
+            self.maps.push(piece(at, whole.end() - at));
+        }
+    }
     /// Whether a child of a task with the memory `parent` should be born with that.
     pub fn is_heir_of(&self, parent: &Plan) -> bool {
         self.exe == parent.exe

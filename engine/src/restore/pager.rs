@@ -9,7 +9,8 @@ use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::{fds, offspring, uffd};
 use stasis_proto::ImageDir;
 use std::fs::File;
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,51 @@ pub struct Pager {
     spaces: Vec<Space>,
     stores: Vec<Store>,
     far: Option<Arc<Far>>,
+    /// The tasks' own numbers.
+    own: Vec<u32>,
+    /// By a task's own number, what it touched first the last time.
+    order: Order,
+}
+
+/// By a task's own number: addresses of windows, in the order in which they were touched.
+type Order = BTreeMap<u32, Vec<u64>>;
+
+/// Where that is recorded, in the folder of the images: lines of a number in decimal and an address in hexadecimal.
+const ORDER: &str = "working-set.txt";
+/// More is not read of it, in bytes.
+const MOST_ORDER: u64 = 64 << 20;
+
+/// Reads what was recorded. It is only a hint, so whatever makes no sense is passed over.
+fn recorded(images: &Path) -> Order {
+    let mut order = Order::new();
+    let Ok(file) = File::open(images.join(ORDER)) else {
+        return order;
+    };
+    let lines = BufReader::new(file.take(MOST_ORDER)).lines();
+    for line in lines.map_while(std::result::Result::ok) {
+        let both = line.split_once(' ').and_then(|(pid, at)| {
+            let at = u64::from_str_radix(at, 16).ok().filter(|a| *a < 1 << 47)?;
+            Some((pid.parse().ok()?, at))
+        });
+        if let Some((pid, at)) = both {
+            order.entry(pid).or_default().push(at);
+        }
+    }
+    order
+}
+
+/// Writes what was touched, unless something is recorded already.
+fn record(folder: &OwnedFd, own: &[u32], spaces: &[Arc<Space>]) -> std::io::Result<()> {
+    use nix::fcntl::{OFlag, openat};
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = openat(folder, ORDER, flags, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+    let mut out = BufWriter::new(File::from(file));
+    for (pid, s) in own.iter().zip(spaces) {
+        for at in s.touched() {
+            writeln!(out, "{pid} {at:x}")?;
+        }
+    }
+    out.flush()
 }
 
 /// The connection to a daemon `lazy-pages`. It is told each task of the tree, in any order: four bytes with its number, then its
@@ -97,9 +143,10 @@ fn register(pid: HostPid, fd: &OwnedFd, ranges: &[(u64, u64)]) -> Result<()> {
 
 impl Pager {
     /// Without tasks; `far` reaches those who kept pages.
-    pub fn new(far: Option<&Arc<Far>>) -> Self {
+    pub fn new(images: &Path, far: Option<&Arc<Far>>) -> Self {
         Self {
             far: far.cloned(),
+            order: recorded(images),
             ..Self::default()
         }
     }
@@ -110,7 +157,7 @@ impl Pager {
     pub fn add(
         &mut self,
         dir: &ImageDir,
-        pid: HostPid,
+        (pid, own): (HostPid, u32),
         fd: OwnedFd,
         m: &memory::Plan,
     ) -> Result<()> {
@@ -118,7 +165,10 @@ impl Pager {
         self.stores
             .push(Store::reaching(dir, &m.sources, self.far.as_ref())?);
         let source = self.stores.len() - 1;
-        self.spaces.push(Space::new(pid, fd, source, &m.lazy));
+        let space = Space::new(pid, fd, source, &m.lazy).sharing(m.first_shared);
+        let windows = self.order.get(&own).cloned().unwrap_or_default();
+        self.spaces.push(space.first(windows));
+        self.own.push(own);
         Ok(())
     }
     /// Starts the process that brings the pages.
@@ -136,17 +186,25 @@ impl Pager {
         let wards: Vec<HostPid> = self.spaces.iter().map(|s| s.pid).collect();
         let mut keep: Vec<RawFd> = self.spaces.iter().map(|s| s.fd().as_raw_fd()).collect();
         keep.extend(self.stores.iter().flat_map(Store::descriptors));
+        let folder = File::open(images).ok().map(OwnedFd::from);
+        keep.extend(folder.as_ref().map(AsRawFd::as_raw_fd));
         keep.sort_unstable();
         keep.dedup();
         let Pager {
             spaces,
             stores,
             far,
+            own,
+            ..
         } = self;
-        let spaces = spaces.into_iter().map(Arc::new).collect();
+        let spaces: Vec<_> = spaces.into_iter().map(Arc::new).collect();
         // workers of earlier phases have ended, no other thread of the engine runs now
         offspring::start(&keep, &wards, move || {
-            let served = lazy::serve(spaces, &stores, None);
+            let served = lazy::serve(spaces.clone(), &stores, None);
+            if let (Ok(()), Some(f)) = (&served, &folder) {
+                // a folder that cannot be written, or has it already, is none the worse
+                let _ = record(f, &own, &spaces);
+            }
             // who kept the pages may let its tree go
             let served = served.and_then(|()| far.map_or(Ok(()), |f| f.close()));
             match served {

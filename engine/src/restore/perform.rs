@@ -861,7 +861,7 @@ impl<'a> Performance<'a> {
         if let Some(path) = &self.o.memory.lazy_daemon {
             return self.by_daemon(path);
         }
-        let mut pager = Pager::new(self.o.memory.far.as_ref());
+        let mut pager = Pager::new(&self.o.images, self.o.memory.far.as_ref());
         for t in &plan.tasks {
             let Some(m) = t.memory.as_ref().filter(|m| !m.lazy.is_empty()) else {
                 continue;
@@ -869,7 +869,7 @@ impl<'a> Performance<'a> {
             let pid = self.pids.known(t.pid)?;
             let fd = self.userfaultfd(t)?;
             let fd = fd.ok_or_else(|| no_uffd(pid, "the kernel refuses one"))?;
-            pager.add(self.dir, pid, fd, m)?;
+            pager.add(self.dir, (pid, t.pid), fd, m)?;
         }
         pager.start(&self.o.images)
     }

@@ -38,6 +38,9 @@ pub struct Migrate {
     /// Stop the processes though --max-downtime cannot be met
     #[arg(long)]
     force: bool,
+    /// If --max-downtime cannot be met: let the processes run there before all memory is there
+    #[arg(long, conflicts_with = "force")]
+    post_copy: bool,
     /// Connections that memory goes over
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
     connections: u32,
@@ -93,6 +96,7 @@ impl Migrate {
         let goal = Goal {
             downtime: Duration::from_millis(self.max_downtime),
             force: self.force,
+            post_copy: self.post_copy,
             patience: Duration::from_secs(self.timeout),
         };
         let teller = Teller::default();
@@ -124,7 +128,7 @@ impl Migrate {
 
 fn result(r: &Report, met: bool) -> serde_json::Value {
     json!({"pid": r.pid, "downtime_us": r.downtime_us, "downtime_met": met, "rounds": r.rounds,
-        "bytes_sent": r.sent, "bytes_sent_frozen": r.sent_frozen, "total_us": r.total_us,
+        "bytes_sent": r.sent, "bytes_sent_frozen": r.sent_frozen, "bytes_later": r.later, "total_us": r.total_us,
         "warnings": r.dump.warnings})
 }
 

@@ -46,9 +46,10 @@ pub struct Restore {
     /// Leave the processes stopped (SIGSTOP)
     #[arg(short = 's', long)]
     leave_stopped: bool,
-    /// Let the processes run at once; their memory comes when it is touched, and all of it meanwhile
-    #[arg(long)]
-    lazy: bool,
+    /// Let the processes run at once; their memory comes when it is touched, and all of it meanwhile; or, with `map`, their
+    /// private memory is mapped from the images, which many restores of one folder then share
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "fetch")]
+    lazy: Option<Lazy>,
     /// Do not compare permissions of files with those at the dump
     #[arg(long)]
     skip_file_rwx_check: bool,
@@ -71,6 +72,15 @@ pub struct Restore {
     carry: Carry,
 }
 
+/// How memory comes later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Lazy {
+    /// A process of ours brings it.
+    Fetch,
+    /// The kernel reads it from the images.
+    Map,
+}
+
 fn parse_moved(text: &str) -> Result<(IpAddr, IpAddr), String> {
     let both = text.split_once('=').and_then(|(old, new)| {
         let (old, new): (IpAddr, IpAddr) = (old.parse().ok()?, new.parse().ok()?);
@@ -90,7 +100,8 @@ impl Restore {
         o.network.addresses = self.tcp_remap.clone();
         o.detach = self.detach;
         o.pidfile = self.pidfile.clone();
-        o.memory.lazy = self.lazy;
+        o.memory.lazy = self.lazy == Some(Lazy::Fetch);
+        o.memory.map = self.lazy == Some(Lazy::Map);
         o.skip_file_rwx_check = self.skip_file_rwx_check;
         o.kill_at = crate::kill_at()?;
         if self.leave_stopped {
