@@ -231,7 +231,30 @@ pub enum Counter {
 
 /// Connections for whoever takes them.
 #[derive(Clone, Default)]
-pub struct Links(pub std::sync::Arc<Mutex<Vec<Box<dyn Link>>>>);
+pub struct Links {
+    links: std::sync::Arc<Mutex<Vec<Box<dyn Link>>>>,
+    sockets: std::sync::Arc<Vec<TcpStream>>,
+}
+
+impl Links {
+    /// Of connections that are made.
+    ///
+    /// # Errors
+    /// E6710.
+    pub fn new(links: Vec<Box<dyn Link>>) -> Result<Self> {
+        let sockets = links.iter().map(|l| l.socket().try_clone());
+        Ok(Self {
+            sockets: std::sync::Arc::new(sockets.collect::<std::io::Result<_>>().map_err(lost)?),
+            links: std::sync::Arc::new(Mutex::new(links)),
+        })
+    }
+    /// Ends them: whoever serves on one fails.
+    fn cut(&self) {
+        for s in self.sockets.iter() {
+            let _ = s.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
 
 impl fmt::Debug for Links {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -240,6 +263,30 @@ impl fmt::Debug for Links {
 }
 
 impl Counter {
+    /// Serves while `meanwhile` lets somebody ask who is known already; if that fails, nobody is served any more.
+    ///
+    /// # Errors
+    /// Those of `meanwhile`, and of serving. `None`: who asks is not known yet, nothing was done.
+    pub fn serve_during(
+        &self,
+        left: &[Left],
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Option<Result<u64>> {
+        let Counter::Links(links) = self else {
+            return None;
+        };
+        Some(std::thread::scope(|s| {
+            let served = s.spawn(|| self.serve(left));
+            let done = meanwhile();
+            if done.is_err() {
+                links.cut();
+            }
+            let served = served
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done.and(served)
+        }))
+    }
     /// Waits for who wants the pages, and gives them away.
     ///
     /// # Errors
@@ -256,7 +303,7 @@ impl Counter {
                 vec![Box::new(TcpStream::from(crate::inherited::descriptor(*fd)?)) as Box<dyn Link>]
             }
             Counter::Links(l) => {
-                std::mem::take(&mut *l.0.lock().unwrap_or_else(PoisonError::into_inner))
+                std::mem::take(&mut *l.links.lock().unwrap_or_else(PoisonError::into_inner))
             }
         };
         if links.is_empty() {

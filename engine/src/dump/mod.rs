@@ -156,7 +156,9 @@ fn dump_here(o: &Options) -> Result<Done> {
                 later = Some(inventory);
                 Ok(())
             }
-            None => seal(o, &dir, &inventory)
+            None => dir
+                .commit_inventory(&inventory)
+                .map_err(Error::from)
                 .and_then(|()| hand_out(o, &left, &mut report))
                 .and_then(|()| tracking.stay()),
         };
@@ -409,15 +411,23 @@ fn write(
     }
 }
 
-/// Pages that stayed with the stopped tree go to who asks for them.
+/// Others are told that the images are complete; pages that stayed with the stopped tree go to who asks for them.
 fn hand_out(o: &Options, left: &[Left], report: &mut DumpReport) -> Result<()> {
+    let complete = || o.events.tell(Moment::PostDump);
     let Some(counter) = &o.memory.counter else {
-        return Ok(());
+        return complete();
     };
-    o.events.tell(Moment::StatusReady)?;
-    let sum: u64 = left.iter().flat_map(|l| &l.runs).map(|r| r.len).sum();
+    let runs = left.iter().flat_map(|l| &l.runs).filter(|r| !r.unwritten);
+    let sum: u64 = runs.map(|r| r.len).sum();
     report.pages_lazy = sum / crate::pages::PAGE;
-    let served = counter.serve(left)?;
+    let served = match counter.serve_during(left, complete) {
+        Some(served) => served?,
+        None => {
+            complete()?;
+            o.events.tell(Moment::StatusReady)?;
+            counter.serve(left)?
+        }
+    };
     info!("{served} pages were asked for, of {}", report.pages_lazy);
     Ok(())
 }

@@ -397,7 +397,7 @@ impl Run<'_> {
             let connections = m.way.connections.clamp(1, receive::MOST_CONNECTIONS);
             say(&mut *m.words, &Say::Keep { connections })?;
             let links = (0..connections).map(|_| m.way.link(Role::Later, &m.token));
-            let links = Links(Arc::new(Mutex::new(links.collect::<Result<_>>()?)));
+            let links = Links::new(links.collect::<Result<_>>()?)?;
             expect_done(&mut *m.words)?;
             o.memory.counter = Some(Counter::Links(links));
         }
