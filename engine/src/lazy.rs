@@ -174,7 +174,11 @@ impl Space {
         let (mut did, mut singly) = (0, 0);
         while did < pages.len() {
             let addr = at + did as u64;
-            let most = if did < singly { PAGE as usize } else { pages.len() };
+            let most = if did < singly {
+                PAGE as usize
+            } else {
+                pages.len()
+            };
             let now = &pages[did..pages.len().min(did + most)];
             let (done, errno) = match uffd::copy_some(self.fd.as_fd(), RemotePtr(addr), now) {
                 Ok(()) => (now.len(), None),
@@ -246,8 +250,7 @@ impl Space {
     fn forget(&self, from: u64, to: u64, back: bool) {
         let mut left = lock(&self.left);
         let mut to = to;
-        while let Some((start, (end, place))) =
-            left.range(..to).next_back().map(|(s, v)| (*s, *v))
+        while let Some((start, (end, place))) = left.range(..to).next_back().map(|(s, v)| (*s, *v))
         {
             if end <= from {
                 return;

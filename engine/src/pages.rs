@@ -279,7 +279,11 @@ impl Pages {
         there
             .map(|(a, n, p)| {
                 let (start, end) = ((*a).max(from), (a + n).min(from + len));
-                (start - from + to, end - start, p + (start - a) + place(first, 0))
+                (
+                    start - from + to,
+                    end - start,
+                    p + (start - a) + place(first, 0),
+                )
             })
             .collect()
     }

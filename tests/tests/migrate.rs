@@ -130,12 +130,16 @@ fn redis(size: &str, rounds: &str, downtime: &str, options: &str) -> Option<Stri
         }
     }
     let tmp = tempfile::tempdir().expect("a folder");
-    let tests = build::source_dir().with_file_name("migrate").display().to_string();
+    let tests = build::source_dir()
+        .with_file_name("migrate")
+        .display()
+        .to_string();
     let work = tmp.path().join("world").display().to_string();
     let args = [&*work, &*tests, size, rounds, downtime];
     let said = run("world.sh", tmp.path(), &args, options);
     eprintln!("{said}");
-    let good = said.contains("keys right") && said.contains("answers right") && !said.contains("FAIL");
+    let good =
+        said.contains("keys right") && said.contains("answers right") && !said.contains("FAIL");
     assert!(good, "{said}");
     Some(said)
 }
@@ -145,7 +149,10 @@ fn a_redis_at_work_moves_there_and_back() {
     let downtime = std::env::var("STASIS_DOWNTIME_MS").unwrap_or("2000".into());
     let (size, rounds) = if long() { ("500", "50") } else { ("40", "2") };
     if let Some(said) = redis(size, rounds, &downtime, "") {
-        assert!(said.contains(&format!("met {rounds} of {rounds}")), "{said}");
+        assert!(
+            said.contains(&format!("met {rounds} of {rounds}")),
+            "{said}"
+        );
     }
 }
 

@@ -221,7 +221,11 @@ impl fmt::Display for Act {
                 )
             }
             Act::Image(file, s) => {
-                write!(f, "pages-{}.img, {} dumps before -> file#{}", s.id, s.level, file.0)
+                write!(
+                    f,
+                    "pages-{}.img, {} dumps before -> file#{}",
+                    s.id, s.level, file.0
+                )
             }
             Act::Check(c) => {
                 write!(f, "check(file#{}, {:?}", c.file.0, c.name)?;

@@ -225,17 +225,19 @@ impl Receiver {
                 nameless.path()
             }
         };
-        let taken = self.collect(&path, &token, &gate, tell).and_then(|(number, later)| {
-            // all threads that took pages have ended: a restore may fork
-            let mut o = o.clone();
-            o.memory.far = (!later.is_empty()).then(|| Arc::new(Far::new(later)));
-            o.images = path.join(number.to_string());
-            o.memory.parent = None;
-            o.detach = true;
-            // before all others: they are told when it is decided
-            o.events.0.insert(0, gate.clone());
-            crate::restore(&o)
-        });
+        let taken = self
+            .collect(&path, &token, &gate, tell)
+            .and_then(|(number, later)| {
+                // all threads that took pages have ended: a restore may fork
+                let mut o = o.clone();
+                o.memory.far = (!later.is_empty()).then(|| Arc::new(Far::new(later)));
+                o.images = path.join(number.to_string());
+                o.memory.parent = None;
+                o.detach = true;
+                // before all others: they are told when it is decided
+                o.events.0.insert(0, gate.clone());
+                crate::restore(&o)
+            });
         match taken {
             Ok(r) => self.see_off(r, &token, &gate),
             Err(e) => {

@@ -8,8 +8,8 @@ use crate::pages::Store;
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::{fds, offspring, uffd};
 use stasis_proto::ImageDir;
-use std::fs::File;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -62,7 +62,12 @@ fn recorded(images: &Path) -> Order {
 fn record(folder: &OwnedFd, own: &[u32], spaces: &[Arc<Space>]) -> std::io::Result<()> {
     use nix::fcntl::{OFlag, openat};
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-    let file = openat(folder, ORDER, flags, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+    let file = openat(
+        folder,
+        ORDER,
+        flags,
+        nix::sys::stat::Mode::from_bits_truncate(0o600),
+    )?;
     let mut out = BufWriter::new(File::from(file));
     for (pid, s) in own.iter().zip(spaces) {
         for at in s.touched() {
