@@ -125,7 +125,7 @@ until_says "[ -e watching ]"
 there sh -c "exec $client" >client.out 2>&1 &
 clientpid=$!
 # connected (port 7000, state 1), and at work
-until_says "grep -q ':1B58 [0-9A-F]*:[0-9A-F]* 01' /proc/net/tcp"
+until_says "grep -q ':1B58 [0-9A-F]*:[0-9A-F]* 01' /proc/net/tcp /proc/net/tcp6"
 sleep 0.5
 round=0
 while [ $round -lt "$rounds" ]; do
