@@ -5,6 +5,8 @@
 //! there. When so little is left that the rest fits into the downtime the caller allows, the tree is frozen, a dump sends the
 //! rest, and the destination has a folder like that of any incremental dump, which it restores.
 //!
+//! Long because the rounds and the handover are one story.
+//!
 //! Who runs is decided in five words:
 //! 1. *Ready*: the destination's tree stands at its commit point. Until then whatever fails is a failed dump here and a failed
 //!    restore there: the tree runs on here, and nothing is left there.
@@ -440,7 +442,7 @@ impl Run<'_> {
 
 fn too_fast(goal: Duration, downtime: Duration, left: u64, rate: u64) -> Error {
     Error::new(
-        "E6727",
+        "E4727",
         Blame::Container,
         format!("a downtime of {} ms cannot be met", goal.as_millis()),
     )

@@ -133,7 +133,7 @@ impl Remote {
     /// Sends bytes of the image.
     ///
     /// # Errors
-    /// E6720, E6724.
+    /// E6720, E2724.
     pub fn put(&self, at: u64, bytes: &[u8]) -> Result<()> {
         let mut at = at;
         for piece in bytes.chunks(wire::LONGEST_FRAME) {
@@ -151,7 +151,7 @@ impl Remote {
     /// All of it was sent: it has so many bytes.
     ///
     /// # Errors
-    /// E6720, E6724.
+    /// E6720, E2724.
     pub fn end(&self, len: u64) -> Result<()> {
         let f = Frame {
             folder: self.folder,
@@ -165,6 +165,6 @@ impl Remote {
 
 /// The caller has asked for it.
 pub fn aborted() -> Error {
-    Error::new("E6724", Blame::Caller, "the migration was aborted")
+    Error::new("E2724", Blame::Caller, "the migration was aborted")
         .advice("the tree runs on where it was")
 }
