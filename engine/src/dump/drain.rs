@@ -89,6 +89,8 @@ pub struct Space {
     image: Mutex<Option<Arc<Sink>>>,
     /// Some of its pages are shared copy-on-write.
     shared: AtomicBool,
+    /// Nothing could be freed because an event waits: it must be read, however many faults come before it.
+    stuck: AtomicBool,
 }
 
 /// Pages to be saved: address, length, offset in the image.
@@ -111,6 +113,7 @@ impl Space {
             }),
             image: Mutex::default(),
             shared: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
         }
     }
     /// Some of its pages are shared with a relative, and reading must not give them copies.
@@ -202,6 +205,7 @@ impl Space {
             }
             Err(Errno::EAGAIN) => {
                 lock(&self.state).units.insert(start, unit);
+                self.stuck.store(true, Ordering::Relaxed);
                 // who waits there asks again, once what happened is read
                 let _ = uffd::wake(self.fd.as_fd(), RemotePtr(start), UNIT);
                 std::thread::yield_now();
@@ -274,20 +278,25 @@ impl Space {
         let from = addr / window * window;
         let off = |at, len| uffd::write_protect(self.fd.as_fd(), RemotePtr(at), len, false);
         if off(from, window).is_err() && off(addr, PAGE).is_err() {
+            self.stuck.store(true, Ordering::Relaxed);
             let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), PAGE);
         }
     }
     /// Reads what has happened. `first` saves ranges that are about to be given up.
     fn events(&self, first: &mut dyn FnMut(u64, u64)) -> Result<Vec<u64>> {
         let pending = uffd::pending_faults(self.fd.as_fd()).unwrap_or(0);
-        if pending == 0 && lock(&self.state).when == When::After {
+        let stuck = self.stuck.swap(false, Ordering::Relaxed);
+        if (pending == 0 || stuck) && lock(&self.state).when == When::After {
             for (start, end) in given_up(self.pid) {
                 first(start, end);
             }
         }
         let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let (mut faults, mut all) = (Vec::new(), Vec::new());
-        uffd::events_at_most(self.fd.as_fd(), pending.max(1), &mut all)?;
+        match stuck {
+            true => uffd::events(self.fd.as_fd(), &mut all)?,
+            false => uffd::events_at_most(self.fd.as_fd(), pending.max(1), &mut all)?,
+        }
         for e in all {
             match e {
                 Event::Fault(addr) => faults.push(addr),
