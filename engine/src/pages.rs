@@ -42,9 +42,12 @@ impl Source {
     ///
     /// # Errors
     /// E5002, E5729: there is none; those of opening.
-    pub fn plain(self, dir: &ImageDir) -> Result<File> {
+    pub fn plain(self, dir: &ImageDir) -> Result<std::fs::File> {
         match self.open(dir, None)? {
-            (Image::Plain(f), _) => Ok(f),
+            (Image::Plain(In::File(f)), _) => Ok(f),
+            (Image::Plain(In::Pieces(..)), name) => Err(Error::new("E5729", Blame::Image, name)
+                .why("its pages lie in pieces of one file, so they cannot be mapped")
+                .advice("restore with --lazy, or without it")),
             (Image::Far(..), name) => Err(left_behind(&name)),
             (Image::Packed(_), name) => Err(Error::new("E5729", Blame::Image, name)
                 .why("its pages are compressed, so they cannot be mapped")
