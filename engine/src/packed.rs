@@ -3,6 +3,8 @@
 //!
 //! A block that does not become smaller is stored as it is; with `auto` also where writing it so is faster. Each has
 //! a checksum of its contents. CRIU does not know such folders: it finds no pages-N.img.
+//!
+//! Long because writing and reading one format belong together.
 use crate::error::{Blame, Error, Result};
 use stasis_proto::archive::{In, Out};
 use stasis_proto::key::{Key, TAG};

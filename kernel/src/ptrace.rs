@@ -2,6 +2,8 @@
 //!
 //! KERNEL: when a tracer dies, `exit_ptrace()` (kernel/ptrace.c) detaches every tracee; a tracee in a stop runs on with the
 //! registers it has at that moment. Everything here and in [`crate::excursion`] is arranged around that fact.
+//!
+//! Long because it has one wrapper per request of ptrace(2).
 use crate::error::SysError;
 use nix::errno::Errno;
 use std::ffi::c_void;

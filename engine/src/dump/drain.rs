@@ -13,6 +13,8 @@
 //!   mremap(2) is thrown away.
 //! - madvise(2) is told before it acts, so the pages it gives up are saved first. munmap(2), execve(2) and exit are told when
 //!   the pages are gone: what was not saved by then is lost.
+//!
+//! Long because the thread that reads, those that save, and what they share are one protocol, which is to be read at once.
 use super::memory::{self, Sink};
 use crate::error::{Blame, Error, Result};
 use crate::pages::PAGE;

@@ -10,6 +10,8 @@
 //!
 //! VmFlags are read before step 3, because that walks all page tables (18 ms for each GiB), and once more after it: if
 //! they differ, nobody knows what they were.
+//!
+//! Long because what must be undone at each step stands beside the step.
 use super::drain::{self, Late, Listener, Space, refused};
 use super::memory::Sink;
 use super::mm::Run;

@@ -16,6 +16,8 @@
 //!    Except in post-copy, where it stays frozen until all its pages were asked for.
 //! 5. If the connection is lost between 2 and 3, the source asks by a new one, for [`ASK_SECS`], while its tree stays frozen. If
 //!    nobody answers it lets the tree run; the destination, which saw that *Runs* was never received, kills its own.
+//!
+//! Long because the source's whole conversation, with every way it can end, is here.
 mod dirty;
 mod receive;
 pub mod stream;

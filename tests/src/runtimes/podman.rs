@@ -1,4 +1,6 @@
 //! Scenarios with podman, over runc (Debian's crun has no checkpoints), without a network of the host's.
+//!
+//! Long because it has one function per scenario.
 
 use super::Scenario;
 use super::world::{Heard, World, goes_on, numbers, wait};
