@@ -159,6 +159,7 @@ fn dump_here(o: &Options) -> Result<Done> {
             None => dir
                 .commit_inventory(&inventory)
                 .map_err(Error::from)
+                .and_then(|()| o.archive.as_ref().map_or(Ok(()), |place| place.end()))
                 .and_then(|()| hand_out(o, &left, &mut report))
                 .and_then(|()| tracking.stay()),
         };

@@ -354,7 +354,11 @@ pub fn plan(
     p.first_shared = p.sources.len();
     let mut sealed = Vec::new();
     for v in &mm.vmas {
-        let len = v.end - v.start;
+        let len = v.end.checked_sub(v.start).ok_or_else(|| {
+            Error::new("E5014", Blame::Image, format!("mapping at {:#x}", v.start))
+                .why("it ends before it begins")
+                .advice("dump again")
+        })?;
         if v.status & (status::VSYSCALL | status::UPROBES) != 0 {
             continue;
         }
