@@ -7,7 +7,7 @@ pub struct Ids {
     /// Groups.
     pub groups: Vec<(u32, u32, u32)>,
     /// The engine's own user namespace, as it shows itself: rows of users, and of groups.
-    pub engine: (Vec<(u32, u32, u32)>, Vec<(u32, u32, u32)>),
+    pub engine: (Extents, Extents),
 }
 
 /// The number of those who have none (/proc/sys/kernel/overflowuid).

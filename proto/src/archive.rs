@@ -158,13 +158,16 @@ impl In {
     }
 }
 
+/// Where the pieces of a file are: (offset in the archive, length) by their offsets in the file.
+pub type Pieces = (Arc<File>, BTreeMap<u64, (u64, u64)>);
+
 /// Images of a stream: those in memory, and those that stay where they lie.
 #[derive(Debug, Default)]
 pub struct Contents {
     /// Images in memory.
     pub held: BTreeMap<String, File>,
     /// Images in the file.
-    pub pieces: BTreeMap<String, (Arc<File>, BTreeMap<u64, (u64, u64)>)>,
+    pub pieces: BTreeMap<String, Pieces>,
 }
 
 fn bad(why: &'static str) -> ImageError {

@@ -49,7 +49,7 @@ pub struct ImageDir {
 struct Staged {
     files: Mutex<BTreeMap<String, File>>,
     /// Those that lie in a file.
-    pieces: BTreeMap<String, (Arc<File>, BTreeMap<u64, (u64, u64)>)>,
+    pieces: BTreeMap<String, crate::archive::Pieces>,
     /// Where they go in the end, in place of a folder.
     archive: Option<Arc<Archive>>,
     /// There is no folder.

@@ -25,6 +25,7 @@ use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::pagemap::{Categories, Query, Scanner};
 use stasis_kernel::procfs::ProcDir;
 use stasis_kernel::uffd::{self, Event};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
