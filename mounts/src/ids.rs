@@ -1,3 +1,6 @@
+/// Lines of a map: first id inside, first outside, how many.
+pub type Extents = Vec<(u32, u32, u32)>;
+
 /// How a user namespace numbers owners: rows of (number inside, number outside, how many), as /proc/PID/uid_map and gid_map show
 /// them to the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -390,9 +390,12 @@ fn given_up(pid: HostPid) -> Vec<(u64, u64)> {
     out
 }
 
+/// Bytes for a place of an image.
+type Filled = (Arc<Sink>, u64, Vec<u8>);
+
 /// Copied units on their way into images, and buffers to copy into.
 struct Outbox {
-    full: Mutex<VecDeque<(Arc<Sink>, u64, Vec<u8>)>>,
+    full: Mutex<VecDeque<Filled>>,
     free: Mutex<(Vec<Vec<u8>>, usize)>,
     returned: Condvar,
 }
@@ -485,9 +488,11 @@ impl Listener {
                 .iter()
                 .map(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN)));
             for (space, ready) in spaces.iter().zip(ready) {
-                if !scanners.contains_key(&space.pid) {
+                if let Entry::Vacant(place) = scanners.entry(space.pid) {
                     match Scanner::open(space.pid) {
-                        Ok(s) => drop(scanners.insert(space.pid, s)),
+                        Ok(s) => {
+                            place.insert(s);
+                        }
                         // it is ending
                         Err(_) => continue,
                     }
@@ -659,9 +664,11 @@ impl Listener {
                 std::thread::sleep(std::time::Duration::from_micros(200));
                 continue;
             };
-            if !scanners.contains_key(&space.pid) {
+            if let Entry::Vacant(place) = scanners.entry(space.pid) {
                 match Scanner::open(space.pid) {
-                    Ok(s) => drop(scanners.insert(space.pid, s)),
+                    Ok(s) => {
+                        place.insert(s);
+                    }
                     Err(e) => {
                         space.lose(e.to_string());
                         continue;
