@@ -147,6 +147,10 @@ impl Snapshot {
         Ok(s)
     }
     /// Step 2 for one address space.
+    #[expect(
+        clippy::type_complexity,
+        reason = "two lists of one space, used at one place"
+    )]
     fn watch(&self, space: &Arc<Space>) -> Result<(Vec<SmapsEntry>, Vec<(u64, u64)>)> {
         uffd::api(space.fd().as_fd(), drain::FEATURES)?;
         self.listener.add(space.clone());

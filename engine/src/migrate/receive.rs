@@ -170,6 +170,7 @@ impl Receiver {
             .map_err(|e| Error::new("E6728", Blame::Host, "no address").why(e))
     }
     /// The next connection of somebody who speaks the protocol; `None` when time is up.
+    #[expect(clippy::type_complexity, reason = "who came, and the connection")]
     fn accept(&self, until: Option<Instant>) -> Result<Option<(Role, Token, Box<dyn Link>)>> {
         loop {
             let left = match until {

@@ -140,11 +140,10 @@ pub(crate) fn bring(
 /// The plugins'.
 pub(crate) fn forked(o: &Options, pid: i32) -> Result<()> {
     let all = o.plugins.0.iter();
-    all.map(|p: &Arc<dyn Plugin>| {
+    all.try_for_each(|p: &Arc<dyn Plugin>| {
         p.post_forking(pid)
             .map_err(|e| e.on(format!("plugin {}", p.name())))
     })
-    .collect()
 }
 
 /// Gives the devices of a task back what was saved of them. `own`: its pid as it sees it.
