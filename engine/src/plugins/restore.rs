@@ -139,7 +139,7 @@ pub(crate) fn bring(
 /// # Errors
 /// The plugins'.
 pub(crate) fn forked(o: &Options, pid: i32) -> Result<()> {
-    let all = o.plugins.0.iter();
+    let mut all = o.plugins.0.iter();
     all.try_for_each(|p: &Arc<dyn Plugin>| {
         p.post_forking(pid)
             .map_err(|e| e.on(format!("plugin {}", p.name())))

@@ -109,9 +109,9 @@ pub fn tests(b: &Built, patience: u32, only: &[String], filters: &[String]) -> R
 /// The job that dumps guests for another machine, or restores those of another one.
 pub fn moves(b: &Built, patience: u32, verb: &str, guests: &[&str]) -> String {
     let mut job = head(b, patience);
-    let _ = write!(
+    let _ = writeln!(
         job,
-        "{}/stasis-box --{verb} /luggage {} > /lab/job/results/{verb}.log 2>&1\n",
+        "{}/stasis-box --{verb} /luggage {} > /lab/job/results/{verb}.log 2>&1",
         b.target.display(),
         guests.join(" ")
     );
