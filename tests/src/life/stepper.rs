@@ -64,6 +64,8 @@ pub fn guarded(steps: &[Step]) -> bool {
     let is = |s: &Step, op: u32| s.nr == libc::SYS_ptrace && s.a as u32 == op;
     // other threads of the engine write images meanwhile: only what the tracing one does tells where the task is
     let traced = |s: &&Step| matches!(s.nr, libc::SYS_ptrace | libc::SYS_wait4);
+    // before the call of another thread: the one the tracing thread is in may have been done
+    let underway = steps.last().is_some_and(|s| !traced(&s));
     let steps: Vec<Step> = steps.iter().filter(traced).copied().collect();
     let Some((last, before)) = steps.split_last() else {
         return false;
@@ -72,13 +74,15 @@ pub fn guarded(steps: &[Step]) -> bool {
         libc::SYS_wait4 => before.last().is_some_and(|s| is(s, libc::PTRACE_SYSCALL)),
         _ => is(last, libc::PTRACE_SYSCALL),
     };
+    let exchanged = underway && is(last, libc::PTRACE_SETREGSET);
+    let before = if exchanged { &steps[..] } else { before };
     // the way home, then the exchange, and so on: every second one
     let from = before.iter().rposition(|s| is(s, 0x420b)).unwrap_or(0);
     let set = before[from..]
         .iter()
         .filter(|s| is(s, libc::PTRACE_SETREGSET))
         .count();
-    go && set > 0 && set % 2 == 0
+    (go || exchanged) && set > 0 && set % 2 == 0
 }
 
 /// The name of a call that counts; `None` for one that only looks.
