@@ -316,6 +316,42 @@ impl Layout {
         self.data.resize(pad + n, 0);
         self.base + pad as u64
     }
+    /// The words of a row, whose memory is laid out; where its answers will lie is added to `outs`. Of `Ret` see [`Self::arg`].
+    pub(crate) fn row(
+        &mut self,
+        row: usize,
+        c: &Call,
+        fd: &dyn Fn(FdRef) -> i32,
+        outs: &mut Vec<Answer>,
+    ) -> [u64; 6] {
+        let mut words = [0u64; 6];
+        for (arg, a) in c.args.iter().enumerate() {
+            words[arg] = self.arg(a, fd);
+            let len = match a {
+                Arg::Out(n) => *n,
+                Arg::InOut(b) => b.len(),
+                _ => continue,
+            };
+            let offset = self.offset(words[arg]);
+            outs.push(Answer {
+                row,
+                arg,
+                offset,
+                len,
+            });
+        }
+        words
+    }
+    /// The rows of a tape that names no files, and where its answers will lie.
+    pub(crate) fn dump_tape(&mut self, tape: &[Call]) -> (Vec<[u64; 6]>, Vec<Answer>) {
+        let no_file = |f: FdRef| unreachable!("file#{} in a dump tape", f.0);
+        let mut outs = Vec::new();
+        let rows = tape.iter().enumerate();
+        let rows = rows
+            .map(|(i, c)| self.row(i, c, &no_file, &mut outs))
+            .collect();
+        (rows, outs)
+    }
     /// The machine word of an argument; its memory is laid out. `Ret` gives the row's number, resolved by the player.
     pub fn arg(&mut self, a: &Arg, fd: &dyn Fn(FdRef) -> i32) -> u64 {
         match a {

@@ -395,23 +395,7 @@ impl<'a> Excursion<'a> {
     /// Plays a tape: as a chain of frames where that is possible, else call by call. The answers are the same.
     pub fn play(&mut self, tape: &[Call]) -> Result<Answers, SysError> {
         let mut lay = Layout::new(self.dead.start);
-        let mut outs = Vec::new();
-        let mut rows = Vec::new();
-        for (i, c) in tape.iter().enumerate() {
-            let mut words = [0u64; 6];
-            for (k, a) in c.args.iter().enumerate() {
-                words[k] = lay.arg(a, &|f| unreachable!("file#{} in a dump tape", f.0));
-                if let Arg::Out(n) = a {
-                    outs.push(Answer {
-                        row: i,
-                        arg: k,
-                        offset: lay.offset(words[k]),
-                        len: *n,
-                    });
-                }
-            }
-            rows.push(words);
-        }
+        let (rows, outs) = lay.dump_tape(tape);
         let rets_at = lay.put(&vec![0xee; tape.len() * 8]);
         if lay.data.len() > DATA_LEN {
             return Err(SysError::new(

@@ -209,23 +209,7 @@ fn compose(start: u64, image: &mut Vec<u8>, away: &Away, tape: &[Call]) -> Compo
     image.resize(image.len().next_multiple_of(64), 0);
     let from = image.len();
     let mut lay = Layout::new(start + from as u64);
-    let mut outs = Vec::new();
-    let mut rows = Vec::with_capacity(tape.len());
-    for (i, c) in tape.iter().enumerate() {
-        let mut words = [0u64; 6];
-        for (k, a) in c.args.iter().enumerate() {
-            words[k] = lay.arg(a, &|f| unreachable!("file#{} in a dump tape", f.0));
-            if let Arg::Out(n) = a {
-                outs.push(Answer {
-                    row: i,
-                    arg: k,
-                    offset: lay.offset(words[k]),
-                    len: *n,
-                });
-            }
-        }
-        rows.push(words);
-    }
+    let (rows, outs) = lay.dump_tape(tape);
     let rets_at = lay.put(&vec![0xee; tape.len() * 8]);
     let rets = lay.offset(rets_at);
     let data = (from, lay.data.len());

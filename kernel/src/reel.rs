@@ -12,7 +12,7 @@
 //!
 //! Life and death: the first task is seized with `PTRACE_O_EXITKILL`. Every child sets `PR_SET_PDEATHSIG` first of
 //! all and checks that its parent is still there, so a lost engine takes the whole unfinished tree with it.
-use crate::call::{Answer, Arg, Call, Layout};
+use crate::call::{Answer, Arg, Call, FdRef, Layout};
 use crate::error::SysError;
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -462,6 +462,7 @@ impl Reel {
         let mut lay = Layout::new(self.addr + data_at as u64);
         let mut outs = Vec::new();
         let mut rows = Vec::with_capacity(tape.len() * ROW_LEN);
+        let no_file = |f: FdRef| unreachable!("file#{} in a task's tape", f.0);
         for (i, c) in tape.iter().enumerate() {
             let mut flags = match c.expect {
                 // the word that would hold the value holds the child's slot; the engine compares afterwards
@@ -469,27 +470,11 @@ impl Reel {
                 crate::call::Expect::Any => 0,
                 _ => ROW_OK,
             };
-            let mut words = [0u64; 6];
+            let mut words = lay.row(i, c, &no_file, &mut outs);
             for (k, a) in c.args.iter().enumerate() {
-                words[k] = lay.arg(a, &|f| unreachable!("file#{} in a task's tape", f.0));
-                match a {
-                    Arg::Out(n) => outs.push(Answer {
-                        row: i,
-                        arg: k,
-                        offset: lay.offset(words[k]),
-                        len: *n,
-                    }),
-                    Arg::InOut(b) => outs.push(Answer {
-                        row: i,
-                        arg: k,
-                        offset: lay.offset(words[k]),
-                        len: b.len(),
-                    }),
-                    Arg::Ret(j) => {
-                        flags |= 1 << k;
-                        words[k] = self.addr + (rows_at + j * ROW_LEN + 56) as u64;
-                    }
-                    _ => {}
+                if let Arg::Ret(j) = a {
+                    flags |= 1 << k;
+                    words[k] = self.addr + (rows_at + j * ROW_LEN + 56) as u64;
                 }
             }
             let last = match (c.child_slot, c.expect) {

@@ -1,21 +1,15 @@
 //! `criu lazy-pages`: brings memory to a tree that is being restored with `--lazy-pages`; and `--lazy-pages` of a dump, which keeps it.
-use super::rpc::service::tell_ready;
+use super::background::{tell_ready, wait_there};
+use super::page_server::bind;
 use super::settings::Settings;
 use stasis_engine::far::Counter;
 use stasis_engine::lazy_daemon;
 use stasis_engine::remote::Server;
 use stasis_engine::{Blame, Error, Moment, Options, Result, Watcher};
 use stasis_proto::ImageDir;
-use std::net::TcpListener;
 use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
-
-fn host(what: String, e: impl std::fmt::Display) -> Error {
-    Error::new("E7022", Blame::Host, what)
-        .why(e)
-        .advice("choose another --address or --port")
-}
 
 /// Waits for one restore, and ends when all memory is in its place.
 ///
@@ -25,18 +19,8 @@ pub fn run(s: &Settings, _: &[String]) -> Result<ExitCode> {
     let dir = ImageDir::open(&s.options.images)?;
     let dir = dir.with_parents(s.options.memory.parent.as_deref())?;
     let far = s.page_server.then(|| s.server());
-    let pidfile = s.engine().pidfile;
-    crate::verbs::restore::free_pidfile(&s.engine())?;
     let listener = lazy_daemon::listen(s.work_dir())?;
-    if s.options.detach {
-        nix::unistd::daemon(true, s.log.is_none())
-            .map_err(|e| host("cannot go to the background".into(), e))?;
-    }
-    if let Some(f) = pidfile {
-        std::fs::write(&f, std::process::id().to_string())
-            .map_err(|e| host(format!("pidfile {}", f.display()), e))?;
-    }
-    tell_ready(s)?;
+    wait_there(s)?;
     lazy_daemon::run(&dir, &listener, far.as_ref())?;
     tracing::info!("all memory is in its place");
     Ok(ExitCode::SUCCESS)
@@ -74,14 +58,7 @@ pub fn keep(s: &Settings, o: &mut Options) -> Result<()> {
     o.memory.lazy = false;
     o.memory.counter = Some(match s.ps_socket {
         Some(fd) => Counter::Connected(fd),
-        None => {
-            let address = s.address.as_deref().unwrap_or("0.0.0.0");
-            let at = || format!("cannot listen at {address}, port {}", s.port);
-            let l = TcpListener::bind((address, s.port)).map_err(|e| host(at(), e))?;
-            let port = l.local_addr().map_err(|e| host(at(), e))?.port();
-            tracing::info!("pages can be asked for at {address}, port {port}");
-            Counter::Listening(Arc::new(l))
-        }
+        None => Counter::Listening(Arc::new(bind(s, "pages can be asked for")?)),
     });
     o.events.0.push(Arc::new(Ready(s.clone())));
     Ok(())

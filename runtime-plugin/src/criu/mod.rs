@@ -2,6 +2,7 @@
 //!
 //! Callers know it by its options, its exit code (0 or 1), its log with `Error` lines, its statistics files and the line
 //! `Version: X.Y`. What is not supported yet is refused by name; nothing is silently ignored.
+mod background;
 mod external;
 mod lazy_pages;
 mod options;

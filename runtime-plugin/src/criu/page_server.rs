@@ -1,5 +1,5 @@
 //! `criu page-server`: takes the pages of one dump from a connection.
-use super::rpc::service::tell_ready;
+use super::background::wait_there;
 use super::settings::Settings;
 use stasis_engine::{Blame, Error, Result};
 use stasis_proto::ImageDir;
@@ -37,24 +37,25 @@ pub fn run(s: &Settings, _: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn listen(s: &Settings) -> Result<OwnedFd> {
+/// Listens at `--address` and `--port`; `what` happens there, as the log says it.
+///
+/// # Errors
+/// The port is taken, or the address is none of this host's.
+pub fn bind(s: &Settings, what: &str) -> Result<TcpListener> {
     let address = s.address.as_deref().unwrap_or("0.0.0.0");
     let at = || format!("cannot listen at {address}, port {}", s.port);
     let socket = TcpListener::bind((address, s.port)).map_err(|e| host(at(), e))?;
     let port = socket.local_addr().map_err(|e| host(at(), e))?.port();
-    let pidfile = s.engine().pidfile;
-    crate::verbs::restore::free_pidfile(&s.engine())?;
-    if s.options.detach {
-        nix::unistd::daemon(true, s.log.is_none())
-            .map_err(|e| host("cannot go to the background".into(), e))?;
-    }
-    if let Some(f) = pidfile {
-        std::fs::write(&f, std::process::id().to_string())
-            .map_err(|e| host(format!("pidfile {}", f.display()), e))?;
-    }
-    tracing::info!("waiting for pages at {address}, port {port}");
-    tell_ready(s)?;
-    let (c, from) = socket.accept().map_err(|e| host(at(), e))?;
+    tracing::info!("{what} at {address}, port {port}");
+    Ok(socket)
+}
+
+fn listen(s: &Settings) -> Result<OwnedFd> {
+    let socket = bind(s, "waiting for pages")?;
+    wait_there(s)?;
+    let (c, from) = socket
+        .accept()
+        .map_err(|e| host("cannot take the connection".into(), e))?;
     tracing::info!("pages come from {from}");
     Ok(c.into())
 }

@@ -3,6 +3,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod dedup;
 pub mod dump;
+mod into;
 pub mod kinds;
 pub mod migrate;
 pub mod netlock;

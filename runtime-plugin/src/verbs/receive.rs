@@ -1,15 +1,13 @@
 //! `stasis receive`
 use super::dump::Carry;
+use super::into::Into;
 use super::{bytes, time};
-use crate::hooks;
-use crate::oci::{self, Bundle};
 use clap::Args;
 use serde_json::json;
 use stasis_engine::migrate::{Receiver, Told};
 use stasis_engine::{Options, Result};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Take a tree that `stasis migrate` moves here
 ///
@@ -35,18 +33,8 @@ pub struct Receive {
     /// Write the root's pid here; the file must not exist
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
-    /// The bundle of the OCI container
-    #[arg(long, value_name = "DIR")]
-    bundle: Option<PathBuf>,
-    /// Id of the container: for hooks, and its control group if the bundle names none [default: the bundle's folder]
-    #[arg(long, requires = "bundle")]
-    id: Option<String>,
-    /// Socket that gets the container's terminal
-    #[arg(long, value_name = "PATH", requires = "bundle")]
-    console_socket: Option<PathBuf>,
-    /// Folder of hooks, in place of /usr/share/stasis/hooks.d and /etc/stasis/hooks.d; may be given again
-    #[arg(long, value_name = "DIR")]
-    hooks_dir: Vec<PathBuf>,
+    #[command(flatten)]
+    into: Into,
     #[command(flatten)]
     carry: Carry,
 }
@@ -58,22 +46,7 @@ impl Receive {
         o.pidfile = self.pidfile.clone();
         o.memory.lazy = !self.whole;
         o.kill_at = crate::kill_at()?;
-        match &self.bundle {
-            Some(dir) => {
-                let bundle = Bundle::open(dir)?;
-                let folder = dir.canonicalize().unwrap_or_default();
-                let id = self.id.clone().unwrap_or_else(|| {
-                    let name = folder.file_name().unwrap_or_default();
-                    name.to_string_lossy().into_owned()
-                });
-                bundle.restore(&mut o, &id)?;
-                oci::watch(&mut o, &bundle, &id, &self.hooks_dir)?;
-                if let Some(s) = &self.console_socket {
-                    o.events.0.push(Arc::new(oci::Console(s.clone())));
-                }
-            }
-            None => hooks::watch(&mut o, &self.hooks_dir, None)?,
-        }
+        self.into.apply(&mut o)?;
         super::restore::free_pidfile(&o)?;
         Ok(o)
     }

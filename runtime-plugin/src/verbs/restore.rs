@@ -1,15 +1,13 @@
 //! `stasis restore`
 use super::dump::Carry;
+use super::into::Into;
 use super::{folder, place, time};
-use crate::hooks;
-use crate::oci::{self, Bundle};
 use clap::Args;
 use serde_json::json;
 use stasis_engine::{After, Blame, Error, Options, Result};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Bring a frozen tree back
 ///
@@ -56,18 +54,8 @@ pub struct Restore {
     /// Sockets that had the local address OLD get NEW
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_moved)]
     tcp_remap: Vec<(IpAddr, IpAddr)>,
-    /// The bundle of the OCI container that was frozen by `stasis checkpoint`, or by its runtime
-    #[arg(long, value_name = "DIR")]
-    bundle: Option<PathBuf>,
-    /// Id of the container: for hooks, and its control group if the bundle names none [default: the bundle's folder]
-    #[arg(long, requires = "bundle")]
-    id: Option<String>,
-    /// Socket that gets the container's terminal
-    #[arg(long, value_name = "PATH", requires = "bundle")]
-    console_socket: Option<PathBuf>,
-    /// Folder of hooks, in place of /usr/share/stasis/hooks.d and /etc/stasis/hooks.d; may be given again
-    #[arg(long, value_name = "DIR")]
-    hooks_dir: Vec<PathBuf>,
+    #[command(flatten)]
+    into: Into,
     #[command(flatten)]
     carry: Carry,
 }
@@ -107,22 +95,7 @@ impl Restore {
         if self.leave_stopped {
             o.after = After::Stopped;
         }
-        match &self.bundle {
-            Some(dir) => {
-                let bundle = Bundle::open(dir)?;
-                let folder = dir.canonicalize().unwrap_or_default();
-                let id = self.id.clone().unwrap_or_else(|| {
-                    let name = folder.file_name().unwrap_or_default();
-                    name.to_string_lossy().into_owned()
-                });
-                bundle.restore(&mut o, &id)?;
-                oci::watch(&mut o, &bundle, &id, &self.hooks_dir)?;
-                if let Some(s) = &self.console_socket {
-                    o.events.0.push(Arc::new(oci::Console(s.clone())));
-                }
-            }
-            None => hooks::watch(&mut o, &self.hooks_dir, None)?,
-        }
+        self.into.apply(&mut o)?;
         free_pidfile(&o)?;
         let r = stasis_engine::restore(&o)?;
         for w in &r.warnings {

@@ -1,6 +1,7 @@
 //! `criu service`: a socket that anybody may ask, and a worker for each who does.
 //!
 //! A worker is this program again, with the caller's rights and nothing else: see [`super::rights`].
+use super::super::background::wait_there;
 use super::super::settings::Settings;
 use super::connection::Connection;
 use super::rights;
@@ -8,8 +9,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
 use stasis_engine::{Blame, Error, Result};
-use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -34,17 +34,7 @@ fn host(what: String, e: impl std::fmt::Display) -> Error {
 pub fn run(s: &Settings, _: &[String]) -> Result<ExitCode> {
     let path = s.address.as_deref().unwrap_or(SOCKET);
     let socket = open(Path::new(path))?;
-    let pidfile = s.engine().pidfile;
-    crate::verbs::restore::free_pidfile(&s.engine())?;
-    if s.options.detach {
-        nix::unistd::daemon(true, s.log.is_none())
-            .map_err(|e| host("cannot go to the background".into(), e))?;
-    }
-    if let Some(f) = pidfile {
-        std::fs::write(&f, std::process::id().to_string())
-            .map_err(|e| host(format!("pidfile {}", f.display()), e))?;
-    }
-    tell_ready(s)?;
+    wait_there(s)?;
     tracing::info!("requests are taken at {path}");
     // the type fits every listening unix socket, also one of packets
     let socket = UnixListener::from(socket);
@@ -55,21 +45,6 @@ pub fn run(s: &Settings, _: &[String]) -> Result<ExitCode> {
             Err(e) => return Err(host("cannot take connections".into(), e)),
         }
     }
-}
-
-/// `--status-fd`: one NUL byte when requests are taken.
-pub fn tell_ready(s: &Settings) -> Result<()> {
-    let Some(n) = s.status_fd else { return Ok(()) };
-    let fd = stasis_engine::inherited::descriptor(n)?;
-    File::from(fd).write_all(&[0]).map_err(|e| {
-        Error::new(
-            "E7021",
-            Blame::Caller,
-            format!("--status-fd {n} cannot be written"),
-        )
-        .why(e)
-        .advice("give a descriptor that is open for writing")
-    })
 }
 
 /// A listening socket under this path; a dead one that is there is replaced.
