@@ -33,7 +33,7 @@ on() {
 }
 name=$(basename "$guest" | cut -c1-15)
 cd "$dir/work" || exit 1
-on a sh -c "echo 20000 >/proc/sys/kernel/ns_last_pid; exec setsid env -i PATH=/usr/bin:/bin GUEST=stasis $guest $dir/work -" \
+on a sh -c "echo 20000 >/proc/sys/kernel/ns_last_pid; exec setsid --fork env -i PATH=/usr/bin:/bin GUEST=stasis $guest $dir/work -" \
 	</dev/null >"$dir/guest.out" 2>&1 &
 i=0
 until [ -e "$dir/work/ready" ]; do

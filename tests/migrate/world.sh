@@ -54,7 +54,7 @@ for h in a b; do
 END
 done
 # numbers that are free on b, whatever runs there by then
-on a sh -c 'echo 20000 >/proc/sys/kernel/ns_last_pid; exec setsid redis-server "$@"' redis --bind 10.77.0.1 --port 6379 --save '' --appendonly no --dir "$dir" --protected-mode no \
+on a sh -c 'echo 20000 >/proc/sys/kernel/ns_last_pid; exec setsid --fork redis-server "$@"' redis --bind 10.77.0.1 --port 6379 --save '' --appendonly no --dir "$dir" --protected-mode no \
 	</dev/null >"$dir/redis.out" 2>&1 &
 i=0
 until redis-cli -h 10.77.0.1 ping >/dev/null 2>&1; do
