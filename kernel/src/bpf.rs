@@ -284,14 +284,7 @@ pub fn write_word<const N: usize>(map: BorrowedFd<'_>, value: &[u8; N]) -> Resul
             "another size",
         ));
     }
-    let key = 0u32;
-    let mut a = Attr::new()
-        .u32(0, map.as_raw_fd() as u32)
-        .ptr(8, &raw const key)
-        .ptr(16, value.as_ptr());
-    // SAFETY: the key is an index, the value has the map's size; both live through the call.
-    #[allow(unsafe_code)]
-    unsafe { a.call("bpf(MAP_UPDATE_ELEM)", Command::MapUpdate) }.map(drop)
+    set_word(map, value)
 }
 
 /// An array map with one value of so many bytes.

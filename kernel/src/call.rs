@@ -46,6 +46,22 @@ pub enum Arg {
     Null,
 }
 
+impl Arg {
+    /// The machine word of an argument that needs no memory and names nothing.
+    pub fn word(&self) -> Option<u64> {
+        match self {
+            Arg::Int(v)
+            | Arg::Hex(v)
+            | Arg::Named(v, _)
+            | Arg::OpenFlags(v)
+            | Arg::Prot(v)
+            | Arg::MapFlags(v) => Some(*v),
+            Arg::Null => Some(0),
+            _ => None,
+        }
+    }
+}
+
 /// A piece of an [`Arg::Struct`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Part {
@@ -355,12 +371,6 @@ impl Layout {
     /// The machine word of an argument; its memory is laid out. `Ret` gives the row's number, resolved by the player.
     pub fn arg(&mut self, a: &Arg, fd: &dyn Fn(FdRef) -> i32) -> u64 {
         match a {
-            Arg::Int(v)
-            | Arg::Hex(v)
-            | Arg::Named(v, _)
-            | Arg::OpenFlags(v)
-            | Arg::Prot(v)
-            | Arg::MapFlags(v) => *v,
             Arg::In(b) | Arg::InOut(b) => self.put(b),
             Arg::Str(s) => {
                 let at = self.put(s);
@@ -385,7 +395,7 @@ impl Layout {
             Arg::Ret(i) => *i as u64,
             Arg::Fd(r) => fd(*r) as u64,
             Arg::FdPath(r) => self.put(format!("/proc/self/fd/{}\0", fd(*r)).as_bytes()),
-            Arg::Null => 0,
+            plain => plain.word().unwrap_or(0),
         }
     }
     /// Offset in [`Layout::data`] of an address given out by this layout.

@@ -3,7 +3,7 @@
 //! Why: a dump suspends the filters of a task while the task makes calls of a tape (`PTRACE_O_SUSPEND_SECCOMP`). If the
 //! engine dies in between, the filters are back at once, and the calls still under way meet them. Whether that would harm
 //! the task can be told beforehand, for the filters can be read.
-use crate::call::{Arg, Call};
+use crate::call::Call;
 
 /// `AUDIT_ARCH_X86_64`
 const ARCH: u32 = 0xc000_003e;
@@ -78,16 +78,7 @@ pub fn is_harmless(filters: &[Vec<u8>], call: &Call, ip: u64, pointer: u64) -> b
     const ALLOW: u32 = 0x7fff_0000;
     let mut args = [0u64; 6];
     for (w, arg) in args.iter_mut().zip(&call.args) {
-        *w = match arg {
-            Arg::Int(v)
-            | Arg::Hex(v)
-            | Arg::Named(v, _)
-            | Arg::OpenFlags(v)
-            | Arg::Prot(v)
-            | Arg::MapFlags(v) => *v,
-            Arg::Null => 0,
-            _ => pointer,
-        };
+        *w = arg.word().unwrap_or(pointer);
     }
     // TRACE without a tracer fails with ENOSYS
     filters
@@ -98,6 +89,7 @@ pub fn is_harmless(filters: &[Vec<u8>], call: &Call, ip: u64, pointer: u64) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call::Arg;
 
     fn op(code: u16, jt: u8, jf: u8, k: u32) -> [u8; 8] {
         let (c, k) = (code.to_le_bytes(), k.to_le_bytes());

@@ -9,18 +9,9 @@ use std::process::Command;
 /// There is no clang, or the source does not compile.
 pub fn run() -> Result<()> {
     let crate_dir = repo::root().join("netlock-bpf");
-    // the same words as in build.rs, from the same folder: the object is to be the same
     let done = Command::new("clang")
-        .args([
-            "-target",
-            "bpf",
-            "-O2",
-            "-Wall",
-            "-c",
-            "src/lock.bpf.c",
-            "-o",
-            "prebuilt/lock.o",
-        ])
+        .args(include!("../../netlock-bpf/clang_args.rs"))
+        .args(["-o", "prebuilt/lock.o"])
         .arg(format!(
             "-I/usr/include/{}-linux-gnu",
             std::env::consts::ARCH

@@ -5,12 +5,11 @@
 //! Pids are as the tree sees them, paths as its mount namespace has them. What it opens crosses the channel as SCM_RIGHTS.
 use super::plan::Plan;
 use crate::error::{Blame, Error, Result};
-use crate::kinds::{Stage, Stagehand};
+use crate::kinds::Stage;
 use crate::options::Options;
 use stasis_kernel::call::FdRef;
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
-use stasis_kernel::ids::HostPid;
 use stasis_kernel::inner::Inner;
 use stasis_kernel::ns::Ns;
 use stasis_proto::ImageDir;
@@ -287,19 +286,9 @@ impl Work<'_> {
         match task {
             Task::Contents => self.contents().map(|()| Vec::new()),
             Task::Open(stage, run) => {
-                let known = |pid: u32| Some(HostPid(pid as i32));
                 let runs = self.plan.runs(stage);
-                for a in runs.get(run as usize).into_iter().flatten() {
-                    crate::kill_point();
-                    let mut on = Stagehand {
-                        host: &mut self.host,
-                        dir: self.dir,
-                        pid: &known,
-                    };
-                    a.act
-                        .perform(&mut on)
-                        .map_err(|e| super::perform::opening(&a.act, &a.why, e))?;
-                }
+                let run = runs.get(run as usize).into_iter().flatten();
+                super::perform::act(&mut self.host, self.dir, run.copied())?;
                 Ok(Vec::new())
             }
             Task::Late => {

@@ -218,19 +218,7 @@ impl<'a> Performance<'a> {
     }
     /// The engine itself does these.
     fn act(&mut self, run: &[&HostAct]) -> Result<()> {
-        let known = |pid: u32| Some(HostPid(pid as i32));
-        for a in run {
-            crate::kill_point();
-            let mut on = Stagehand {
-                host: &mut self.host,
-                dir: self.dir,
-                pid: &known,
-            };
-            a.act
-                .perform(&mut on)
-                .map_err(|e| opening(&a.act, &a.why, e))?;
-        }
-        Ok(())
+        act(&mut self.host, self.dir, run.iter().copied())
     }
     /// Plays one tape in each slot named.
     fn play(&mut self, tapes: &[(usize, &[Call])], phase: Phase) -> Result<Vec<Played>> {
@@ -1426,7 +1414,28 @@ pub fn perform(
     Ok(pid)
 }
 
-pub(super) fn opening(act: &Act, why: &str, e: Error) -> Error {
+/// Does these acts one after the other, in the namespaces of the caller.
+pub(super) fn act<'a>(
+    host: &mut Host,
+    dir: &ImageDir,
+    run: impl Iterator<Item = &'a HostAct>,
+) -> Result<()> {
+    let known = |pid: u32| Some(HostPid(pid as i32));
+    for a in run {
+        crate::kill_point();
+        let mut on = Stagehand {
+            host: &mut *host,
+            dir,
+            pid: &known,
+        };
+        a.act
+            .perform(&mut on)
+            .map_err(|e| opening(&a.act, &a.why, e))?;
+    }
+    Ok(())
+}
+
+fn opening(act: &Act, why: &str, e: Error) -> Error {
     if act.call().is_none() {
         return e.at(Phase::Open);
     }
