@@ -1,5 +1,6 @@
 //! Moments of a dump or restore at which others have a say: runtimes by RPC, action scripts, hooks.
 use crate::error::Result;
+use crate::options::Options;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -73,6 +74,13 @@ pub trait Watcher: Send + Sync {
     /// # Errors
     /// As for [`Watcher::moment`].
     fn orphan_pts_master(&self, master: BorrowedFd<'_>) -> Result<bool>;
+    /// Dump: the tree is frozen, and more may be named that lies outside of it. Most watchers have nothing to name.
+    ///
+    /// # Errors
+    /// As for [`Watcher::moment`].
+    fn name_external(&self, _: &mut Options) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// All watchers, in order.
@@ -86,6 +94,15 @@ impl EventSink {
     /// The first objection.
     pub fn tell(&self, moment: Moment) -> Result<()> {
         self.0.iter().try_for_each(|w| w.moment(moment))
+    }
+    /// The options, with what all of them name besides.
+    ///
+    /// # Errors
+    /// The first objection.
+    pub fn with_external(&self, o: &Options) -> Result<Options> {
+        let mut o = o.clone();
+        self.0.iter().try_for_each(|w| w.name_external(&mut o))?;
+        Ok(o)
     }
     /// Hands the master of a terminal to the first who wants it; false if nobody does.
     ///

@@ -496,7 +496,8 @@ impl Devices {
             .collect();
         Self { given }
     }
-    fn allow(&self, kind: u32, rdev: u64) -> bool {
+    /// May a device of this type (`S_IFCHR`, `S_IFBLK`) and number be made because an image says so?
+    pub fn allow(&self, kind: u32, rdev: u64) -> bool {
         // /dev/console and /dev/ptmx lead to the opener's own; 0:0 is a hole of overlayfs
         static MORE: &[(u32, u32)] = &[(5, 1), (5, 2), (0, 0)];
         let number = (libc::major(rdev), libc::minor(rdev));

@@ -79,6 +79,36 @@ static CONTROLLERS: &[&str] = &[
     "dmem",
 ];
 
+/// An option of any type: how SELinux labels its files. A caller may replace it.
+pub const CONTEXT: &str = "context";
+/// File systems on disks that are mounted again where the caller gives the disk.
+pub static DISKS: &[&str] = &[
+    "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs", "ntfs3",
+    "squashfs", "udf", "vfat", "xfs",
+];
+/// What stands for a name in images whose mount is a disk of the caller's: that is named by the source.
+pub const EXTERNAL_DISK: &str = "CRIU:EXTERNAL_DEV";
+
+/// Options of a mount, split where a comma is none of a value's: values may be in quotes, and a list of memory nodes has commas.
+pub fn words(options: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut quoted = false;
+    for w in options.split(',') {
+        let nodes =
+            |last: &str| last.starts_with("mpol=") && w.starts_with(|c: char| c.is_ascii_digit());
+        match words.last_mut() {
+            Some(last) if quoted || nodes(last) => {
+                last.push(',');
+                last.push_str(w);
+            }
+            _ => words.push(w.to_owned()),
+        }
+        quoted ^= w.matches('"').count() % 2 == 1;
+    }
+    words.retain(|w| !w.is_empty());
+    words
+}
+
 /// A type by the name of it in mountinfo.
 pub fn by_name(name: &str) -> Option<&'static FsType> {
     // fuse.sshfs and the like are fuse

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What the caller said of mounts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wishes<'a> {
-    /// Mountpoint in the tree, and the name by which the caller will know it.
+    /// Mountpoint in the tree, or `dev[MAJOR/MINOR]` of a disk, and the name by which the caller will know it.
     pub external: &'a [(String, String)],
     /// Mounts that come from elsewhere are external, known by their mountpoint.
     pub auto_external: bool,
@@ -83,6 +83,8 @@ struct One<'a> {
     dev: u32,
     fstype: Option<&'static FsType>,
     external: Option<String>,
+    /// It is the file system of a disk that the caller knows by this name.
+    disk: Option<String>,
     inherited: bool,
     /// What is mounted below it outside comes with it.
     recursive: bool,
@@ -151,6 +153,23 @@ pub fn describe(view: &View, wishes: &Wishes) -> Result<Described> {
             .iter()
             .find(|(at, _)| m.space == 0 && trimmed(at) == m.mountpoint)
             .map(|(_, name)| name.clone());
+        if m.external.is_none() && m.root == "/" && m.fstype.is_none() {
+            let key = format!("dev[{}/{}]", m.info.dev.0, m.info.dev.1);
+            let named = wishes.external.iter().find(|(dev, _)| *dev == key);
+            if named.is_some() && !fstype::DISKS.contains(&m.type_name().as_str()) {
+                return Err(m
+                    .refuse(
+                        "E4302",
+                        format!(
+                            "file systems of type {} are not mounted from images",
+                            m.type_name()
+                        ),
+                    )
+                    .advice(format!("pass --external mnt[{}]:NAME", m.mountpoint)));
+            }
+            m.disk = named.map(|(_, name)| format!("dev[{name}]"));
+            m.external = named.map(|_| fstype::EXTERNAL_DISK.to_owned());
+        }
         if m.external.is_none() && copies[m.space] && in_host(m, view.host) {
             m.external = Some(m.mountpoint.clone());
             m.inherited = true;
@@ -263,6 +282,7 @@ fn collect<'a>(space: usize, infos: &'a [MountInfo], wishes: &Wishes) -> Result<
             dev: kernel_dev(info.dev),
             fstype: fstype::by_name(&name),
             external: None,
+            disk: None,
             inherited: false,
             recursive: false,
             rides: false,
@@ -409,8 +429,8 @@ fn entry(m: &One, view: &View) -> pb::MntEntry {
         bits |= libc::MS_UNBINDABLE;
     }
     // a disk's file system has no number; what comes from outside needs none
-    let auto =
-        m.fstype.is_none() && !m.outside() && m.root == "/" && i.dev.0 == 0 && m.mountpoint != "/";
+    let unnumbered = !m.outside() && i.dev.0 == 0 || m.disk.is_some();
+    let auto = m.fstype.is_none() && m.root == "/" && m.mountpoint != "/" && unnumbered;
     pb::MntEntry {
         fstype: match m.fstype {
             Some(t) => t.code as u32,
@@ -423,7 +443,10 @@ fn entry(m: &One, view: &View) -> pb::MntEntry {
         flags: bits as u32,
         root: m.root.clone(),
         mountpoint: m.mountpoint.clone(),
-        source: String::from_utf8_lossy(&i.source).into_owned(),
+        source: match &m.disk {
+            Some(name) => name.clone(),
+            None => String::from_utf8_lossy(&i.source).into_owned(),
+        },
         options: options.join(","),
         shared_id: Some(i.shared.unwrap_or(0)),
         master_id: Some(i.master.unwrap_or(0)),

@@ -20,7 +20,7 @@
 //! Long because the order is one story, told by one maker.
 use crate::error::{Blame, Error, Result};
 use crate::flags;
-use crate::fstype::Make;
+use crate::fstype::{self, DISKS, Make};
 use crate::look::DEVICES;
 use crate::tree::{Mount, Tree, below, from_root, part_of};
 use stasis_kernel::call::{Call, FdRef};
@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 pub struct Caller<'a> {
     /// What becomes the root; none: the machine's own root.
     pub root: Option<&'a Path>,
-    /// The name in the image, and the path of what comes there.
+    /// The name in the image, and the path of what comes there; for a disk's file system `dev[NAME]`, and the disk's path.
     pub external: &'a [(String, String)],
     /// Mounts from outside may share with mounts outside.
     pub external_sharing: bool,
@@ -42,6 +42,8 @@ pub struct Caller<'a> {
     pub enable_fs: &'a [String],
     /// Mountpoints that are left out, with all below them.
     pub skip: &'a [String],
+    /// The SELinux context of mounts that have one, in place of the image's.
+    pub context: Option<&'a str>,
     /// Name of the image with the contents of the tmpfs with this number, if there is one.
     pub archive: &'a dyn Fn(u32) -> Option<String>,
     /// The part of a cgroup hierarchy that a mount shows now, for what it showed.
@@ -165,6 +167,8 @@ enum Source {
     Root,
     /// A path of the caller's.
     Path(PathBuf),
+    /// The file system on a disk of the caller's.
+    Disk(PathBuf),
     Device(usize),
     Mask,
     /// A new file system, or a part of it.
@@ -269,6 +273,11 @@ fn source(tree: &Tree, i: usize, caller: &Caller) -> Result<Source> {
         Error::new(code, blame, format!("cannot make {}", m.place())).why(why)
     };
     if let Some(name) = &m.external {
+        // a disk is known by its source, all else by its name
+        let (disk, name) = match name == fstype::EXTERNAL_DISK {
+            true => (true, &m.source),
+            false => (false, name),
+        };
         if let Some((_, path)) = caller.external.iter().find(|(n, _)| n == name) {
             if !path.starts_with('/') || path.contains('\0') {
                 return Err(bad(
@@ -278,7 +287,16 @@ fn source(tree: &Tree, i: usize, caller: &Caller) -> Result<Source> {
                 )
                 .advice("give the whole path of what is to be mounted there"));
             }
-            return Ok(Source::Path(path.into()));
+            return match (disk, &m.fsname) {
+                (false, _) => Ok(Source::Path(path.into())),
+                (true, Some(t)) if DISKS.contains(&t.as_str()) => Ok(Source::Disk(path.into())),
+                (true, _) => Err(bad(
+                    "E5300",
+                    Blame::Image,
+                    "it is said to be on a disk, and its type is none of a disk's".into(),
+                )
+                .advice("dump again, and name the mount itself with --external mnt[PLACE]:NAME")),
+            };
         }
         if let Some(d) = DEVICES.iter().position(|d| d.2 == name)
             && (m.root != "/" || m.fstype.is_none())
@@ -288,9 +306,8 @@ fn source(tree: &Tree, i: usize, caller: &Caller) -> Result<Source> {
         if m.inherited && caller.root.is_none() {
             return Ok(Source::Path((&m.mountpoint).into()));
         }
-        let system = |t: Option<&crate::fstype::FsType>| {
-            t.is_some_and(|t| matches!(t.name, "proc" | "sysfs"))
-        };
+        let system =
+            |t: Option<&fstype::FsType>| t.is_some_and(|t| matches!(t.name, "proc" | "sysfs"));
         if system(tree.mounts[m.parent].fstype) {
             return Ok(Source::Mask);
         }
@@ -299,9 +316,10 @@ fn source(tree: &Tree, i: usize, caller: &Caller) -> Result<Source> {
             Blame::Caller,
             format!("it came from outside, by the name {name}, and nothing was given for it"),
         )
-        .advice(format!(
-            "pass --external mnt[{name}]:PATH with what is to be mounted there"
-        )));
+        .advice(match disk {
+            true => format!("pass --external {name}:PATH with the disk that has it"),
+            false => format!("pass --external mnt[{name}]:PATH with what is to be mounted there"),
+        }));
     }
     if part_of(m, tree.root()).is_some() && !fresh(m, caller) {
         return Ok(Source::Part(0));
@@ -429,6 +447,10 @@ impl Maker<'_> {
                     self.out(call, format!("{place}: it comes from the caller"));
                     self.mounts.insert(i, name);
                 }
+                Source::Disk(p) => {
+                    let name = self.disk(i, &p)?;
+                    self.mounts.insert(i, name);
+                }
                 Source::Device(d) => {
                     let name = self.device(d, &format!("{place}: a device of this machine"));
                     self.mounts.insert(i, name);
@@ -448,6 +470,23 @@ impl Maker<'_> {
             }
         }
         Ok(())
+    }
+    /// The file system on a disk of the caller's: what kind it is the image tells, nothing else.
+    fn disk(&mut self, i: usize, path: &Path) -> Result<FdRef> {
+        let m = &self.tree.mounts[i];
+        let why = format!("{}: the file system of the caller's disk", m.place());
+        let words: Vec<&str> = flags::super_words(m.sb_flags).collect();
+        let kind = m.type_name().to_owned();
+        let (context, whole) = (self.name(), self.name());
+        let source = path.display().to_string();
+        self.out(mnt::fsopen(&kind).binds(context), &why);
+        self.out(mnt::fsconfig(context, "source", Some(&source)), &why);
+        for w in words {
+            self.out(mnt::fsconfig(context, w, None), &why);
+        }
+        self.out(mnt::create(context), &why);
+        self.out(mnt::fsmount(context, 0).binds(whole), &why);
+        Ok(whole)
     }
     fn device(&mut self, d: usize, why: &str) -> FdRef {
         let to = self.name();
@@ -616,25 +655,19 @@ impl Maker<'_> {
             return Ok(Vec::new());
         };
         let mut all = Vec::new();
-        // a list of memory nodes has commas in it
-        let mut words: Vec<String> = Vec::new();
-        for w in m.options.split(',').filter(|w| !w.is_empty()) {
-            match words.last_mut() {
-                Some(last)
-                    if last.starts_with("mpol=") && w.starts_with(|c: char| c.is_ascii_digit()) =>
-                {
-                    last.push(',');
-                    last.push_str(w);
-                }
-                _ => words.push(w.to_owned()),
-            }
-        }
-        for w in words {
+        for w in fstype::words(&m.options) {
             let (key, value) = match w.split_once('=') {
                 Some((k, v)) => (k, Some(v.to_owned())),
                 None => (w.as_str(), None),
             };
             if t.shown.contains(&key) {
+                continue;
+            }
+            if key == fstype::CONTEXT {
+                // the kernel's policy judges it, as it judges the labels of processes
+                let own = value.as_deref().map(|v| v.trim_matches('"'));
+                let label = self.caller.context.or(own).map(str::to_owned);
+                all.push((key.to_owned(), label));
                 continue;
             }
             if !t.options.contains(&key) {
@@ -712,7 +745,10 @@ impl Maker<'_> {
             Source::Late => self.late(c, at),
             _ => {
                 let mount = self.mounts[&c];
-                let outside = matches!(self.sources[c], Source::Path(_) | Source::Device(_));
+                let outside = matches!(
+                    self.sources[c],
+                    Source::Path(_) | Source::Disk(_) | Source::Device(_)
+                );
                 self.attributes(&m, mount, outside, |s, call, why| s.call(call, why));
                 if outside {
                     let kept = self.kept_sharing(c);
@@ -896,7 +932,7 @@ impl Maker<'_> {
     fn comes_from_outside(&self, i: usize) -> bool {
         matches!(
             self.sources[i],
-            Source::Root | Source::Path(_) | Source::Device(_)
+            Source::Root | Source::Path(_) | Source::Disk(_) | Source::Device(_)
         )
     }
 

@@ -28,6 +28,7 @@ fn made(entries: &[pb::MntEntry], external: &[(String, String)]) -> Result<Plan>
         external_sharing: false,
         enable_fs: &[],
         skip: &[],
+        context: None,
         archive: &|_| Some("a".into()),
         cgroup: &str::to_owned,
     };
@@ -77,7 +78,7 @@ fn hostile_trees_are_refused() {
     assert_eq!(other(&|e| e.source = "a\0b".into()), "E5300");
     assert_eq!(other(&|e| e.fstype = Unsupported as u32), "E5302");
     assert_eq!(other(&|e| e.root = "/../../etc".into()), "E5307");
-    assert_eq!(other(&|e| e.options = "context=x".into()), "E5303");
+    assert_eq!(other(&|e| e.options = "fscontext=x".into()), "E5303");
     // overlay names folders of the machine
     assert_eq!(other(&|e| e.fstype = pb::Fstype::Overlayfs as u32), "E5302");
     let release = |e: &mut pb::MntEntry| {
@@ -163,6 +164,7 @@ fn a_file_system_of_two_namespaces_is_made_once_and_shared_last() {
         external_sharing: false,
         enable_fs: &[],
         skip: &[],
+        context: None,
         archive: &|_| None,
         cgroup: &str::to_owned,
     };
@@ -208,6 +210,7 @@ fn a_master_in_a_later_namespace_is_refused() {
         external_sharing: false,
         enable_fs: &[],
         skip: &[],
+        context: None,
         archive: &|_| None,
         cgroup: &str::to_owned,
     };
@@ -288,4 +291,69 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_disk_is_the_callers_and_only_its_type_is_the_images() {
+    let disk = |kind: &str| pb::MntEntry {
+        fsname: Some(kind.into()),
+        source: "dev[data]".into(),
+        ext_key: Some(fstype::EXTERNAL_DISK.into()),
+        options: "errors=remount-ro,journal_path=/etc/passwd".into(),
+        sb_flags: Some(libc::MS_RDONLY as u32),
+        ..entry(2, 1, pb::Fstype::Auto, "/data")
+    };
+    let given = [("dev[data]".to_owned(), "/dev/vdz".to_owned())];
+    let p = made(&[root(), disk("ext4")], &given).expect("a plan");
+    let out: String = p.outside.iter().map(|r| format!("{r}\n")).collect();
+    assert!(
+        out.contains("ext4") && out.contains("/dev/vdz") && out.contains("\"ro\""),
+        "{out}"
+    );
+    assert!(!text(&p).contains("passwd"), "{}", text(&p));
+    let e = made(&[root(), disk("ext4")], &[]).expect_err("no disk is given");
+    assert_eq!(e.code, "E2300");
+    assert!(
+        e.advice.contains("--external dev[data]:PATH"),
+        "{}",
+        e.advice
+    );
+    for hostile in ["overlay", "nfs", "fuse", "../x", ""] {
+        let e = made(&[root(), disk(hostile)], &given).expect_err(hostile);
+        assert_eq!(e.code, "E5300", "{hostile}");
+    }
+}
+
+#[test]
+fn a_context_with_commas_is_one_option_and_the_callers_wins() {
+    let m = pb::MntEntry {
+        options: "size=64k,context=\"system_u:object_r:container_file_t:s0:c82,c137\",mode=755"
+            .into(),
+        ..entry(2, 1, pb::Fstype::Tmpfs, "/dev")
+    };
+    let all = [root(), m];
+    let planned = |context| {
+        let caller = Caller {
+            root: None,
+            external: &[],
+            external_sharing: false,
+            enable_fs: &[],
+            skip: &[],
+            context,
+            archive: &|_| None,
+            cgroup: &str::to_owned,
+        };
+        let tree = Tree::from_entries(&all).expect("a tree");
+        text(&plan(&tree, caller).expect("a plan"))
+    };
+    let own = planned(None);
+    assert!(
+        own.contains("container_file_t:s0:c82,c137") && own.contains("755"),
+        "{own}"
+    );
+    let given = planned(Some("u:r:t:s0:c1,c2"));
+    assert!(
+        given.contains("u:r:t:s0:c1,c2") && !given.contains("container_file_t"),
+        "{given}"
+    );
 }

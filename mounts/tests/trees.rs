@@ -146,6 +146,7 @@ fn planned(
         external_sharing: false,
         enable_fs: &[],
         skip: &[],
+        context: None,
         archive: &archive,
         cgroup: &str::to_owned,
     };

@@ -3,9 +3,9 @@
 //! What belongs to the container is in the image; what belongs to the caller comes from the bundle: the root directory, mounts
 //! and devices from outside, namespaces given by path, control groups, the terminal, hooks.
 use crate::hooks::{Container, Hooks};
-use oci_spec::runtime::{Hook, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Hook, LinuxIdMapping, LinuxNamespaceType, Spec};
 use serde::Deserialize;
-use stasis_engine::options::CgroupMode;
+use stasis_engine::options::{CgroupMode, IdMap};
 use stasis_engine::{Blame, Error, Options, Result};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -115,6 +115,30 @@ impl Bundle {
             .collect()
     }
 
+    /// Namespaces that the container must have of its own. Clocks and views of control groups confine nobody, and older images
+    /// do not have them.
+    fn own(&self) -> Vec<String> {
+        let linux = self.spec.linux().as_ref();
+        let all = linux.and_then(|l| l.namespaces().as_ref());
+        all.into_iter()
+            .flatten()
+            .filter(|n| n.path().is_none())
+            .map(|n| ns_name(n.typ()))
+            .filter(|n| !matches!(*n, "time" | "cgroup"))
+            .map(Into::into)
+            .collect()
+    }
+    /// Maps of users and groups, where the container has a user namespace of its own.
+    fn id_maps(&self) -> Option<(IdMap, IdMap)> {
+        let linux = self.spec.linux().as_ref()?;
+        let rows = |map: &Option<Vec<LinuxIdMapping>>| -> IdMap {
+            let row = |m: &LinuxIdMapping| (m.container_id(), m.host_id(), m.size());
+            map.iter().flatten().map(row).collect()
+        };
+        let maps = (rows(linux.uid_mappings()), rows(linux.gid_mappings()));
+        (self.own().iter().any(|n| n == "user") && !maps.0.is_empty()).then_some(maps)
+    }
+
     /// Fills the options of a dump of this bundle's container.
     ///
     /// # Errors
@@ -163,21 +187,17 @@ impl Bundle {
         for (sort, path) in self.named() {
             o.namespaces.join.push((ns_name(sort).into(), path));
         }
+        o.namespaces.required = self.own();
+        o.namespaces.id_maps = self.id_maps();
         o.namespaces.seccomp = crate::profile::of(&self.spec)?;
         o.orphan_pts_master = self.has_terminal();
         o.cgroups.mode = CgroupMode::Soft;
         let linux = self.spec.linux().as_ref();
         let group = match linux.and_then(|l| l.cgroups_path().clone()) {
-            Some(p) if p.to_string_lossy().contains(':') => {
-                return Err(Error::new(
-                    "E7051",
-                    Blame::Caller,
-                    format!("control group {} of the bundle", p.display()),
-                )
-                .why("it is systemd's form, and systemd is not asked for groups by this version")
-                .advice("name a path in linux.cgroupsPath, or restore by the runtime"));
-            }
-            Some(p) => Path::new("/").join(p),
+            Some(p) => match p.to_string_lossy().split(':').collect::<Vec<_>>()[..] {
+                [slice, prefix, name] => scope(slice, prefix, name)?,
+                _ => Path::new("/").join(p),
+            },
             None => Path::new("/").join(id),
         };
         o.cgroups.roots.push((None, group.display().to_string()));
@@ -240,6 +260,46 @@ fn ns_name(sort: LinuxNamespaceType) -> &'static str {
         LinuxNamespaceType::Network => "net",
         LinuxNamespaceType::Time => "time",
     }
+}
+
+/// The control group of systemd's form `SLICE:PREFIX:NAME`, where systemd has it: a slice lies in the slice that its name
+/// without the last dash names (systemd.slice(5)). Systemd is not asked: it does not know of the group.
+fn scope(slice: &str, prefix: &str, name: &str) -> Result<PathBuf> {
+    let slice = if slice.is_empty() {
+        "system.slice"
+    } else {
+        slice
+    };
+    let unit = match prefix {
+        _ if name.ends_with(".slice") => name.to_owned(),
+        "" => format!("{name}.scope"),
+        p => format!("{p}-{name}.scope"),
+    };
+    let bad = || {
+        let what = format!("control group {slice}:{prefix}:{name} of the bundle");
+        Error::new("E7051", Blame::Caller, what)
+            .why("there is no unit of systemd's with such a name")
+            .advice("write linux.cgroupsPath as SLICE.slice:PREFIX:NAME, or as a path")
+    };
+    let plain = |s: &str| !s.is_empty() && !s.contains('/') && !matches!(s, "." | "..");
+    let stem = slice
+        .strip_suffix(".slice")
+        .filter(|s| plain(s) || *s == "-");
+    let stem = stem.filter(|_| plain(&unit)).ok_or_else(bad)?;
+    let mut group = PathBuf::from("/");
+    let mut above = String::new();
+    for part in stem.split('-').filter(|_| stem != "-") {
+        if part.is_empty() {
+            return Err(bad());
+        }
+        above = if above.is_empty() {
+            part.to_owned()
+        } else {
+            format!("{above}-{part}")
+        };
+        group.push(format!("{above}.slice"));
+    }
+    Ok(group.join(unit))
 }
 
 /// The key under which runtimes leave a namespace outside.
@@ -457,13 +517,34 @@ mod tests {
         let mut o = Options::new(dir.path());
         b.restore(&mut o, "c9").unwrap();
         assert_eq!(o.cgroups.roots, [(None, "/pods/a".into())]);
+        for (path, group) in [
+            ("system.slice:runc:c1", "/system.slice/runc-c1.scope"),
+            (":crun:c1", "/system.slice/crun-c1.scope"),
+            ("-.slice:cri:c1", "/cri-c1.scope"),
+            (
+                "kubepods-burstable-pod7.slice:cri-containerd:c1",
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod7.slice/cri-containerd-c1.scope",
+            ),
+        ] {
+            let (dir, b) = bundle(|v| v["linux"]["cgroupsPath"] = json!(path));
+            let mut o = Options::new(dir.path());
+            b.restore(&mut o, "c9").unwrap();
+            assert_eq!(o.cgroups.roots, [(None, group.into())], "{path}");
+        }
     }
 
     #[test]
     fn what_cannot_be_given_is_refused_by_name() {
-        let (dir, b) = bundle(|v| v["linux"]["cgroupsPath"] = json!("system.slice:runc:c1"));
-        let e = b.restore(&mut Options::new(dir.path()), "c1").unwrap_err();
-        assert_eq!(e.code, "E7051");
+        for path in [
+            "a.slice:..:",
+            "../x.slice:runc:c1",
+            "a--b.slice:runc:c1",
+            "system:runc:c1",
+        ] {
+            let (dir, b) = bundle(|v| v["linux"]["cgroupsPath"] = json!(path));
+            let e = b.restore(&mut Options::new(dir.path()), "c1").unwrap_err();
+            assert_eq!(e.code, "E7051", "{path}");
+        }
         let (dir, b) = bundle(|v| v["process"]["apparmorProfile"] = json!("docker-default"));
         let mut o = Options::new(dir.path());
         b.restore(&mut o, "c1").unwrap();

@@ -41,6 +41,8 @@ pub struct Worker {
     pub received: Vec<RawFd>,
     /// The notification that is answered with a failure.
     pub object_to: Option<&'static str>,
+    /// What is named when the worker asks for files outside of the tree.
+    pub external: Vec<String>,
 }
 
 impl Worker {
@@ -82,6 +84,7 @@ impl Worker {
             told: Vec::new(),
             received: Vec::new(),
             object_to: None,
+            external: Vec::new(),
         })
     }
     /// The worker's pid.
@@ -102,11 +105,17 @@ impl Worker {
             let CriuNotify { script, pid } = r.notify.context("a NOTIFY without its message")?;
             let name = script.context("a notification without a name")?;
             let good = self.object_to != Some(name.as_str());
+            let opts = (name == "query-ext-files").then(|| CriuOpts {
+                images_dir_fd: -1,
+                external: self.external.clone(),
+                ..Default::default()
+            });
             self.told.push((name, pid, fds.len()));
             self.received.extend(fds);
             self.send(&CriuReq {
                 r#type: CriuReqType::Notify as i32,
                 notify_success: Some(good),
+                opts,
                 ..Default::default()
             })?;
         }

@@ -89,7 +89,11 @@ fn what_cannot_be_served_is_answered_with_a_reason() {
             ),
             "images_dir_fd 999",
         ),
-        (request(CriuReqType::Dump, own(none())), "pid is not given"),
+        (
+            // the worker is a child of who asks
+            request(CriuReqType::Dump, own(none())),
+            "the engine itself is in that tree",
+        ),
         (
             request(
                 CriuReqType::Dump,
@@ -153,9 +157,14 @@ fn what_cannot_be_served_is_answered_with_a_reason() {
 
 /// A process of its own session, with nothing that leads outside.
 fn sleeper() -> i32 {
+    sleeper_at(Stdio::null())
+}
+
+/// The same with this standard input.
+fn sleeper_at(input: Stdio) -> i32 {
     let mut c = Command::new("/usr/bin/setsid");
     c.args(["sleep", "1000"])
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     // setsid(1) forks only if it leads a group, and here it does not
@@ -272,39 +281,272 @@ fn a_tree_is_dumped_and_restored_as_a_child_of_the_runtime() {
     }
 }
 
+fn log(dir: &Path, name: &str) -> String {
+    std::fs::read_to_string(dir.join(name)).unwrap_or_default()
+}
+
+/// What the caller names only when the tree is frozen stays outside, and comes back from the caller.
+#[test]
+fn the_answer_to_a_question_names_files_outside() {
+    use std::os::unix::fs::MetadataExt;
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = File::open(tmp.path()).unwrap();
+    let [old, new] = ["old", "new"].map(|n| File::create_new(tmp.path().join(n)).unwrap());
+    let pid = sleeper_at(old.try_clone().unwrap().into());
+    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/0")).unwrap();
+    let mount: u32 = info
+        .lines()
+        .find_map(|l| l.strip_prefix("mnt_id:"))
+        .and_then(|n| n.trim().parse().ok())
+        .unwrap();
+    let key = format!("file[{mount:x}:{:x}]", old.metadata().unwrap().ino());
+    for (named, good) in [("bogus", false), (key.as_str(), true)] {
+        let mut w = worker(Manner::Runc);
+        w.external = vec![named.into()];
+        let dump = CriuOpts {
+            pid: Some(pid),
+            ..options(&dir, "dump.log")
+        };
+        let r = w.ask(&request(CriuReqType::Dump, Some(dump))).unwrap();
+        assert_eq!(r.success, good, "{r:?}\n{}", log(tmp.path(), "dump.log"));
+        if !good {
+            assert!(r.cr_errmsg.unwrap().contains("names bogus"));
+        }
+    }
+    gone(pid);
+    let restore = |inherit_fd| {
+        let stdio = [
+            new.try_clone().unwrap().into(),
+            Stdio::null(),
+            Stdio::null(),
+        ];
+        let mut w =
+            Worker::start(&Engine::under_test().unwrap(), Manner::GoCriu, Some(stdio)).unwrap();
+        let opts = CriuOpts {
+            rst_sibling: Some(true),
+            inherit_fd,
+            ..options(&dir, "restore.log")
+        };
+        w.ask(&request(CriuReqType::Restore, Some(opts))).unwrap()
+    };
+    let r = restore(Vec::new());
+    assert!(!r.success && r.cr_errmsg.unwrap().contains(&key));
+    let r = restore(vec![InheritFd { key, fd: 0 }]);
+    assert!(r.success, "{r:?}\n{}", log(tmp.path(), "restore.log"));
+    let link = std::fs::read_link(format!("/proc/{pid}/fd/0")).unwrap();
+    nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+    gone(pid);
+    assert_eq!(link, tmp.path().join("new"));
+}
+
+/// Pages go to a server that was asked for over another connection, and which another request waits for.
+#[test]
+fn page_servers_are_started_by_requests() {
+    use stasis_proto::pb::CriuPageServerInfo;
+    for t in [CriuReqType::PageServer, CriuReqType::PageServerChld] {
+        let tmp = tempfile::tempdir().unwrap();
+        let [here, there] = ["here", "there"].map(|n| {
+            std::fs::create_dir(tmp.path().join(n)).unwrap();
+            File::open(tmp.path().join(n)).unwrap()
+        });
+        let mut server = worker(Manner::GoCriu);
+        let mut q = request(t, Some(options(&there, "server.log")));
+        q.keep_open = Some(true);
+        let r = server.ask(&q).unwrap();
+        let told = || log(&tmp.path().join("there"), "server.log");
+        assert!(r.success, "{r:?}\n{}", told());
+        assert_eq!(r.r#type(), CriuReqType::PageServer);
+        let (pid, port) = r.ps.map(|p| (p.pid(), p.port())).unwrap();
+        assert!(pid > 0 && port > 0);
+        let tree = sleeper();
+        let dump = CriuOpts {
+            pid: Some(tree),
+            ps: Some(CriuPageServerInfo {
+                address: Some("127.0.0.1".into()),
+                port: Some(port),
+                ..Default::default()
+            }),
+            ..options(&here, "dump.log")
+        };
+        let mut w = worker(Manner::GoCriu);
+        let r = w.ask(&request(CriuReqType::Dump, Some(dump))).unwrap();
+        assert!(r.success, "{r:?}\n{}", told());
+        gone(tree);
+        if t == CriuReqType::PageServerChld {
+            let mut q = request(CriuReqType::WaitPid, None);
+            q.pid = Some(pid as u32);
+            let r = server.ask(&q).unwrap();
+            assert_eq!((r.success, r.status), (true, Some(0)), "{r:?}\n{}", told());
+        }
+        let _ = server.end().unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while Path::new(&format!("/proc/{pid}/fd/0")).exists() {
+            assert!(std::time::Instant::now() < until, "it goes on: {}", told());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        for e in std::fs::read_dir(tmp.path().join("there")).unwrap() {
+            let e = e.unwrap();
+            if e.file_name().to_string_lossy().starts_with("page") {
+                std::fs::rename(e.path(), tmp.path().join("here").join(e.file_name())).unwrap();
+            }
+        }
+        let mut w = worker(Manner::GoCriu);
+        let restore = CriuOpts {
+            rst_sibling: Some(true),
+            ..options(&here, "restore.log")
+        };
+        let r = w
+            .ask(&request(CriuReqType::Restore, Some(restore)))
+            .unwrap();
+        assert!(
+            r.success,
+            "{r:?}\n{}",
+            log(&tmp.path().join("here"), "restore.log")
+        );
+        nix::sys::signal::kill(Pid::from_raw(tree), nix::sys::signal::SIGKILL).unwrap();
+        gone(tree);
+    }
+}
+
+/// Two answers for one question: after the dump, if the caller runs on, and after each restore.
+#[test]
+fn a_caller_may_ask_for_its_own_dump() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    let engine = Engine::under_test().unwrap();
+    let service = Service::start(&engine, dir);
+    let images = dir.join("images");
+    std::fs::create_dir(&images).unwrap();
+    let opts = CriuOpts {
+        images_dir_fd: -1,
+        images_dir: Some(images.display().to_string()),
+        log_level: Some(4),
+        log_file: Some("dump.log".into()),
+        ..Default::default()
+    };
+    let hex = hex(&request(CriuReqType::Dump, Some(opts)));
+    let answer = dir.join("answer");
+    let script = format!(
+        "{CLIENT} open(F, '>', $ARGV[2]) or die; print F unpack('H*', $b) or die; close F; sleep 1000"
+    );
+    let mut c = Command::new("setsid");
+    c.args(["perl", "-e", &script])
+        .arg(&service.socket)
+        .arg(hex)
+        .arg(&answer);
+    c.current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = c.spawn().unwrap();
+    let pid = child.id() as i32;
+    // the dump ends it, without an answer
+    let status = child.wait().unwrap();
+    let told = || log(&images, "dump.log");
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&status),
+        Some(9),
+        "{}",
+        told()
+    );
+    assert!(images.join("inventory.img").exists(), "{}", told());
+    assert!(!answer.exists());
+    for _ in 0..2 {
+        let out = Command::new(&engine.path)
+            .args(["criu", "restore", "-d", "-S", "-D"])
+            .arg(&images)
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let r = loop {
+            match unhex(&log(dir, "answer")) {
+                Some(r) => break r,
+                None => assert!(std::time::Instant::now() < until, "it was not told"),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        };
+        assert!(r.success && r.r#type() == CriuReqType::Dump, "{r:?}");
+        assert_eq!(r.dump.and_then(|d| d.restored), Some(true), "{r:?}");
+        nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+        gone(pid);
+        std::fs::remove_file(&answer).unwrap();
+    }
+}
+
+/// `criu service`, ended with the test.
+struct Service {
+    child: std::process::Child,
+    socket: std::path::PathBuf,
+}
+
+impl Service {
+    fn start(engine: &Engine, dir: &Path) -> Self {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+        let at = dir.join("s");
+        let child = Command::new(&engine.path)
+            .args(["criu", "service", "--address"])
+            .arg(&at)
+            .arg("-o")
+            .arg(dir.join("service.log"))
+            .spawn()
+            .unwrap();
+        let service = Self { child, socket: at };
+        let fd = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        );
+        let fd = fd.unwrap();
+        let address = UnixAddr::new(&service.socket).unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while connect(fd.as_raw_fd(), &address).is_err() {
+            assert!(std::time::Instant::now() < until, "no service");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        service
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends the request of the second argument (hexadecimal) to the socket of the first, and has the answer in `$b`.
+const CLIENT: &str = "use Socket; socket(S, AF_UNIX, SOCK_SEQPACKET, 0) or die; \
+                      connect(S, sockaddr_un($ARGV[0])) or die; send(S, pack('H*', $ARGV[1]), 0); \
+                      recv(S, $b, 8192, 0);";
+
+fn hex(r: &CriuReq) -> String {
+    let bytes = stasis_proto::prost::Message::encode_to_vec(r);
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A response; `None` as long as there is none.
+fn unhex(text: &str) -> Option<stasis_proto::pb::CriuResp> {
+    let bytes: Option<Vec<u8>> = (0..text.len() / 2)
+        .map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok())
+        .collect();
+    let bytes = bytes.filter(|b| !b.is_empty())?;
+    stasis_proto::prost::Message::decode(&bytes[..]).ok()
+}
+
 /// A service does for its callers what they may do themselves, and no more.
 #[test]
 fn a_service_has_the_rights_of_its_caller() {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
     let engine = Engine::under_test().unwrap();
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path();
     std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    let socket_path = dir.join("s");
-    let mut service = Command::new(&engine.path)
-        .args(["criu", "service", "--address"])
-        .arg(&socket_path)
-        .arg("-o")
-        .arg(dir.join("service.log"))
-        .spawn()
-        .unwrap();
-    while !socket_path.exists() {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    // root asks for itself: the same request is served
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .unwrap();
-    let address = UnixAddr::new(&socket_path).unwrap();
-    let mut tries = 0;
-    while connect(fd.as_raw_fd(), &address).is_err() && tries < 100 {
-        tries += 1;
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    let service = Service::start(&engine, dir);
     let victim = sleeper();
     let dump = request(
         CriuReqType::Dump,
@@ -317,12 +559,9 @@ fn a_service_has_the_rights_of_its_caller() {
             ..Default::default()
         }),
     );
-    let bytes = stasis_proto::prost::Message::encode_to_vec(&dump);
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    // nobody asks the same for a process of root's: a small client, as nobody
-    let client = "use Socket; socket(S, AF_UNIX, SOCK_SEQPACKET, 0) or die; \
-                  connect(S, sockaddr_un($ARGV[0])) or die; send(S, pack('H*', $ARGV[1]), 0); \
-                  recv(S, $b, 8192, 0); print unpack('H*', $b)";
+    let hex = hex(&dump);
+    // root asks for itself and is served; nobody asks the same for a process of root's: a small client, as nobody
+    let client = format!("{CLIENT} print unpack('H*', $b)");
     let ask = |user: &str| {
         let out = Command::new("setpriv")
             .args([
@@ -330,30 +569,24 @@ fn a_service_has_the_rights_of_its_caller() {
                 &format!("--regid={user}"),
                 "--clear-groups",
             ])
-            .args(["perl", "-e", client])
-            .arg(&socket_path)
+            .args(["perl", "-e", &client])
+            .arg(&service.socket)
             .arg(&hex)
             .output()
             .unwrap();
-        let text = String::from_utf8(out.stdout).unwrap();
-        let bytes: Vec<u8> = (0..text.len() / 2)
-            .map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap())
-            .collect();
-        <stasis_proto::pb::CriuResp as stasis_proto::prost::Message>::decode(&bytes[..]).unwrap()
+        unhex(&String::from_utf8(out.stdout).unwrap()).unwrap()
     };
     let refused = ask("65534");
     assert!(!refused.success, "{refused:?}");
     assert!(!dir.join("inventory.img").exists());
     for e in std::fs::read_dir(dir).unwrap().flatten() {
-        if e.path() != socket_path && e.file_name() != "service.log" {
+        if e.path() != service.socket && e.file_name() != "service.log" {
             let _ = std::fs::remove_file(e.path());
         }
     }
     let served = ask("0");
     assert!(served.success, "{served:?}");
     assert!(dir.join("inventory.img").exists());
-    service.kill().unwrap();
-    service.wait().unwrap();
     nix::sys::signal::kill(Pid::from_raw(victim), nix::sys::signal::SIGKILL).unwrap();
     gone(victim);
 }

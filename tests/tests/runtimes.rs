@@ -33,10 +33,11 @@ macro_rules! works {
     };
 }
 works!(runc_pipe runc_again_and_again runc_leave_running runc_paused runc_readonly runc_shared_cgroup_namespace runc_volume runc_many
-    runc_host_file runc_user_namespace runc_loopback runc_terminal bundle_alone bundle_seccomp crun_requests podman_checkpoint podman_leave_running podman_export podman_volume
+    runc_host_file runc_user_namespace runc_loopback runc_terminal runc_lazy runc_cgroup_modes bundle_alone bundle_seccomp crun_requests podman_checkpoint podman_leave_running podman_export podman_volume
     podman_image podman_user_namespace podman_again
-    podman_ten_times podman_file_locks podman_terminal podman_ignore podman_pre_checkpoint
+    podman_ten_times podman_file_locks podman_terminal podman_ignore podman_addresses podman_pod podman_pre_checkpoint
     podman_tcp_silent podman_tcp_busy podman_tcp_import podman_tcp_neighbours
     rootless_process rootless_runc rootless_runc_plain_dump rootless_podman rootless_podman_shared_memory rootless_podman_import
     rootless_unknown_filter
-    redis_runc redis_podman nginx_runc nginx_podman);
+    redis_runc redis_podman nginx_runc nginx_podman
+    hostile_tasks hostile_files hostile_mounts);

@@ -133,16 +133,14 @@ fn dump_here(o: &Options) -> Result<Done> {
         s.still();
     }
     let mut locked = false;
-    let written = seized
-        .and_then(|()| {
-            locked = true;
-            o.events.tell(Moment::NetworkLock)
-        })
-        .and_then(|()| tracking.take(&held))
-        .and_then(|()| {
-            let with = (freezer.as_ref(), snapshot.as_ref());
-            write(o, &dir, ready, with, &mut tracking, &mut held, &mut report)
-        });
+    let written = seized.and_then(|()| {
+        locked = true;
+        o.events.tell(Moment::NetworkLock)?;
+        tracking.take(&held)?;
+        let o = o.events.with_external(o)?;
+        let with = (freezer.as_ref(), snapshot.as_ref());
+        write(&o, &dir, ready, with, &mut tracking, &mut held, &mut report)
+    });
     let written = written.and_then(|w| {
         snapshot.as_mut().map_or(Ok(()), |s| s.ready(&dir))?;
         Ok(w)
@@ -288,6 +286,24 @@ fn exists(o: &Options) -> Result<()> {
             .advice("check the pid (as this pid namespace sees it)")
     })?;
     drop(proc);
+    // whoever stops its own parent's tree stops itself
+    let mut up = HostPid::own();
+    // an ancestor may end meanwhile, or be hidden from us
+    while let Ok(proc) = ProcDir::open(up)
+        && let Ok(stat) = proc.stat()
+        && stat.ppid.0 > 1
+    {
+        up = stat.ppid;
+        if up == root {
+            return Err(Error::new(
+                "E2001",
+                Blame::Caller,
+                format!("pid {} cannot be dumped", o.pid),
+            )
+            .why("the engine itself is in that tree")
+            .advice("start the engine outside of it: a daemon's child, or criu service"));
+        }
+    }
     Ok(())
 }
 

@@ -206,6 +206,23 @@ pub struct OldName {
     pub opens: Vec<(u32, FdRef)>,
 }
 
+/// A deleted device is made again only if the container may have it: an image alone opens no disk of the machine.
+fn device(cx: &PlanCx, ghost: u32) -> Result<()> {
+    let image = Kind::GhostFile.file_of(ghost);
+    let Some(e) = cx.dir.reader(&image)?.read::<pb::GhostFileEntry>()? else {
+        return Ok(());
+    };
+    let kind = e.mode & libc::S_IFMT;
+    let is_device = matches!(kind, libc::S_IFCHR | libc::S_IFBLK);
+    if !is_device || crate::namespaces::mnt::devices(cx.options).allow(kind, e.rdev().into()) {
+        return Ok(());
+    }
+    let number = (libc::major(e.rdev().into()), libc::minor(e.rdev().into()));
+    Err(Error::new("E5195", Blame::Image, image)
+        .why(format!("it is the device {}:{}", number.0, number.1))
+        .advice("name the device with --external mnt[NAME]:PATH if the tree may have it"))
+}
+
 /// Plans the file behind the remap, once for all entries that share it, and gives the handle through which `reg` can be
 /// opened (`Arg::FdPath`). Entries in slots of tasks are bound to their own id.
 pub(super) fn plan(
@@ -219,7 +236,10 @@ pub(super) fn plan(
     }
     let (kind, number) = super::regular::remap_of(remap);
     let from = match kind {
-        pb::RemapType::Ghost => From::Image(number),
+        pb::RemapType::Ghost => {
+            device(cx, number)?;
+            From::Image(number)
+        }
         _ => {
             let link = cx.files.get(&number).and_then(|f| f.reg.as_deref());
             let link = link.ok_or_else(|| {

@@ -130,6 +130,9 @@ fn contents(
         return out.flush().map_err(cannot);
     }
     let size = e.size.ok_or_else(|| bad("it has chunks and no size"))?;
+    if i64::try_from(size).is_err() {
+        return Err(bad("no file is as large as it says"));
+    }
     file.set_len(size).map_err(cannot)?;
     while let Some(c) = r.read::<pb::GhostChunkEntry>()? {
         if c.off

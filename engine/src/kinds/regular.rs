@@ -98,6 +98,16 @@ pub fn describe(
     Ok(id)
 }
 
+/// The error for a number that no entry has.
+pub fn no_entry(id: u32) -> Error {
+    Error::new(
+        "E5105",
+        Blame::Image,
+        format!("files.img has no entry {id}, which a mapping or a task's folder needs"),
+    )
+    .advice("dump again: the image is not complete")
+}
+
 /// Plans one more open of the file with this entry under another name, with other flags, without position, owner and check:
 /// for mappings, executables, working directories.
 ///
@@ -105,14 +115,7 @@ pub fn describe(
 /// An id without entry, or one that is neither of this kind nor a memfd.
 pub fn plan_open(cx: &mut PlanCx, id: u32, flags: u32, bind: FdRef) -> Result<()> {
     let files = cx.files;
-    let Some(e) = files.get(&id) else {
-        return Err(Error::new(
-            "E5105",
-            Blame::Image,
-            format!("files.img has no entry {id}, which a mapping or a task's folder needs"),
-        )
-        .advice("dump again: the image is not complete"));
-    };
+    let e = files.get(&id).ok_or_else(|| no_entry(id))?;
     if e.memfd.is_some() {
         return memfd::plan_open(cx, e, flags, bind);
     }

@@ -56,6 +56,8 @@ pub(super) const CLOSED: u32 = 7;
 pub(super) const LISTEN: u32 = 10;
 /// `uflags`: the entry stands for a socket outside of the tree.
 pub(super) const EXTERN: u32 = 1;
+/// `uflags`: its peer was the service that made the dump; restored, it finds that service's answer.
+pub(super) const SERVICE: u32 = 2;
 
 const IMAGE: &str = "sk-queues.img";
 
@@ -296,6 +298,7 @@ impl FileKind for UnixSk {
     fn dump(&self, seen: &Seen, id: u32, cx: &mut DumpCx) -> Result<pb::FileEntry> {
         let ino = seen.stat.st_ino as u32;
         let leave = cx.options.network.skip_in_flight;
+        let service = cx.options.network.service_socket;
         let kind = sockopts::get_int(seen.fd, libc::SOL_SOCKET, libc::SO_TYPE)?.unwrap_or(0);
         let stream = kind != libc::SOCK_DGRAM;
         let all = told(seen, cx)?;
@@ -310,6 +313,7 @@ impl FileKind for UnixSk {
         let mut ext = pb::StasisUnixEntry::default();
         let mut peer = t.peer.unwrap_or(0);
         let mut gone = t.peer == Some(0);
+        let asks = peer != 0 && service == Some(peer);
         if stream
             && gone
             && t.shutdown != 3
@@ -341,6 +345,9 @@ impl FileKind for UnixSk {
         if gone {
             ext.gone = Some(unix::name(seen.fd, true)?.unwrap_or_default());
         }
+        if asks {
+            peer = 0;
+        }
         let ready = readiness(seen.fd, libc::POLLPRI)?;
         ext.reset = (ready & libc::POLLERR != 0).then_some(true);
         if ready & libc::POLLPRI != 0 {
@@ -359,9 +366,9 @@ impl FileKind for UnixSk {
             id,
             ino,
             r#type: kind as u32,
-            state: t.state,
+            state: if asks { CLOSED } else { t.state },
             flags: seen.flags,
-            uflags: 0,
+            uflags: if asks { SERVICE } else { 0 },
             backlog: if t.state == LISTEN { t.sent } else { 0 },
             peer,
             fown: seen.fown,

@@ -7,13 +7,14 @@
 //!
 //! Long because the cases of one order of events stand together.
 use super::common::{body, settle};
-use super::unixsk::{self, CLOSED, ESTABLISHED, EXTERN, LISTEN, shown};
+use super::unixsk::{self, CLOSED, ESTABLISHED, EXTERN, LISTEN, SERVICE, shown};
 use super::unixsk_acts::{Deeds, Name, Send, To, What};
 use super::{Act, PlanCx, Stage, malformed, sockopts};
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::FdRef;
 use stasis_kernel::unix::Ucred;
 use stasis_proto::pb;
+use stasis_proto::prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -93,6 +94,25 @@ fn cred(c: Option<&pb::StasisUcred>) -> Option<Ucred> {
     })
 }
 
+/// What a service tells a task that asked for its own dump, once it is restored.
+fn restored(id_for: u32) -> Packet {
+    let told = pb::CriuResp {
+        r#type: pb::CriuReqType::Dump as i32,
+        success: true,
+        dump: Some(pb::CriuDumpResp {
+            restored: Some(true),
+        }),
+        ..Default::default()
+    };
+    let bytes = told.encode_to_vec();
+    let entry = pb::SkPacketEntry {
+        id_for,
+        length: bytes.len() as u32,
+        ..Default::default()
+    };
+    Packet { entry, bytes }
+}
+
 /// All of them, when the first is planned.
 pub(super) fn plan(entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<()> {
     body(entry, &entry.usk, "usk")?;
@@ -168,8 +188,9 @@ impl<'a> World<'a> {
             if u.name.len() > 109 {
                 return bad("the name of a unix socket is too long");
             }
-            if u.uflags != 0 {
-                return bad("its peer was CRIU's service or belongs to a plugin of CRIU");
+            let asked = u.uflags == SERVICE && u.r#type as i32 != libc::SOCK_DGRAM;
+            if u.uflags != 0 && !(asked && u.state == CLOSED) {
+                return bad("its peer belongs to a plugin of CRIU");
             }
             if u.state == LISTEN && u.name.is_empty() {
                 return bad("it listens and has no name");
@@ -194,6 +215,9 @@ impl<'a> World<'a> {
                 let p = Packet { entry: e, bytes };
                 w.packets.entry(id).or_default().push(p);
             }
+        }
+        for s in w.sks.values().filter(|s| s.u.uflags == SERVICE) {
+            w.packets.insert(s.entry.id, vec![restored(s.entry.id)]);
         }
         Ok(w)
     }
@@ -296,7 +320,9 @@ impl<'a> World<'a> {
                 }
                 what
             };
-            if s.u.state == CLOSED {
+            if s.u.uflags == SERVICE {
+                self.orphan(cx, ino);
+            } else if s.u.state == CLOSED {
                 self.deed(cx, None, single(), "a socket");
             } else if peer == 0 {
                 self.orphan(cx, ino);

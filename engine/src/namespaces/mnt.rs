@@ -176,10 +176,22 @@ pub fn plan(o: &Options, dir: &ImageDir, ids: &[u32]) -> Result<Plan> {
         external_sharing: o.mounts.external_sharing,
         enable_fs: &o.mounts.enable_fs,
         skip: &o.mounts.skip,
+        context: o.mounts.context.as_deref(),
         archive: &archive,
         cgroup: &str::to_owned,
     };
     Ok(stasis_mounts::plan(&tree, caller)?)
+}
+
+/// The devices that may be made because an image says so.
+pub fn devices(o: &Options) -> archive::Devices {
+    // whoever gives the file system on a disk does not give the disk
+    let given = o
+        .mounts
+        .external
+        .iter()
+        .filter(|e| !e.0.starts_with("dev["));
+    archive::Devices::of(given.map(|e| e.1.as_str()))
 }
 
 /// Opens what the caller gave, where the caller's paths mean something. The rest of the plan needs it in `host`.
@@ -202,7 +214,7 @@ pub fn build(
     space: usize,
     host: &mut Host,
 ) -> Result<()> {
-    let devices = archive::Devices::of(o.mounts.external.iter().map(|e| e.1.as_str()));
+    let devices = devices(o);
     perform(dir, plan.of_space(space).0, host, &devices)
 }
 

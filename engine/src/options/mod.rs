@@ -8,7 +8,7 @@ mod network;
 pub use cgroups::{CgroupMode, CgroupOptions};
 pub use memory::MemoryOptions;
 pub use mounts::MountOptions;
-pub use namespaces::NamespaceOptions;
+pub use namespaces::{IdMap, NamespaceOptions};
 pub use network::{NetworkLock, NetworkOptions, ReadyLock};
 
 use crate::archive::Place;

@@ -7,7 +7,8 @@ pub struct MountOptions {
     /// `--root`: at dump where the caller sees the tree's root, at restore what becomes it.
     pub root: Option<PathBuf>,
     /// External mounts (`--external mnt[KEY]:VAL`, RPC `ext_mnt`). Dump: mountpoint inside the container, and the name stored
-    /// in the image. Restore: the stored name, and what the caller binds there.
+    /// in the image. Restore: the stored name, and what the caller binds there. A disk's file system: `dev[MAJOR/MINOR]` and its
+    /// name; at restore `dev[NAME]` and the disk's path.
     pub external: Vec<(String, String)>,
     /// `--external mnt[]{:ms}`: every mount that leads outside is external; with `m` masters, with `s` sharing too.
     pub auto_external: bool,

@@ -19,6 +19,8 @@ pub struct NamespaceOptions {
     pub inherit: Vec<(String, RawFd)>,
     /// All other `--external` values, as they are (`tty[...]`, `file[...]`, `dev[...]:...`).
     pub other: Vec<String>,
+    /// Sorts of namespaces, as in /proc/PID/ns, that a restored tree must have of its own or by `join`.
+    pub required: Vec<String>,
     /// Maps of users and of groups that the tree's user namespace must have (OCI `uidMappings`, `gidMappings`). `None`: those of the image, as far as the kernel lets the restorer give them.
     pub id_maps: Option<(IdMap, IdMap)>,
     /// What the runtime installs as the container's seccomp filter (raw `struct sock_filter`s). Used at dump where the kernel does

@@ -47,6 +47,9 @@ pub struct NetworkOptions {
     pub external_unix: bool,
     /// `--ext-unix-sk INO`, `--external unix[INO]`: these may.
     pub external_unix_inodes: Vec<u64>,
+    /// Inode number of the engine's socket to a task of the tree, which asked for its own dump: restored, that task finds an
+    /// answer there.
+    pub service_socket: Option<u32>,
     /// `--network-lock`.
     pub lock: NetworkLock,
     /// `--external veth[IN]:OUT@BRIDGE`, `--veth-pair IN=OUT`, RPC `veths`: name inside, name outside, bridge.

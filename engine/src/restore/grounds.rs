@@ -69,6 +69,7 @@ impl Grounds {
                 None => g.fresh.push((*ns, *id)),
             }
         }
+        g.confine(o)?;
         let root = &images.tasks[0].entry;
         if g.makes(Ns::Pid) && root.pid != 1 {
             return Err(Error::new(
@@ -102,6 +103,33 @@ impl Grounds {
                 .collect();
         }
         Ok(g)
+    }
+    /// An image does not choose to live outside of the namespaces that the caller has for it: a tree for which a root is given has
+    /// mounts of its own, or it would run on the machine's.
+    fn confine(&self, o: &Options) -> Result<()> {
+        let asked = o.namespaces.required.iter().filter_map(|n| Ns::by_name(n));
+        let rooted = o.mounts.root.as_ref().filter(|r| r.as_os_str() != "/");
+        for ns in asked.chain(rooted.map(|_| Ns::Mnt)) {
+            if !self.has(ns) {
+                return Err(Error::new(
+                    "E5855",
+                    Blame::Image,
+                    format!("the tree has no {} namespace of its own", ns.name()),
+                )
+                .why("the caller has one for it: it would run in the machine's instead")
+                .advice("restore what was dumped from such a container, or leave --root out for a tree that is none"));
+            }
+        }
+        if o.namespaces.id_maps.is_some() && !self.has(Ns::User) {
+            return Err(Error::new(
+                "E6462",
+                Blame::Image,
+                "the maps of the container's user namespace",
+            )
+            .why("the caller gives some, and the tree of the image has no user namespace: its users would be the machine's")
+            .advice("restore with the bundle the container was made from"));
+        }
+        Ok(())
     }
     /// What becomes of supplementary groups there.
     ///

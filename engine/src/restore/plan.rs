@@ -91,6 +91,17 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
+/// Root and working directories of all tasks.
+fn directories(images: &Images) -> Result<Vec<FdRef>> {
+    let alive = images.tasks.iter().filter(|t| !t.is_zombie());
+    let ids = alive.flat_map(|t| [t.fs.root_id, t.fs.cwd_id]);
+    ids.map(|id| match images.files.contains_key(&id) {
+        true => Ok(FdRef(id)),
+        false => Err(kinds::regular::no_entry(id)),
+    })
+    .collect()
+}
+
 /// Makes the plan.
 pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     let holders = holders(images);
@@ -136,12 +147,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         grounds,
         cgroups: crate::cgroups::plan(&o.cgroups, dir, images)?,
         mounts: cx.mounts.clone(),
-        directories: images
-            .tasks
-            .iter()
-            .filter(|t| !t.is_zombie())
-            .flat_map(|t| [FdRef(t.fs.root_id), FdRef(t.fs.cwd_id)])
-            .collect(),
+        directories: directories(images)?,
         given: Vec::new(),
         orphans: Vec::new(),
         helper_slots: Vec::new(),

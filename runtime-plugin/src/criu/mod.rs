@@ -133,6 +133,8 @@ pub fn main(args: &[String]) -> ExitCode {
             return usage(&format!("'{word}' is no option and no command"));
         }
         ["page-server"] => page_server::run,
+        ["page-server-daemon"] => page_server::daemon,
+        ["page-server-child"] => page_server::child,
         ["lazy-pages"] => lazy_pages::run,
         [verb, ..] => return usage(&format!("unknown command {verb}")),
     };

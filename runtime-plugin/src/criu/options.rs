@@ -50,26 +50,13 @@ const fn opt(long: &'static str, short: Option<char>, takes: Takes, fate: Fate) 
 use Fate::{Harmless, Honoured, Refused};
 use Takes::{Maybe, Nothing, Value};
 
-const EXTERNAL: Fate = Refused(
-    "external resources are not in this version; leave the option out: what cannot be carried is then named",
-);
 const REMOTE: Fate = Refused(
     "encrypted connections and pages that stay at a page server are not in this version; use --page-server in a trusted network, or stasis restore --lazy",
 );
-const LSM: Fate = Refused("contexts of mounts are not replaced in this version; leave it out");
 
-/// The sorts of `--external`: each is turned on by its own line.
-pub static EXTERNALS: &[(&str, Fate)] = &[
-    ("mnt", Honoured),
-    ("net", Honoured),
-    ("pid", Honoured),
-    ("unix", Honoured),
-    ("veth", Honoured),
-    ("macvlan", Honoured),
-    ("netdev", Honoured),
-    ("tty", Honoured),
-    ("file", Honoured),
-    ("dev", EXTERNAL),
+/// The sorts of `--external`.
+pub static EXTERNALS: &[&str] = &[
+    "mnt", "net", "pid", "unix", "veth", "macvlan", "netdev", "tty", "file", "dev",
 ];
 
 /// All options, in the order of the manual.
@@ -133,7 +120,7 @@ pub static OPTIONS: &[Opt] = &[
     opt("freeze-cgroup", None, Value, Honoured),
     opt("cpu-cap", None, Maybe, Honoured),
     opt("lsm-profile", None, Value, Honoured),
-    opt("lsm-mount-context", None, Value, LSM),
+    opt("lsm-mount-context", None, Value, Honoured),
     opt("network-lock", None, Value, Honoured),
     opt("evasive-devices", None, Nothing, Honoured),
     opt("file-locks", Some('l'), Nothing, Honoured),

@@ -1,11 +1,17 @@
 //! `criu page-server`: takes the pages of one dump from a connection.
 use super::background::wait_there;
 use super::settings::Settings;
+use nix::sys::socket::{getsockopt, sockopt};
 use stasis_engine::{Blame, Error, Result};
 use stasis_proto::ImageDir;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+/// What happens where it listens.
+const WAITING: &str = "waiting for pages";
 
 fn host(what: String, e: impl std::fmt::Display) -> Error {
     Error::new("E7022", Blame::Host, what)
@@ -18,23 +24,29 @@ fn host(what: String, e: impl std::fmt::Display) -> Error {
 /// # Errors
 /// The port is taken; the connection is lost; the folder cannot be written.
 pub fn run(s: &Settings, _: &[String]) -> Result<ExitCode> {
-    let dir = ImageDir::open(&s.options.images)?;
-    let parent = s.options.memory.parent.as_deref();
-    let dir = match parent {
-        Some(p) => {
-            let dir = dir.with_parents(Some(p))?;
-            dir.link_parent(p)?;
-            dir
-        }
-        None => dir.with_parents(None)?,
-    };
+    let dir = folder(s)?;
     let connection = match s.ps_socket {
         Some(fd) => stasis_engine::inherited::descriptor(fd)?,
         None => listen(s)?,
     };
-    let pages = stasis_engine::remote::receive(connection, &dir)?;
+    receive(&dir, connection)
+}
+
+fn receive(dir: &ImageDir, connection: OwnedFd) -> Result<ExitCode> {
+    let pages = stasis_engine::remote::receive(connection, dir)?;
     tracing::info!("received {pages} pages");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The folder that the pages go to, with the folder before, if there is one.
+fn folder(s: &Settings) -> Result<ImageDir> {
+    let dir = ImageDir::open(&s.options.images)?;
+    let Some(parent) = s.options.memory.parent.as_deref() else {
+        return Ok(dir.with_parents(None)?);
+    };
+    let dir = dir.with_parents(Some(parent))?;
+    dir.link_parent(parent)?;
+    Ok(dir)
 }
 
 /// Listens at `--address` and `--port`; `what` happens there, as the log says it.
@@ -50,12 +62,102 @@ pub fn bind(s: &Settings, what: &str) -> Result<TcpListener> {
     Ok(socket)
 }
 
-fn listen(s: &Settings) -> Result<OwnedFd> {
-    let socket = bind(s, "waiting for pages")?;
-    wait_there(s)?;
+fn accept(socket: &TcpListener) -> Result<OwnedFd> {
     let (c, from) = socket
         .accept()
         .map_err(|e| host("cannot take the connection".into(), e))?;
     tracing::info!("pages come from {from}");
     Ok(c.into())
+}
+
+fn listen(s: &Settings) -> Result<OwnedFd> {
+    let socket = bind(s, WAITING)?;
+    wait_there(s)?;
+    accept(&socket)
+}
+
+// ---- for a caller by RPC
+
+/// How a page server that a request asks for lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// In a session of its own, after the worker.
+    Daemon,
+    /// As the worker's child, which a request WAIT_PID waits for.
+    Child,
+}
+
+/// Starts a page server of a request: its process, and its port (0 for a connection that was handed over). It listens already.
+///
+/// # Errors
+/// The port is taken, the folder does not exist, no process can be started.
+pub fn start(s: &Settings, manner: Manner) -> Result<(i32, u16)> {
+    // what is wrong with the folder is said now
+    folder(s)?;
+    let (socket, port) = match s.ps_socket {
+        Some(fd) => (stasis_engine::inherited::descriptor(fd)?, 0),
+        None => {
+            let socket = bind(s, WAITING)?;
+            let at = socket.local_addr();
+            let port = at.map_err(|e| host("no port".into(), e))?.port();
+            (socket.into(), port)
+        }
+    };
+    let log = s
+        .work_dir()
+        .join(s.log.as_deref().unwrap_or(Path::new("-")));
+    let log = match &s.log {
+        None => Stdio::inherit(),
+        Some(_) => std::fs::OpenOptions::new()
+            .append(true)
+            .open(&log)
+            .map_err(|e| host(format!("log file {}", log.display()), e))?
+            .into(),
+    };
+    let mut c = Command::new("/proc/self/exe");
+    c.arg0("criu")
+        .arg(match manner {
+            Manner::Daemon => "page-server-daemon",
+            Manner::Child => "page-server-child",
+        })
+        .args(["--no-default-config", "-D", "."])
+        .arg(format!("-v{}", s.verbosity))
+        .env_remove("CRIU_CONFIG_FILE")
+        // a folder of the peer's is a descriptor of ours, and paths are relative to it
+        .current_dir(&s.options.images)
+        .stdin(socket)
+        .stdout(Stdio::null())
+        .stderr(log);
+    if let Some(p) = &s.options.memory.parent {
+        c.arg("--prev-images-dir").arg(p);
+    }
+    let child = c
+        .spawn()
+        .map_err(|e| host("cannot start a page server".into(), e))?;
+    Ok((child.id() as i32, port))
+}
+
+/// `criu page-server-daemon`: only [`start`] starts it, with its socket as standard input.
+///
+/// # Errors
+/// As for [`run`].
+pub fn daemon(s: &Settings, words: &[String]) -> Result<ExitCode> {
+    nix::unistd::setsid().map_err(|e| host("no session of its own".into(), e))?;
+    child(s, words)
+}
+
+/// `criu page-server-child`: the same for one that is waited for.
+///
+/// # Errors
+/// As for [`run`].
+pub fn child(s: &Settings, _: &[String]) -> Result<ExitCode> {
+    let dir = folder(s)?;
+    let socket = stasis_engine::inherited::descriptor(0)?;
+    let listens = getsockopt(&socket, sockopt::AcceptConn)
+        .map_err(|e| host("standard input is no socket".into(), e))?;
+    let connection = match listens {
+        true => accept(&socket.into())?,
+        false => socket,
+    };
+    receive(&dir, connection)
 }

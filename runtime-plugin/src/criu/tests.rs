@@ -315,8 +315,8 @@ fn book() -> String {
         let short = o.short.map_or(String::new(), |c| format!("`-{c}`, "));
         let mut rows = format!("| {short}`--{}` | {} |\n", o.long, fate(o.fate));
         if o.long == "external" {
-            for (kind, f) in EXTERNALS {
-                rows += &format!("| `--external {kind}[...]` | {} |\n", fate(*f));
+            for kind in EXTERNALS {
+                rows += &format!("| `--external {kind}[...]` | {} |\n", fate(o.fate));
             }
         }
         rows

@@ -4,6 +4,7 @@
 //! its own below which the runtimes make theirs. Nothing outside of the scenario's folder is changed, and everything ends with
 //! the pid namespace. The engine is ours, or what `STASIS_ENGINE` names: the same scenarios then tell what CRIU does.
 
+pub mod hostile;
 pub mod podman;
 pub mod rootless;
 pub mod runc;
@@ -54,6 +55,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         .chain(podman::SCENARIOS)
         .chain(rootless::SCENARIOS)
         .chain(services::SCENARIOS)
+        .chain(hostile::SCENARIOS)
 }
 
 /// What came of a scenario.

@@ -24,6 +24,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "podman_file_locks", runtime: "podman", play: file_locks },
     Scenario { name: "podman_terminal", runtime: "podman", play: terminal },
     Scenario { name: "podman_ignore", runtime: "podman", play: ignore },
+    Scenario { name: "podman_addresses", runtime: "podman", play: addresses },
+    Scenario { name: "podman_pod", runtime: "podman", play: pod },
     Scenario { name: "podman_pre_checkpoint", runtime: "podman", play: pre_checkpoint },
     Scenario { name: "podman_tcp_silent", runtime: "podman", play: tcp_silent },
     Scenario { name: "podman_tcp_busy", runtime: "podman", play: tcp_busy },
@@ -449,6 +451,117 @@ fn ignore(w: &World) -> Result<()> {
         p.run(&["rm", "-f", "-t", "0", &name])?;
     }
     Ok(())
+}
+
+/// An address and a hardware address that were asked for come back with an archive, unless they are to be ignored.
+fn addresses(w: &World) -> Result<()> {
+    const ASKED: (&str, &str) = ("10.88.0.77", "92:d0:c6:0a:29:33");
+    let p = Podman::new(w)?;
+    let tar = w.dir.join("a.tar").display().to_string();
+    let own = |name: &str| -> Result<(String, String)> {
+        let form = "{{.NetworkSettings.MacAddress}}";
+        let mac = p.run(&["inspect", "--format", form, name])?;
+        let inside = p.run(&["exec", name, "cat", "/sys/class/net/eth0/address"])?;
+        ensure!(mac == inside, "{name} has {inside}, podman says {mac}");
+        Ok((p.address(name)?, mac.trim().into()))
+    };
+    let asked = (ASKED.0.to_owned(), ASKED.1.to_owned());
+    p.run(&[
+        "run",
+        "-d",
+        "--name",
+        "c1",
+        "--ip",
+        ASKED.0,
+        "--mac-address",
+        ASKED.1,
+        "bb:1",
+        "/bin/sh",
+        "-c",
+        COUNT,
+    ])?;
+    p.counted("c1", 3)?;
+    ensure!(own("c1")? == asked, "it has {:?}", own("c1")?);
+    p.run(&[
+        "container",
+        "checkpoint",
+        "--leave-running",
+        "--export",
+        &tar,
+        "c1",
+    ])?;
+    // the first one still has both
+    p.run(&[
+        "container",
+        "restore",
+        "--import",
+        &tar,
+        "--name",
+        "c2",
+        "--ignore-static-ip",
+        "--ignore-static-mac",
+    ])?;
+    p.counted("c2", 3)?;
+    let other = own("c2")?;
+    ensure!(other.0 != asked.0 && other.1 != asked.1, "it has {other:?}");
+    p.run(&["rm", "-f", "-t", "0", "c1", "c2"])?;
+    p.run(&["container", "restore", "--import", &tar])?;
+    p.counted("c1", 3)?;
+    ensure!(own("c1")? == asked, "restored, it has {:?}", own("c1")?);
+    Ok(())
+}
+
+/// A container of a pod, which shares the network, IPC and UTS namespaces of the pod's first one: in place, and into another pod.
+fn pod(w: &World) -> Result<()> {
+    let p = Podman::new(w)?;
+    let infra = [
+        "--infra-image",
+        "bb:1",
+        "--infra-command",
+        "/bin/sleep 1000000",
+    ];
+    let create = |pod: &str| -> Result<String> {
+        // a group of the pod's own needs controllers, which not every machine has to give
+        let mut args = vec!["pod", "create", "--share-parent=false", "--name", pod];
+        args.extend(["--network", "none", "--hostname", pod]);
+        args.extend(infra);
+        Ok(p.run(&args)?.trim().to_owned())
+    };
+    let [_, second] = [create("p1")?, create("p2")?];
+    p.run(&[
+        "run", "-d", "--pod", "p1", "--name", "c1", "bb:1", "/bin/sh", "-c", COUNT,
+    ])?;
+    p.counted("c1", 5)?;
+    p.run(&["container", "checkpoint", "c1"])?;
+    let before = p.counted("c1", 5)?.len();
+    p.run(&["container", "restore", "c1"])?;
+    goes_on(&p.counted("c1", before + 3)?, &[])?;
+    ensure!(
+        p.run(&["exec", "c1", "hostname"])?.trim() == "p1",
+        "another UTS namespace"
+    );
+    let tar = w.dir.join("a.tar").display().to_string();
+    p.run(&["container", "checkpoint", "--export", &tar, "c1"])?;
+    let last = *p.counted("c1", before + 3)?.last().context("numbers")?;
+    p.run(&["rm", "-f", "c1"])?;
+    p.run(&["pod", "start", "p2"])?;
+    p.run(&[
+        "container",
+        "restore",
+        "--import",
+        &tar,
+        "--name",
+        "c2",
+        "--pod",
+        &second,
+    ])?;
+    let after = p.counted("c2", 3)?;
+    ensure!(after.contains(&(last + 1)), "{last}, then {after:?}");
+    ensure!(
+        p.run(&["exec", "c2", "hostname"])?.trim() == "p2",
+        "not the other pod's UTS namespace"
+    );
+    p.run(&["pod", "rm", "-f", "-t", "0", "p1", "p2"]).map(drop)
 }
 
 /// Memory first, while it runs; the rest builds on that.

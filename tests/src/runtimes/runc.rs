@@ -72,6 +72,16 @@ pub const SCENARIOS: &[Scenario] = &[
         play: terminal,
     },
     Scenario {
+        name: "runc_lazy",
+        runtime: "runc",
+        play: lazy,
+    },
+    Scenario {
+        name: "runc_cgroup_modes",
+        runtime: "runc",
+        play: cgroup_modes,
+    },
+    Scenario {
         name: "bundle_alone",
         runtime: "runc",
         play: bundle_alone,
@@ -89,7 +99,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Counts, a number per line.
-const COUNT: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
+pub const COUNT: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
 
 /// A bundle and what is done with it.
 pub struct Container<'a> {
@@ -165,7 +175,12 @@ impl<'a> Container<'a> {
     pub fn rootfs(&self) -> PathBuf {
         self.bundle.join("rootfs")
     }
-    fn images(&self) -> PathBuf {
+    /// The bundle's folder.
+    pub fn bundle(&self) -> PathBuf {
+        self.bundle.clone()
+    }
+    /// The folder of the last checkpoint.
+    pub fn images(&self) -> PathBuf {
         self.world.dir.join(format!("img-{}", self.rounds.get()))
     }
     /// Checkpoints it into a new folder.
@@ -580,6 +595,94 @@ fn bundle_seccomp(w: &World) -> Result<()> {
     );
     let pid = nix::unistd::Pid::from_raw(pid.parse()?);
     nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL)?;
+    Ok(())
+}
+
+/// Memory stays with the frozen container until the other one asks for it; only then does `runc checkpoint` end.
+fn lazy(w: &World) -> Result<()> {
+    const PORT: &str = "27000";
+    let c = Container::new(w, COUNT, |_| {})?;
+    let (out, heard) = Heard::pipe()?;
+    c.start(out)?;
+    heard.wait_numbers(5)?;
+    let (img, work) = (w.dir.join("img"), w.dir.join("work"));
+    fs::create_dir(&work)?;
+    let folders = |c: &mut Command| {
+        c.arg("--image-path")
+            .arg(&img)
+            .arg("--work-path")
+            .arg(&work);
+    };
+    let mut dump = c.runc();
+    dump.args(["checkpoint", "--lazy-pages", "--status-fd", "1"])
+        .args(["--page-server", &format!("127.0.0.1:{PORT}")]);
+    folders(&mut dump);
+    let (ready, told) = Heard::pipe()?;
+    let mut dump = dump
+        .arg("c1")
+        .stdin(Stdio::null())
+        .stdout(ready)
+        .stderr(File::create(w.dir.join("checkpoint.txt"))?)
+        .spawn()?;
+    told.wait_text("\0")
+        .with_context(|| fs::read_to_string(w.dir.join("checkpoint.txt")).unwrap_or_default())?;
+    let before = heard.numbers();
+    let mut daemon = Command::new("criu");
+    daemon
+        .args(["lazy-pages", "--page-server", "--address", "127.0.0.1"])
+        .args(["--port", PORT, "-o", "restore.log", "-v4", "-D"])
+        .arg(&img)
+        .arg("-W")
+        .arg(&work);
+    let mut daemon = daemon.stdin(Stdio::null()).spawn()?;
+    wait("the daemon", || {
+        Ok(work.join("lazy-pages.socket").exists().then_some(()))
+    })?;
+    let (out, next) = Heard::pipe()?;
+    let mut restore = c.runc();
+    restore.args(["restore", "-d", "--lazy-pages"]);
+    folders(&mut restore);
+    let status = restore
+        .arg("c2")
+        .stdin(Stdio::null())
+        .stdout(out.try_clone()?)
+        .stderr(out)
+        .status()?;
+    ensure!(status.success(), "restore: {status}: {}", next.text());
+    goes_on(&before, &next.wait_numbers(3)?)?;
+    for (what, child) in [("the daemon", &mut daemon), ("runc checkpoint", &mut dump)] {
+        let status = wait(what, || Ok(child.try_wait()?))?;
+        ensure!(status.success(), "{what}: {status}");
+    }
+    w.run(c.runc().args(["delete", "-f", "c2"])).map(drop)
+}
+
+/// Whatever the mode: the container is where runc put it, and no group is left when it is gone.
+fn cgroup_modes(w: &World) -> Result<()> {
+    for mode in ["soft", "full", "strict"] {
+        let place = w.dir.join(mode);
+        fs::create_dir(&place)?;
+        let w = World::new(&place)?;
+        let c = Container::new(&w, COUNT, |_| {})?;
+        let (out, heard) = Heard::pipe()?;
+        c.start(out)?;
+        heard.wait_numbers(3)?;
+        let dump = ["--manage-cgroups-mode", mode];
+        c.checkpoint(&dump).with_context(|| mode.to_owned())?;
+        let before = heard.numbers();
+        let (out, next) = Heard::pipe()?;
+        c.restore(out, &dump)
+            .with_context(|| format!("{mode}: {}", next.text()))?;
+        goes_on(&before, &next.wait_numbers(3)?)?;
+        let state: Value = serde_json::from_str(&w.run(c.runc().args(["state", "c1"]))?)?;
+        let group = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"]))?;
+        ensure!(group.trim().ends_with("/c1"), "{mode}: it is in {group}");
+        c.delete()?;
+        ensure!(
+            !PathBuf::from("/sys/fs/cgroup/c1").exists(),
+            "{mode}: a group is left"
+        );
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockaddrLike, getsockname, getsockopt, recv, sendmsg,
     sockopt,
 };
+use nix::sys::stat::fstat;
 use stasis_proto::pb::{CriuReq, CriuReqType, CriuResp};
 use stasis_proto::prost::Message;
 use stasis_proto::wire;
@@ -70,6 +71,14 @@ impl Connection {
             gid: cred.gid(),
         };
         Ok(Self { fd, peer })
+    }
+    /// The inode number of our end.
+    ///
+    /// # Errors
+    /// The socket cannot be looked at.
+    pub fn inode(&self) -> Result<u32> {
+        let st = fstat(&self.fd).map_err(|e| format!("the socket to the caller: {e}"))?;
+        u32::try_from(st.st_ino).map_err(|e| format!("the socket to the caller: {e}"))
     }
     /// The next request; `None` when the other end was closed.
     ///

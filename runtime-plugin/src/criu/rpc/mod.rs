@@ -11,6 +11,7 @@ mod tests;
 mod watch;
 
 use super::options::{Fate, by_long};
+use super::page_server::{self, Manner};
 use super::settings::Settings;
 use super::verbs;
 use crate::{cpu, figures};
@@ -20,7 +21,8 @@ use stasis_engine::check::Report;
 use stasis_engine::{Blame, Error};
 use stasis_proto::ImageDir;
 use stasis_proto::pb::{
-    CriuDumpResp, CriuFeatures, CriuReq, CriuReqType, CriuResp, CriuRestoreResp, CriuVersion,
+    CriuDumpResp, CriuFeatures, CriuPageServerInfo, CriuReq, CriuReqType, CriuResp,
+    CriuRestoreResp, CriuVersion,
 };
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -72,12 +74,18 @@ fn serve(line: &super::parse::Line, c: Connection, service: bool, start: Instant
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .respond(&done.response, None);
-        if let Err(e) = sent {
-            tracing::error!("{e}");
-            return ExitCode::FAILURE;
-        }
-        if !done.response.success {
-            return ExitCode::FAILURE;
+        match sent {
+            // done is done; who asked for its own dump has ended with it
+            Err(e) if done.response.success => {
+                tracing::info!("{e}");
+                return ExitCode::SUCCESS;
+            }
+            Err(e) => {
+                tracing::error!("{e}");
+                return ExitCode::FAILURE;
+            }
+            Ok(()) if !done.response.success => return ExitCode::FAILURE,
+            Ok(()) => {}
         }
         if let [program, words @ ..] = &done.exec[..] {
             let e = Command::new(program).args(words).exec();
@@ -91,6 +99,7 @@ fn serve(line: &super::parse::Line, c: Connection, service: bool, start: Instant
                 | CriuReqType::CpuinfoDump
                 | CriuReqType::CpuinfoCheck
                 | CriuReqType::PageServer
+                | CriuReqType::PageServerChld
         );
         // after a pre-dump the next one, or the dump, may come over the same connection
         let goes_on = request.r#type() == CriuReqType::PreDump;
@@ -146,15 +155,8 @@ impl Worker<'_> {
                 self.restore(r)
             }
             Ok(CriuReqType::PreDump | CriuReqType::SinglePreDump) => self.pre_dump(r),
-            Ok(t @ (CriuReqType::PageServer | CriuReqType::PageServerChld)) => Err(Error::new(
-                "E7010",
-                Blame::Caller,
-                format!(
-                    "requests of type {} are not in this version",
-                    t.as_str_name()
-                ),
-            )
-            .advice("dump into a folder: leave the page server out")),
+            Ok(CriuReqType::PageServer) => self.page_server(r, Manner::Daemon),
+            Ok(CriuReqType::PageServerChld) => self.page_server(r, Manner::Child),
             Ok(CriuReqType::Notify) => Err(odd("NOTIFY answers a notification, and none is open")),
             Ok(CriuReqType::Empty) => Err(odd("the request has no type")),
             Err(_) => Err(odd(&format!("there are no requests of type {}", r.r#type))),
@@ -164,6 +166,8 @@ impl Worker<'_> {
             Err(e) => failure(r, &e),
         };
         response.r#type = match CriuReqType::try_from(r.r#type) {
+            // CRIU's answers have this type for both
+            Ok(CriuReqType::PageServerChld) => CriuReqType::PageServer as i32,
             Ok(t) => t as i32,
             Err(_) => CriuReqType::Empty as i32,
         };
@@ -250,18 +254,40 @@ impl Worker<'_> {
                 "inherit_fd: a service has not inherited its callers' files: use swrk".into(),
             );
         }
+        if s.ps_socket.is_some() {
+            return Err("ps.fd: a service has not inherited its callers' files: use swrk".into());
+        }
         if !s.scripts.is_empty() {
             return Err("action-script: a service runs no scripts for its callers".into());
         }
         Ok(())
     }
 
-    fn pre_dump(&self, r: &CriuReq) -> stasis_engine::Result<CriuResp> {
-        let (s, _held) = self.settle(r)?;
-        if s.options.pid == 0 {
-            return Err(Error::new("E7012", Blame::Caller, "pid is not given")
-                .advice("name the root of the tree"));
+    /// A request without a pid is for the caller itself.
+    fn or_caller(&self, s: &mut Settings) -> stasis_engine::Result<()> {
+        if s.options.pid != 0 {
+            return Ok(());
         }
+        let c = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let unknown = |why: String| {
+            Error::new("E7012", Blame::Caller, "the caller cannot be dumped itself")
+                .why(why)
+                .advice("name the root of the tree in pid")
+        };
+        if c.peer.pid <= 0 {
+            return Err(unknown("it lives in another pid namespace".into()));
+        }
+        s.options.pid = c.peer.pid;
+        s.options.network.service_socket = Some(c.inode().map_err(unknown)?);
+        Ok(())
+    }
+
+    fn pre_dump(&self, r: &CriuReq) -> stasis_engine::Result<CriuResp> {
+        let (mut s, _held) = self.settle(r)?;
+        self.or_caller(&mut s)?;
         let report = verbs::pre_dump_tree(&s)?;
         if s.display_stats {
             tracing::info!("{}", figures::dump_text(&report));
@@ -269,13 +295,24 @@ impl Worker<'_> {
         Ok(blank())
     }
 
-    fn dump(&self, r: &CriuReq) -> stasis_engine::Result<CriuResp> {
+    /// Starts a page server, which outlives this worker or is its child.
+    fn page_server(&self, r: &CriuReq, manner: Manner) -> stasis_engine::Result<CriuResp> {
         let (s, _held) = self.settle(r)?;
-        if s.options.pid == 0 {
-            return Err(Error::new("E7012", Blame::Caller, "pid is not given").advice(
-                "name the root of the tree: a process cannot ask for its own dump in this version",
-            ));
-        }
+        let (pid, port) = page_server::start(&s, manner)?;
+        tracing::info!("page server {pid} waits at port {port}");
+        Ok(CriuResp {
+            ps: Some(CriuPageServerInfo {
+                pid: Some(pid),
+                port: Some(port.into()),
+                ..Default::default()
+            }),
+            ..blank()
+        })
+    }
+
+    fn dump(&self, r: &CriuReq) -> stasis_engine::Result<CriuResp> {
+        let (mut s, _held) = self.settle(r)?;
+        self.or_caller(&mut s)?;
         let report = verbs::dump_tree(&s)?;
         if s.display_stats {
             tracing::info!("{}", figures::dump_text(&report));

@@ -1,9 +1,13 @@
 //! Moments told to a runtime over its connection (`notify_scripts`, `orphan_pts_master`).
 use super::connection::Connection;
-use stasis_engine::{Blame, Error, Moment, Result, Watcher};
-use stasis_proto::pb::{CriuNotify, CriuReqType, CriuResp};
+use crate::criu::external;
+use stasis_engine::{Blame, Error, Moment, Options, Result, Watcher};
+use stasis_proto::pb::{CriuNotify, CriuReq, CriuReqType, CriuResp};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// The question for what lies outside of a frozen tree.
+const QUERY: &str = "query-ext-files";
 
 /// A runtime that wants to be told.
 #[derive(Debug)]
@@ -24,7 +28,12 @@ impl Runtime {
             masters,
         }
     }
-    fn tell(&self, script: &str, pid: Option<i32>, with: Option<BorrowedFd<'_>>) -> Result<()> {
+    fn tell(
+        &self,
+        script: &str,
+        pid: Option<i32>,
+        with: Option<BorrowedFd<'_>>,
+    ) -> Result<CriuReq> {
         tracing::debug!("notify {script}");
         let notice = CriuResp {
             r#type: CriuReqType::Notify as i32,
@@ -39,7 +48,7 @@ impl Runtime {
             .connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let answer = c.tell(&notice, with).map_err(|why| {
+        c.tell(&notice, with).map_err(|why| {
             Error::new(
                 "E7001",
                 Blame::Caller,
@@ -47,17 +56,7 @@ impl Runtime {
             )
             .why(why)
             .advice("the runtime's own log says what went wrong there")
-        })?;
-        match answer.opts {
-            Some(o) if !o.external.is_empty() => Err(Error::new(
-                "E7002",
-                Blame::Caller,
-                format!("the answer to {script} names external files"),
-            )
-            .why(o.external.join(", "))
-            .advice("name them in the request: the tree is looked at once, when all is known")),
-            _ => Ok(()),
-        }
+        })
     }
 }
 
@@ -66,17 +65,30 @@ impl Watcher for Runtime {
         if !self.moments {
             return Ok(());
         }
-        self.tell(moment.name(), moment.pid(), None)?;
-        if moment == Moment::NetworkLock {
-            // some callers name further external files here
-            self.tell("query-ext-files", None, None)?;
-        }
-        Ok(())
+        self.tell(moment.name(), moment.pid(), None).map(drop)
     }
     fn orphan_pts_master(&self, master: BorrowedFd<'_>) -> Result<bool> {
         if self.masters {
             self.tell("orphan-pts-master", None, Some(master))?;
         }
         Ok(self.masters)
+    }
+    fn name_external(&self, o: &mut Options) -> Result<()> {
+        if !self.moments {
+            return Ok(());
+        }
+        let answer = self.tell(QUERY, None, None)?;
+        for text in answer.opts.iter().flat_map(|o| &o.external) {
+            external::take(o, text).map_err(|why| {
+                Error::new(
+                    "E7002",
+                    Blame::Caller,
+                    format!("the answer to {QUERY} names {text}"),
+                )
+                .why(why)
+                .advice("name it as --external does")
+            })?;
+        }
+        Ok(())
     }
 }
