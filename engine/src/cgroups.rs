@@ -88,17 +88,11 @@ pub fn plan(o: &CgroupOptions, dir: &ImageDir, images: &Images) -> Result<Plan> 
     let own = images.cgroups_of_dumper;
     let plan = Plan::new(entry, own, mode, &o.roots, &props(o)?)?;
     for t in &images.tasks {
-        for (_, core) in &t.threads {
-            plan.places(set_of(&t.tc, core))?;
+        for th in &t.threads {
+            plan.places(th.cg_set)?;
         }
     }
     Ok(plan)
-}
-
-/// The set of control groups of a thread; 0: it says none.
-pub fn set_of(tc: &pb::TaskCoreEntry, core: &pb::CoreEntry) -> u32 {
-    let own = core.thread_core.as_ref().and_then(|t| t.cg_set);
-    own.or(tc.cg_set).unwrap_or(0)
 }
 
 /// Groups for the tasks of a plan.

@@ -6,6 +6,7 @@
  *   threads N          N threads
  *   files N M K        N files, M pipes with three bytes in each, K socket pairs with four bytes on their way
  *   dirty N            N MiB of anonymous memory, every page different
+ *   maps N             N mappings of a page, every other one with something in it
  *
  * Writes "ready" to FILE when the state is built. At SIGTERM it checks the state, writes "ok" or what is wrong to FILE,
  * and ends. FILE is opened anew each time, so it is no part of the state.
@@ -200,6 +201,24 @@ static void files(long n, long m, long k)
 			fail("what was on its way in a socket differs");
 }
 
+static void maps(long n)
+{
+	char *m = mmap(NULL, n * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (m == MAP_FAILED)
+		fail("mmap");
+	for (long i = 0; i < n; i += 2) {
+		if (mprotect(m + i * 4096, 4096, PROT_READ | PROT_WRITE))
+			fail("mprotect");
+		*(uint64_t *)(m + i * 4096) = mark(i);
+	}
+	say("ready");
+	wait_told();
+	for (long i = 0; i < n; i += 2)
+		if (*(uint64_t *)(m + i * 4096) != mark(i))
+			fail("a mapping differs");
+}
+
 int main(int argc, char **argv)
 {
 	struct sigaction sa = { .sa_handler = on_term };
@@ -224,6 +243,8 @@ int main(int argc, char **argv)
 		threads(n);
 	} else if (!strcmp(argv[1], "files")) {
 		files(n, m, k);
+	} else if (!strcmp(argv[1], "maps")) {
+		maps(n);
 	} else if (!strcmp(argv[1], "dirty")) {
 		uint64_t *mem = fill(n * 256);
 

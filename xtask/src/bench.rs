@@ -70,6 +70,10 @@ const CASES: &[Case] = &[
         ["files", "1000", "500", "200"],
     ),
     case("1 GiB dirty anonymous", ["dirty", "1024", "0", "0"]),
+    case("10000 threads", ["threads", "10000", "0", "0"]),
+    case("1000 processes", ["tree", "1000", "0", "0"]),
+    case("50000 mappings", ["maps", "50000", "0", "0"]),
+    case("20000 files", ["files", "20000", "0", "0"]),
     case("4 GiB, tmpfs", LARGE),
     Case {
         disk: true,

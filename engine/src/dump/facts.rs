@@ -6,7 +6,7 @@ use super::snapshot::Snapshot;
 use super::task::Task;
 use crate::error::{Error, Result};
 use stasis_kernel::ids::HostPid;
-use stasis_kernel::procfs::{Limit, ProcDir, SmapsEntry, Stat, Status, Timer};
+use stasis_kernel::procfs::{Ids, Limit, ProcDir, SmapsEntry, Stat, Status, Timer};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -20,8 +20,10 @@ pub struct Facts {
     pub timers: Vec<Timer>,
     /// Inode numbers of its namespaces, by name.
     pub namespaces: Vec<(&'static str, u64)>,
-    /// status of each thread, the leader first.
-    pub threads: Vec<Status>,
+    /// status of the leader.
+    pub leader: Status,
+    /// What status tells of each thread, the leader first.
+    pub threads: Vec<OfThread>,
     /// Per thread, whether it is in its leader's control groups; empty if nobody wants to know.
     pub in_leaders_groups: Vec<bool>,
     /// Auxiliary vector.
@@ -38,6 +40,78 @@ pub struct Facts {
     pub coredump_filter: Option<u32>,
     /// What its seccomp rules do to calls of a tape.
     pub rules: Rules,
+}
+
+/// What status tells of one thread, in a few bytes: there may be tens of thousands of them.
+#[derive(Clone)]
+pub struct OfThread {
+    /// As it sees itself.
+    pub own: u32,
+    /// Name.
+    pub name: Box<[u8]>,
+    /// Pending for this thread.
+    pub sig_pnd: u64,
+    /// Seccomp.
+    pub seccomp: Seccomp,
+    /// Credentials; most threads have those of the one before.
+    pub creds: Arc<Creds>,
+}
+
+/// Whether a thread is under seccomp rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seccomp {
+    /// 0 none, 1 strict, 2 filter.
+    pub mode: u32,
+    /// Filters installed, if the kernel tells.
+    pub filters: Option<u32>,
+}
+
+impl Seccomp {
+    /// That of a thread.
+    pub fn of(st: &Status) -> Self {
+        Self {
+            mode: st.seccomp,
+            filters: st.seccomp_filters,
+        }
+    }
+}
+
+/// Credentials of a thread, but for its securebits.
+#[derive(PartialEq, Eq)]
+pub struct Creds {
+    /// User ids.
+    pub uid: Ids,
+    /// Group ids.
+    pub gid: Ids,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Inheritable, permitted, effective, bounding and ambient capabilities.
+    pub caps: [u64; 5],
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
+}
+
+impl OfThread {
+    /// `before`: the thread before it.
+    pub fn of(st: &Status, before: Option<&Self>) -> Self {
+        let creds = Creds {
+            uid: st.uid,
+            gid: st.gid,
+            groups: st.groups.clone(),
+            caps: [st.cap_inh, st.cap_prm, st.cap_eff, st.cap_bnd, st.cap_amb],
+            no_new_privs: st.no_new_privs,
+        };
+        Self {
+            own: st.ns_pid.last().copied().unwrap_or(st.pid.0) as u32,
+            name: st.name.clone().into(),
+            sig_pnd: st.sig_pnd,
+            seccomp: Seccomp::of(st),
+            creds: match before {
+                Some(b) if *b.creds == creds => b.creds.clone(),
+                _ => creds.into(),
+            },
+        }
+    }
 }
 
 /// How a task's own seccomp rules meet the calls that it plays.
@@ -61,9 +135,10 @@ fn gather(
 ) -> Result<Facts> {
     let proc = ProcDir::open(pid)?;
     let mut threads = Vec::with_capacity(others.len() + 1);
-    threads.push(leader);
+    threads.push(OfThread::of(&leader, None));
     for tid in others {
-        threads.push(proc.task_status(*tid)?);
+        let st = proc.task_status(*tid)?;
+        threads.push(OfThread::of(&st, threads.last()));
     }
     let known = match snapshot {
         Some(s) => s.mappings(pid)?,
@@ -85,6 +160,7 @@ fn gather(
         stat: proc.stat()?,
         timers: proc.timers()?,
         namespaces: proc.ns_links()?,
+        leader,
         threads,
         in_leaders_groups,
         auxv: proc.auxv()?,

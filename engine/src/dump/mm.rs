@@ -96,7 +96,7 @@ pub fn describe(
     f: &Facts,
     watch: &Watch,
 ) -> Result<(pb::MmEntry, Vec<Run>)> {
-    let (stat, st, smaps) = (&f.stat, &f.threads[0], &f.smaps);
+    let (stat, st, smaps) = (&f.stat, &f.leader, &f.smaps);
     let mut scanner = Scanner::of(&task.proc)?;
     let mut vmas: Vec<pb::VmaEntry> = Vec::with_capacity(smaps.len());
     let mut runs = Vec::new();

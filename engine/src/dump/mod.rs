@@ -34,7 +34,7 @@ use crate::phase::Phase;
 use crate::remote::Client;
 use crate::report::DumpReport;
 use backlog::{Backlog, Wrote};
-use facts::Facts;
+use facts::{Facts, Seccomp};
 use files::OpenFiles;
 pub(crate) use memory::Left;
 use memory::Sink;
@@ -489,10 +489,14 @@ fn gone(killed: &[Task]) {
 }
 
 /// While it is traced, a task's own rules do not judge the calls it plays: unless the kernel refuses that to us.
-fn suspend_seccomp(t: &Task, threads: &[Status], o: &Options) -> Result<facts::Rules> {
+fn suspend_seccomp(
+    t: &Task,
+    threads: impl IntoIterator<Item = Seccomp>,
+    o: &Options,
+) -> Result<facts::Rules> {
     use stasis_kernel::ptrace::{SUSPEND_SECCOMP, TRACESYSGOOD};
     let mut rules = facts::Rules::default();
-    if threads.iter().all(|st| st.seccomp == 0) {
+    if threads.into_iter().all(|s| s.mode == 0) {
         return Ok(rules);
     }
     for th in &t.threads {
@@ -516,7 +520,11 @@ fn suspend_seccomp(t: &Task, threads: &[Status], o: &Options) -> Result<facts::R
 ///
 /// # Errors
 /// E4013: they cannot be known.
-fn filters_of(th: &task::Thread, st: &Status, given: Option<&[u8]>) -> Result<Vec<(Vec<u8>, u64)>> {
+fn filters_of(
+    th: &task::Thread,
+    seccomp: Seccomp,
+    given: Option<&[u8]>,
+) -> Result<Vec<(Vec<u8>, u64)>> {
     // the image wants the oldest first, each naming its predecessor
     // KERNEL: get_nth_filter() (kernel/seccomp.c) numbers from the oldest, whatever ptrace(2) says
     let mut filters = Vec::new();
@@ -537,7 +545,7 @@ fn filters_of(th: &task::Thread, st: &Status, given: Option<&[u8]>) -> Result<Ve
         .why(why)
         .advice("dump as root; or as the container's owner with its config.json in the work folder or beside the images; or run it with seccomp=unconfined")
     };
-    match (given, st.seccomp_filters) {
+    match (given, seccomp.filters) {
         (Some(f), Some(1)) => Ok(vec![(f.to_vec(), 0)]),
         (Some(_), n) => Err(unknown(format!(
             "only root may, and it has {} where the runtime installed one",
@@ -759,10 +767,9 @@ impl<'a> Dumping<'a> {
         mut f: Facts,
         asked: &mut VecDeque<Begun<'t>>,
     ) -> Result<Begun<'t>> {
-        f.rules = suspend_seccomp(t, &f.threads, self.cx.options)?;
-        let st = &f.threads[0];
-        let own = |st: &Status| st.ns_pid.last().copied().unwrap_or(0) as u32;
-        let pid = self.entry(t, st, f.threads.iter().map(own).collect());
+        f.rules = suspend_seccomp(t, f.threads.iter().map(|s| s.seccomp), self.cx.options)?;
+        let st = &f.leader;
+        let pid = self.entry(t, st, f.threads.iter().map(|s| s.own).collect());
         let on = |e: Error| on_task(t, st, e);
         let known = self.places.meet(t.pid, &f.namespaces, pid).map_err(on)?;
         self.cx.namespaces = self.places.by_inode();
@@ -808,7 +815,7 @@ impl<'a> Dumping<'a> {
     }
     /// Core, mm, files of a task whose leader is on its way back.
     fn complete(&mut self, b: Begun) -> Result<()> {
-        let (t, f, pid, st) = (b.task, &b.facts, b.pid, &b.facts.threads[0]);
+        let (t, f, pid, st) = (b.task, &b.facts, b.pid, &b.facts.leader);
         let on = |e: Error| on_task(t, st, e);
         let sets = self.cgroup_sets(t, f).map_err(on)?;
         let mut some = Portraits::default();
@@ -934,11 +941,11 @@ impl<'a> Dumping<'a> {
         Ok(Portrait {
             of: thread::Portrait::of(th, st, told, xstate)?,
             process: None,
-            filter: self.seccomp(th, st, f)?,
+            filter: self.seccomp(th, st.seccomp, f)?,
             cg_set,
             ids: self.cx.ids.clone(),
             label: crate::lsm::label(self.lsm, th.tid)?,
-            tid: st.ns_pid.last().copied().unwrap_or(th.tid.0) as u32,
+            tid: st.own,
             shown: th.tid,
         })
     }
@@ -963,11 +970,11 @@ impl<'a> Dumping<'a> {
         Ok(all)
     }
     /// The index of a thread's newest filter in seccomp.img.
-    fn seccomp(&mut self, th: &task::Thread, st: &Status, f: &Facts) -> Result<Option<u32>> {
-        if st.seccomp != 2 {
+    fn seccomp(&mut self, th: &task::Thread, seccomp: Seccomp, f: &Facts) -> Result<Option<u32>> {
+        if seccomp.mode != 2 {
             return Ok(None);
         }
-        let filters = filters_of(th, st, f.rules.given.as_deref())?;
+        let filters = filters_of(th, seccomp, f.rules.given.as_deref())?;
         let mut prev = None;
         for (filter, flags) in filters {
             prev = Some(self.filter(filter, flags as u32, prev));

@@ -105,7 +105,7 @@ fn list(
         for t in held.iter_mut().filter(|t| t.zombie.is_none()) {
             let gone = |_| Error::bug("the reader of /proc has ended early");
             let mut f = facts.recv().map_err(gone)??;
-            f.rules = super::suspend_seccomp(t, &f.threads, o)?;
+            f.rules = super::suspend_seccomp(t, f.threads.iter().map(|s| s.seccomp), o)?;
             let same =
                 |l: &Listed| fds::kcmp(l.pid, t.pid, Kcmp::Vm).is_ok_and(|o| o == Ordering::Equal);
             if listed.iter().any(same) {
@@ -138,7 +138,7 @@ fn one(
         watch.protect(&mut scanner, s)?;
     }
     watch.begin()?;
-    let own = f.threads[0].ns_tgid.last().copied().unwrap_or(pid.0);
+    let own = f.leader.ns_tgid.last().copied().unwrap_or(pid.0);
     Ok(Listed {
         pid,
         own: own as u32,

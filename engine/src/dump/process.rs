@@ -1,6 +1,6 @@
 //! What a process is: credentials, signals, timers, limits, mm fields. Half of it is told from outside, half by a tape. Long because
 //! a tape and the reading of its answers must be seen side by side.
-use super::facts::{Facts, Rules};
+use super::facts::{Facts, Rules, Seccomp};
 use super::task::Task;
 use super::thread::Told;
 use crate::error::{Blame, Error, Result};
@@ -304,7 +304,7 @@ fn around<R>(
         gadgets,
         end_signal: end,
         end_is_silent: quiet,
-        guarded: guarded((th, leader.0), leader.1, &tape, gadgets, dead)?,
+        guarded: guarded((th, Seccomp::of(leader.0)), leader.1, &tape, gadgets, dead)?,
     };
     let mut e = Excursion::begin(&th.tracee, task.pid.0, away, dead)?;
     crate::kill_point();
@@ -492,7 +492,7 @@ pub fn ask<'a>(
         gadgets = Gadgets::plant(&mem, at)?;
         planted = Some((mem, at));
     }
-    let (end, end_is_silent) = end_signal(&f.threads[0]);
+    let (end, end_is_silent) = end_signal(&f.leader);
     let mut a = Asking {
         task,
         whole: match f.timers.len() {
@@ -522,7 +522,7 @@ pub fn ask<'a>(
 impl<'a> Asking<'a> {
     fn away(&self, f: &Facts, i: usize) -> Result<Away> {
         let th = &self.task.threads[i];
-        let who = (th, &f.threads[i]);
+        let who = (th, f.threads[i].seccomp);
         let guarded = guarded(who, &f.rules, &self.whole, self.gadgets, self.dead)?;
         let xstate = match i {
             0 => self.xstate.clone(),
@@ -642,7 +642,7 @@ impl<'a> Asking<'a> {
         let all = &self.task.threads;
         let mut flying = Vec::new();
         for (i, th) in all.iter().enumerate().skip(1) {
-            let who = (th, &f.threads[i]);
+            let who = (th, f.threads[i].seccomp);
             let guarded = guarded(who, &f.rules, &self.whole, self.gadgets, self.dead)?;
             if self.flies(guarded, f, i, &self.own) {
                 flying.push(i);
@@ -679,7 +679,7 @@ impl<'a> Asking<'a> {
     }
     /// Whether new mappings are locked; only tasks that have locked memory are asked.
     fn mlock_future(&self, f: &Facts, maps: &[MapsLine]) -> Result<Option<u32>> {
-        let st = &f.threads[0];
+        let st = &f.leader;
         let Some((at, tape)) = (st.vm_locked > 0 && st.seccomp == 0)
             .then(|| locks_future(maps))
             .flatten()
@@ -757,16 +757,16 @@ fn future(a: &Answers, at: u64) -> Option<u32> {
 /// # Errors
 /// They would, and are not suspended; or they cannot be known.
 fn guarded(
-    (th, st): (&super::task::Thread, &Status),
+    (th, seccomp): (&super::task::Thread, Seccomp),
     rules: &Rules,
     tape: &[Call],
     gadgets: Gadgets,
     dead: DeadStack,
 ) -> Result<bool> {
-    let harms = match st.seccomp {
+    let harms = match seccomp.mode {
         0 => false,
         2 => {
-            let filters = super::filters_of(th, st, rules.given.as_deref())?;
+            let filters = super::filters_of(th, seccomp, rules.given.as_deref())?;
             let filters: Vec<_> = filters.into_iter().map(|f| f.0).collect();
             let also = [libc::SYS_rt_sigreturn, libc::SYS_getpid].map(|n| Call::new(n, vec![]));
             // KERNEL: seccomp_data has the address behind the `syscall` instruction
@@ -872,7 +872,7 @@ fn dead_stack(task: &Task, maps: &[MapsLine]) -> Result<DeadStack> {
 
 /// The part of the leader's core entry that stands for the process.
 pub fn core(task: &Task, f: &Facts, asked: &Asked) -> Result<pb::TaskCoreEntry> {
-    let (st, stat, timers) = (&f.threads[0], &f.stat, &f.timers);
+    let (st, stat, timers) = (&f.leader, &f.stat, &f.timers);
     let rlimits = f
         .limits
         .iter()
@@ -909,8 +909,8 @@ pub fn core(task: &Task, f: &Facts, asked: &Asked) -> Result<pb::TaskCoreEntry> 
             notify_thread_id: t.to_thread.then(|| {
                 // /proc tells it as the engine's pid namespace has it
                 let at = task.threads.iter().position(|th| th.tid.0 == t.target);
-                let own = at.and_then(|i| f.threads.get(i)?.ns_pid.last());
-                own.map_or(t.target, |n| *n as _)
+                let own = at.and_then(|i| f.threads.get(i));
+                own.map_or(t.target, |th| th.own as _)
             }),
         });
     let actions = asked

@@ -13,6 +13,7 @@
 //!
 //! Long because what must be undone at each step stands beside the step.
 use super::drain::{self, Late, Listener, Space, refused};
+use super::facts::Seccomp;
 use super::memory::Sink;
 use super::mm::Run;
 use super::process::{self, GadgetCache};
@@ -24,7 +25,7 @@ use nix::errno::Errno;
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::pagemap::{Categories, PageRange, Query, Scanner};
-use stasis_kernel::procfs::{MapName, MapsLine, ProcDir, SmapsEntry, Stat, Status, VmFlags};
+use stasis_kernel::procfs::{MapName, MapsLine, ProcDir, SmapsEntry, Stat, VmFlags};
 use stasis_kernel::uffd;
 use stasis_proto::ImageDir;
 use std::cmp::Ordering;
@@ -416,13 +417,13 @@ fn make(
     let pid = t.pid;
     thread::look(&mut t.threads[..1], pid)?;
     let leader = t.proc.status()?;
-    let mut all: Vec<Status> = vec![leader];
+    let mut all = vec![Seccomp::of(&leader)];
     for th in &t.threads[1..] {
-        all.push(t.proc.task_status(th.tid)?);
+        all.push(Seccomp::of(&t.proc.task_status(th.tid)?));
     }
-    let rules = suspend_seccomp(t, &all, o)?;
+    let rules = suspend_seccomp(t, all, o)?;
     let maps = t.proc.maps()?;
-    process::userfaultfd(t, (&all[0], &rules), &maps, gadgets, device)
+    process::userfaultfd(t, (&leader, &rules), &maps, gadgets, device)
 }
 
 /// Large private memory of no file, which the kernel can protect for us.

@@ -1,8 +1,8 @@
 //! What a stopped thread is, told from outside: registers, signals, scheduling, credentials.
+use super::facts::{Creds, OfThread};
 use super::task::Thread;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::ids::{HostPid, RemotePtr};
-use stasis_kernel::procfs::Status;
 use stasis_kernel::ptrace::{Regs, RseqConfig, SudConfig};
 use stasis_kernel::{vm, xstate};
 use stasis_proto::pb;
@@ -117,13 +117,13 @@ pub struct Portrait {
     rseq: RseqConfig,
     sud: Option<SudConfig>,
     pending: Vec<[u8; 128]>,
-    status: Status,
+    status: OfThread,
     told: Told,
 }
 
 impl Portrait {
     /// Of a stopped thread that was asked.
-    pub fn of(th: &Thread, st: &Status, told: &Told, xstate: &[u8]) -> Result<Self> {
+    pub fn of(th: &Thread, st: &OfThread, told: &Told, xstate: &[u8]) -> Result<Self> {
         Ok(Self {
             tid: th.tid,
             regs: th.regs,
@@ -166,10 +166,10 @@ impl Portrait {
                 ss_flags: told.sas.1,
             }),
             pdeath_sig: (told.pdeath_sig != 0).then_some(told.pdeath_sig),
-            creds: Some(creds(st, told.secbits)),
-            seccomp_mode: (st.seccomp != 0).then_some(st.seccomp as i32),
+            creds: Some(creds(&st.creds, told.secbits)),
+            seccomp_mode: (st.seccomp.mode != 0).then_some(st.seccomp.mode as i32),
             seccomp_filter: None,
-            comm: Some(st.name.clone()),
+            comm: Some(st.name.to_vec()),
             rseq_entry: (self.rseq.abi_pointer != 0).then_some(pb::RseqEntry {
                 rseq_abi_pointer: self.rseq.abi_pointer,
                 rseq_abi_size: self.rseq.abi_size,
@@ -226,25 +226,25 @@ pub fn queue(infos: Vec<[u8; 128]>) -> pb::SignalQueueEntry {
     }
 }
 
-fn creds(st: &Status, secbits: u32) -> pb::CredsEntry {
-    let two = |c: u64| vec![c as u32, (c >> 32) as u32];
+fn creds(c: &Creds, secbits: u32) -> pb::CredsEntry {
+    let set = |i: usize| vec![c.caps[i] as u32, (c.caps[i] >> 32) as u32];
     pb::CredsEntry {
-        uid: st.uid.real,
-        euid: st.uid.effective,
-        suid: st.uid.saved,
-        fsuid: st.uid.fs,
-        gid: st.gid.real,
-        egid: st.gid.effective,
-        sgid: st.gid.saved,
-        fsgid: st.gid.fs,
-        cap_inh: two(st.cap_inh),
-        cap_prm: two(st.cap_prm),
-        cap_eff: two(st.cap_eff),
-        cap_bnd: two(st.cap_bnd),
-        cap_amb: two(st.cap_amb),
+        uid: c.uid.real,
+        euid: c.uid.effective,
+        suid: c.uid.saved,
+        fsuid: c.uid.fs,
+        gid: c.gid.real,
+        egid: c.gid.effective,
+        sgid: c.gid.saved,
+        fsgid: c.gid.fs,
+        cap_inh: set(0),
+        cap_prm: set(1),
+        cap_eff: set(2),
+        cap_bnd: set(3),
+        cap_amb: set(4),
         secbits,
-        groups: st.groups.clone(),
-        no_new_privs: st.no_new_privs.then_some(1),
+        groups: c.groups.clone(),
+        no_new_privs: c.no_new_privs.then_some(1),
         ..Default::default()
     }
 }

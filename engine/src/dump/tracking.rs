@@ -420,7 +420,7 @@ fn registered(fd: &OwnedFd, m: &MapsLine) -> bool {
 
 /// What can track the task: a userfaultfd, or soft-dirty marks; `None` where there is neither.
 fn make(t: &Task, f: &Facts, maps: &[MapsLine], g: &mut GadgetCache) -> Result<Option<Tracker>> {
-    let why = match process::userfaultfd(t, (&f.threads[0], &f.rules), maps, g, None)? {
+    let why = match process::userfaultfd(t, (&f.leader, &f.rules), maps, g, None)? {
         None => "it may not make a userfaultfd".to_string(),
         Some(fd) => match uffd::api(fd.as_fd(), FEATURES) {
             Ok(_) => return Ok(Some(Tracker::Uffd(fd))),

@@ -12,17 +12,7 @@ const STRICT_MODE: i32 = 1;
 
 /// Mode and last filter of each thread of a task, as the plan of its privileges reads them.
 fn threads(t: &TaskImages) -> impl Iterator<Item = (i32, Option<u32>)> {
-    t.threads.iter().enumerate().map(|(i, (_, core))| {
-        let tc = core.thread_core.as_ref();
-        let leader = i == 0;
-        let mode = tc.and_then(|c| c.seccomp_mode);
-        let last = tc.and_then(|c| c.seccomp_filter);
-        (
-            mode.or(t.tc.old_seccomp_mode.filter(|_| leader))
-                .unwrap_or(0),
-            last.or(t.tc.old_seccomp_filter.filter(|_| leader)),
-        )
-    })
+    t.threads.iter().map(|th| th.seccomp)
 }
 
 /// The oldest filter of a chain; none for a chain that is damaged (its own check names it).
@@ -69,20 +59,16 @@ pub(super) fn by(images: &mut Images, filter: &[u8]) {
         filter: filter.to_vec(),
         ..Default::default()
     });
-    for t in images.tasks.iter_mut() {
-        let modes: Vec<i32> = threads(t).map(|m| m.0).collect();
-        for ((_, core), mode) in t.threads.iter_mut().zip(modes) {
-            if let Some(c) = core.thread_core.as_mut().filter(|_| mode == 0) {
-                c.seccomp_mode = Some(FILTER_MODE);
-                c.seccomp_filter = Some(new);
-            }
-        }
+    let all = images.tasks.iter_mut().flat_map(|t| &mut t.threads);
+    for th in all.filter(|th| th.seccomp.0 == 0) {
+        th.seccomp = (FILTER_MODE, Some(new));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::restore::images::ThreadImage;
     use std::collections::BTreeMap;
 
     fn filter(byte: u8, prev: Option<u32>) -> pb::SeccompFilter {
@@ -106,7 +92,10 @@ mod tests {
         TaskImages {
             entry: Default::default(),
             tc: Default::default(),
-            threads: (1..).zip(threads.iter().map(core)).collect(),
+            threads: (1..)
+                .zip(threads)
+                .map(|(tid, t)| ThreadImage::new(tid, core(t), &Default::default(), tid == 1))
+                .collect(),
             ids: Default::default(),
             mm: None,
             pages: None,
@@ -165,8 +154,7 @@ mod tests {
         // filters that name each other, and one that is not there
         for last in [0, 7] {
             let filters = vec![filter(1, Some(1)), filter(2, Some(0))];
-            let mut images = task(&[(2, Some(last))]);
-            images.tc.old_seccomp_mode = Some(2);
+
             assert_eq!(oldest(&filters, last), None);
         }
     }

@@ -1,6 +1,6 @@
 //! Signals, timers, limits, scheduling, registrations: what a task does once and the kernel remembers.
 use super::images::TaskImages;
-use super::plan::{TaskPlan, comm};
+use super::plan::comm;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::names;
@@ -71,12 +71,37 @@ fn signal(n: u64) -> Arg {
     Arg::Named(n, names::signal(n as i32))
 }
 
-/// Plans habits of a task and its threads. `own_hands`: no earlier task shares its signal actions; `by_id`: the
-/// kernel takes timers' numbers.
-pub fn plan(t: &TaskImages, own_hands: bool, by_id: bool, p: &mut TaskPlan) -> Result<()> {
-    let mut rows = Vec::new();
+/// What a thread does, and what is done to it.
+#[derive(Debug, Default)]
+pub struct Habits {
+    /// Signals, limits, registrations; of a leader, its process's too.
+    pub rows: Vec<Call>,
+    /// Rows of a leader that come after all habits: they arm timers, or would hinder what follows.
+    pub arm: Vec<Call>,
+    /// What the engine sets from outside.
+    pub outside: Vec<Outside>,
+}
+
+/// Those of a thread, by its index in the task. `own_hands`: no earlier task shares its signal actions; `by_id`: the kernel takes
+/// timers' numbers.
+pub fn plan(
+    t: &TaskImages,
+    (k, core): (usize, &pb::CoreEntry),
+    own_hands: bool,
+    by_id: bool,
+) -> Result<Habits> {
+    let mut h = Habits::default();
+    if k == 0 {
+        process(t, own_hands, by_id, &mut h)?;
+    }
+    thread(t, t.threads[k].tid, core, &mut h)?;
+    Ok(h)
+}
+
+fn process(t: &TaskImages, own_hands: bool, by_id: bool, h: &mut Habits) -> Result<()> {
+    let rows = &mut h.rows;
     if own_hands {
-        actions(&t.tc, &mut rows)?;
+        actions(&t.tc, rows)?;
     }
     if t.tc.child_subreaper == Some(true) {
         rows.push(prctl(36, "PR_SET_CHILD_SUBREAPER", &[1, 0, 0, 0]));
@@ -90,11 +115,11 @@ pub fn plan(t: &TaskImages, own_hands: bool, by_id: bool, p: &mut TaskPlan) -> R
     if t.mm.as_ref().is_some_and(|m| m.thp_disabled == Some(true)) {
         rows.push(prctl(41, "PR_SET_THP_DISABLE", &[1, 0, 0, 0]));
     }
-    membarrier(t.tc.membarrier_registration_mask.unwrap_or(0), &mut rows);
+    membarrier(t.tc.membarrier_registration_mask.unwrap_or(0), rows);
     if let Some(s) = &t.tc.stasis {
-        own(s, &mut rows, p);
+        own(s, t.entry.pid, h);
     }
-    timers(t, &mut rows, &mut p.arm, by_id)?;
+    timers(t, &mut h.rows, &mut h.arm, by_id)?;
     queue(
         t.tc.signals_s.as_ref(),
         |info| {
@@ -107,34 +132,26 @@ pub fn plan(t: &TaskImages, own_hands: bool, by_id: bool, p: &mut TaskPlan) -> R
                 ],
             )
         },
-        &mut rows,
-    )?;
-    for (i, (tid, core)) in t.threads.iter().enumerate() {
-        let mut own_rows = if i == 0 {
-            std::mem::take(&mut rows)
-        } else {
-            Vec::new()
-        };
-        thread(t, *tid, core, &mut own_rows, &mut p.outside)?;
-        p.habits.push(own_rows);
-    }
-    for (r, l) in t.tc.rlimits.iter().flat_map(|r| &r.rlimits).enumerate() {
-        p.outside
-            .push(Outside::Rlimit(t.entry.pid, r as u32, l.cur, l.max));
-    }
+        &mut h.rows,
+    )
+}
+
+/// What the engine sets of a process when all its threads have what is theirs.
+pub fn of_process(t: &TaskImages) -> Vec<Outside> {
+    let limits = t.tc.rlimits.iter().flat_map(|r| &r.rlimits).enumerate();
+    let limits = limits.map(|(r, l)| Outside::Rlimit(t.entry.pid, r as u32, l.cur, l.max));
     let proc = |file, text: String| Outside::Proc {
         tid: t.entry.pid,
         file,
         text,
         optional: true,
     };
-    if let Some(a) = t.tc.oom_score_adj {
-        p.outside.push(proc("oom_score_adj", a.to_string()));
-    }
-    if let Some(l) = t.tc.loginuid.filter(|l| *l != u32::MAX) {
-        p.outside.push(proc("loginuid", l.to_string()));
-    }
-    Ok(())
+    let oom =
+        t.tc.oom_score_adj
+            .map(|a| proc("oom_score_adj", a.to_string()));
+    let login = t.tc.loginuid.filter(|l| *l != u32::MAX);
+    let login = login.map(|l| proc("loginuid", l.to_string()));
+    limits.chain(oom).chain(login).collect()
 }
 
 fn actions(tc: &pb::TaskCoreEntry, rows: &mut Vec<Call>) -> Result<()> {
@@ -182,7 +199,8 @@ fn membarrier(mask: u32, rows: &mut Vec<Call>) {
     }
 }
 
-fn own(s: &pb::StasisTaskEntry, rows: &mut Vec<Call>, p: &mut TaskPlan) {
+fn own(s: &pb::StasisTaskEntry, pid: u32, h: &mut Habits) {
+    let rows = &mut h.rows;
     if let Some(m) = s.mce_kill.filter(|m| *m != 2) {
         rows.push(prctl(33, "PR_MCE_KILL", &[1, u64::from(m), 0, 0]));
     }
@@ -193,8 +211,8 @@ fn own(s: &pb::StasisTaskEntry, rows: &mut Vec<Call>, p: &mut TaskPlan) {
         rows.push(prctl(57, "PR_SET_IO_FLUSHER", &[1, 0, 0, 0]).any());
     }
     if let Some(c) = s.coredump_filter {
-        p.outside.push(Outside::Proc {
-            tid: p.pid,
+        h.outside.push(Outside::Proc {
+            tid: pid,
             file: "coredump_filter",
             text: format!("{c:#x}"),
             optional: true,
@@ -202,14 +220,14 @@ fn own(s: &pb::StasisTaskEntry, rows: &mut Vec<Call>, p: &mut TaskPlan) {
     }
     // the last two would hinder what follows
     if s.mdwe.is_some_and(|m| m != 0) {
-        p.arm.push(prctl(
+        h.arm.push(prctl(
             65,
             "PR_SET_MDWE",
             &[u64::from(s.mdwe.unwrap_or(0)), 0, 0, 0],
         ));
     }
     if s.tsc == Some(2) {
-        p.arm.push(prctl(26, "PR_SET_TSC", &[2, 0, 0, 0]));
+        h.arm.push(prctl(26, "PR_SET_TSC", &[2, 0, 0, 0]));
     }
 }
 
@@ -319,13 +337,8 @@ fn queue(
     Ok(())
 }
 
-fn thread(
-    t: &TaskImages,
-    tid: u32,
-    core: &pb::CoreEntry,
-    rows: &mut Vec<Call>,
-    outside: &mut Vec<Outside>,
-) -> Result<()> {
+fn thread(t: &TaskImages, tid: u32, core: &pb::CoreEntry, h: &mut Habits) -> Result<()> {
+    let (rows, outside) = (&mut h.rows, &mut h.outside);
     let (Some(info), Some(tc)) = (&core.thread_info, &core.thread_core) else {
         return Err(Error::bug("a thread without registers passed the checks"));
     };

@@ -7,7 +7,8 @@ use crate::workers;
 use stasis_kernel::ns::Ns;
 use stasis_proto::prost::{Message, Name};
 use stasis_proto::{ImageDir, Kind, pb};
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
 
 /// One process of the tree.
@@ -16,8 +17,8 @@ pub struct TaskImages {
     pub entry: pb::PstreeEntry,
     /// The process's part of its core.
     pub tc: pb::TaskCoreEntry,
-    /// Cores of its threads, the leader first, with their thread ids. Empty for zombies.
-    pub threads: Vec<(u32, pb::CoreEntry)>,
+    /// Its threads, the leader first. Empty for zombies.
+    pub threads: Vec<ThreadImage>,
     /// What it shares with whom.
     pub ids: pb::TaskKobjIdsEntry,
     /// Its address space; `None` if it shares that of an earlier task, or is a zombie.
@@ -33,6 +34,72 @@ impl TaskImages {
     pub fn is_zombie(&self) -> bool {
         matches!(self.tc.task_state, 2 | 6)
     }
+}
+
+/// What is remembered of a thread: there may be tens of thousands of them.
+pub struct ThreadImage {
+    /// Its number as it sees itself.
+    pub tid: u32,
+    /// The set of control groups it is in; 0: it says none.
+    pub cg_set: u32,
+    /// Seccomp mode and newest filter.
+    pub seccomp: (i32, Option<u32>),
+    /// Where it goes on.
+    pub ip: u64,
+    /// The rest, unless it is read again when it is wanted.
+    core: Option<Box<pb::CoreEntry>>,
+}
+
+/// So many threads are remembered whole.
+const KEPT: usize = 512;
+
+impl ThreadImage {
+    /// `process`: that of its leader.
+    pub fn new(tid: u32, core: pb::CoreEntry, process: &pb::TaskCoreEntry, leader: bool) -> Self {
+        let tc = core.thread_core.as_ref();
+        let mode = tc.and_then(|c| c.seccomp_mode);
+        let filter = tc.and_then(|c| c.seccomp_filter);
+        Self {
+            tid,
+            cg_set: tc.and_then(|t| t.cg_set).or(process.cg_set).unwrap_or(0),
+            seccomp: (
+                mode.or(process.old_seccomp_mode.filter(|_| leader))
+                    .unwrap_or(0),
+                filter.or(process.old_seccomp_filter),
+            ),
+            ip: core.thread_info.as_ref().map_or(0, |i| i.gpregs.ip),
+            core: Some(core.into()),
+        }
+    }
+    /// All that the image has of it, without its process.
+    ///
+    /// # Errors
+    /// It is read again, and damaged or gone by now.
+    pub fn core(&self, dir: &ImageDir) -> Result<Cow<'_, pb::CoreEntry>> {
+        match &self.core {
+            Some(c) => Ok(Cow::Borrowed(c)),
+            None => {
+                let mut core = one(dir, Kind::Core, self.tid)?;
+                of_thread(self.tid, &mut core)?;
+                Ok(Cow::Owned(core))
+            }
+        }
+    }
+}
+
+/// Checks that a core tells of a thread, and leaves out its process.
+fn of_thread(tid: u32, core: &mut pb::CoreEntry) -> Result<()> {
+    let process = core.tc.take();
+    let (Some(_), Some(tc)) = (&core.thread_info, &mut core.thread_core) else {
+        return Err(bad(
+            format!("core-{tid}.img"),
+            "it has no registers or no thread part",
+        ));
+    };
+    // in old images the mask is the process's
+    tc.blk_sigset
+        .get_or_insert(process.map_or(0, |t| t.blk_sigset));
+    Ok(())
 }
 
 /// A whole folder.
@@ -99,8 +166,10 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
     let mut seen = BTreeSet::new();
     let mut spaces = BTreeSet::new();
     let entries: Vec<pb::PstreeEntry> = dir.read_all(&Kind::Pstree.file())?;
-    let mut ahead = Ahead::read(dir, &entries);
-    for (i, entry) in entries.into_iter().enumerate() {
+    let mut ahead = Ahead::new(dir, &entries);
+    let mut kept = 0;
+    for (i, entry) in entries.iter().enumerate() {
+        let entry = entry.clone();
         let pid = entry.pid;
         let name = || format!("task {pid} of pstree.img");
         if pid == 0 || pid > i32::MAX as u32 || !seen.insert(pid) {
@@ -113,17 +182,17 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
         {
             return Err(bad(name(), "its parent is not in the tree before it"));
         }
-        let core = ahead.core(i, 0)?;
+        let mut core = ahead.core(i, 0)?;
         if core.mtype != pb::core_entry::March::X8664 as i32 {
             return Err(unsupported(name(), "it was dumped on another architecture"));
         }
         let tc = core
             .tc
-            .clone()
+            .as_mut()
             .ok_or_else(|| bad(name(), "its core has no task part"))?;
         let mut t = TaskImages {
             entry,
-            tc,
+            tc: std::mem::take(tc),
             threads: Vec::new(),
             ids: pb::TaskKobjIdsEntry::default(),
             mm: None,
@@ -134,6 +203,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             tasks.push(t);
             continue;
         }
+        tc.blk_sigset = t.tc.blk_sigset;
         let own = ahead.own(i)?;
         t.ids = match core.ids {
             Some(ids) => ids,
@@ -144,20 +214,20 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
         if t.entry.threads.first() != Some(&pid) {
             return Err(bad(name(), "its first thread is not its leader"));
         }
-        t.threads.push((pid, core));
-        for (k, tid) in t.entry.threads.iter().copied().enumerate().skip(1) {
-            if tid == 0 || tid > i32::MAX as u32 || !seen.insert(tid) {
+        let mut first = Some(core);
+        for (k, tid) in t.entry.threads.iter().copied().enumerate() {
+            if k > 0 && (tid == 0 || tid > i32::MAX as u32 || !seen.insert(tid)) {
                 return Err(bad(name(), "a thread id is not one, or is there twice"));
             }
-            t.threads.push((tid, ahead.core(i, k)?));
-        }
-        for (tid, c) in &t.threads {
-            if c.thread_info.is_none() || c.thread_core.is_none() {
-                return Err(bad(
-                    format!("core-{tid}.img"),
-                    "it has no registers or no thread part",
-                ));
-            }
+            let mut core = match first.take() {
+                Some(c) => c,
+                None => ahead.core(i, k)?,
+            };
+            of_thread(tid, &mut core)?;
+            let mut th = ThreadImage::new(tid, core, &t.tc, k == 0);
+            kept += 1;
+            th.core = th.core.filter(|_| kept <= KEPT);
+            t.threads.push(th);
         }
         t.fs = own.fs?;
         if spaces.insert(t.ids.vm_id) {
@@ -244,12 +314,18 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
     })
 }
 
-/// Images of single tasks and threads, read by several threads where they are many. What went wrong is told to whoever asks for
-/// the image, as nobody may.
-struct Ahead {
-    cores: Vec<Vec<Option<Result<Box<pb::CoreEntry>>>>>,
-    own: Vec<Option<Own>>,
+/// Images of single tasks and threads, some ahead of whoever asks for them, read by several threads where they are many. They are
+/// asked for in their order; what went wrong is told to whoever asks for the image, as nobody may.
+struct Ahead<'a> {
+    dir: &'a ImageDir,
+    entries: &'a [pb::PstreeEntry],
+    /// What is still to be read.
+    rest: Box<dyn Iterator<Item = Which> + 'a>,
+    read: VecDeque<(Which, Image)>,
 }
+
+/// A task's number in the tree; a thread of it, or `None`: what the process has of its own.
+type Which = (usize, Option<usize>);
 
 /// Images of a process.
 struct Own {
@@ -257,6 +333,18 @@ struct Own {
     fs: Result<pb::FsEntry>,
     mm: Result<pb::MmEntry>,
     pages: Result<Pages>,
+}
+
+impl Images {
+    /// Lets go of what the plan of its address spaces was made of.
+    pub fn forget_memory(&mut self) {
+        for t in &mut self.tasks {
+            t.pages = None;
+            if let Some(mm) = &mut t.mm {
+                mm.vmas = Vec::new();
+            }
+        }
+    }
 }
 
 impl Own {
@@ -284,63 +372,69 @@ enum Image {
     Own(Box<Own>),
 }
 
-impl Ahead {
-    fn read(dir: &ImageDir, entries: &[pb::PstreeEntry]) -> Self {
+impl<'a> Ahead<'a> {
+    fn new(dir: &'a ImageDir, entries: &'a [pb::PstreeEntry]) -> Self {
+        let of = |(i, e): (usize, &pb::PstreeEntry)| {
+            // a pstree may say nothing of threads
+            let others = (1..e.threads.len()).map(move |k| (i, Some(k)));
+            [(i, Some(0)), (i, None)].into_iter().chain(others)
+        };
+        Self {
+            dir,
+            entries,
+            rest: Box::new(entries.iter().enumerate().flat_map(of)),
+            read: VecDeque::new(),
+        }
+    }
+    fn some(&mut self) {
+        /// Images in memory at once.
+        const AT_ONCE: usize = 512;
         // a guess, for the decision how many threads are worth it
         const BYTES_WORTH: u64 = 256 << 10;
-        let threads = |e: &pb::PstreeEntry| e.threads.len().max(1);
-        let items: Vec<(usize, Option<usize>)> = entries
-            .iter()
-            .enumerate()
-            .flat_map(|(i, e)| {
-                (0..threads(e))
-                    .map(move |k| (i, Some(k)))
-                    .chain([(i, None)])
-            })
-            .collect();
+        let (dir, entries) = (self.dir, self.entries);
+        let items: Vec<(usize, Which)> = self.rest.by_ref().take(AT_ONCE).enumerate().collect();
         let done = Mutex::new(Vec::with_capacity(items.len()));
-        let read = |item: &(usize, Option<usize>), _: &mut ()| {
-            let e = &entries[item.0];
-            let image = match item.1 {
-                // a pstree may say nothing of threads
+        let read = |(n, which): &(usize, Which), _: &mut ()| {
+            let e = &entries[which.0];
+            let image = match which.1 {
                 Some(0) => Image::Core(one(dir, Kind::Core, e.pid).map(Box::new)),
                 Some(k) => Image::Core(one(dir, Kind::Core, e.threads[k]).map(Box::new)),
                 None => Image::Own(Box::new(Own::read(dir, e.pid))),
             };
-            done.lock()
-                .expect("no panic while held")
-                .push((*item, image));
+            let mut done = done.lock().expect("no panic while held");
+            done.push((*n, *which, image));
             Ok(())
         };
         // none of them fails
         let _ = workers::each(items.len() as u64 * BYTES_WORTH, &items, || (), read);
-        let mut all = Self {
-            cores: entries
-                .iter()
-                .map(|e| (0..threads(e)).map(|_| None).collect())
-                .collect(),
-            own: entries.iter().map(|_| None).collect(),
-        };
-        for ((i, k), image) in done.into_inner().expect("workers have ended") {
-            match (image, k) {
-                (Image::Core(c), Some(k)) => all.cores[i][k] = Some(c),
-                (Image::Own(o), _) => all.own[i] = Some(*o),
-                (Image::Core(_), None) => {}
+        let mut done = done.into_inner().expect("workers have ended");
+        done.sort_unstable_by_key(|d| d.0);
+        self.read = done.into_iter().map(|(_, w, image)| (w, image)).collect();
+    }
+    /// The next that is wanted; those of zombies in between are not.
+    fn next(&mut self, which: Which) -> Result<Image> {
+        loop {
+            if self.read.is_empty() {
+                self.some();
+            }
+            match self.read.pop_front() {
+                Some((w, image)) if w == which => return Ok(image),
+                Some(_) => {}
+                None => return Err(Error::bug("images are asked for out of their order")),
             }
         }
-        all
     }
     fn core(&mut self, task: usize, thread: usize) -> Result<pb::CoreEntry> {
-        let core = self
-            .cores
-            .get_mut(task)
-            .and_then(|c| c.get_mut(thread)?.take());
-        core.unwrap_or_else(|| Err(Error::bug("an image is asked for twice")))
-            .map(|c| *c)
+        match self.next((task, Some(thread)))? {
+            Image::Core(core) => core.map(|c| *c),
+            Image::Own(_) => Err(Error::bug("another image than was asked for")),
+        }
     }
     fn own(&mut self, task: usize) -> Result<Own> {
-        let own = self.own.get_mut(task).and_then(Option::take);
-        own.ok_or_else(|| Error::bug("an image that was not read"))
+        match self.next((task, None))? {
+            Image::Own(own) => Ok(*own),
+            Image::Core(_) => Err(Error::bug("another image than was asked for")),
+        }
     }
 }
 

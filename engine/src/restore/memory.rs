@@ -442,10 +442,9 @@ pub fn plan(
                 p.lazy_ranges.push((v.start, len));
             }
         }
-        let filled = p
-            .pages
-            .iter()
-            .any(|(a, n, _)| *a < v.end && a + n > v.start);
+        // runs are sorted and apart: the first that ends behind its start tells
+        let first = p.pages.partition_point(|(a, n, _)| a + n <= v.start);
+        let filled = p.pages.get(first).is_some_and(|r| r.0 < v.end);
         let private = v.flags & libc::MAP_PRIVATE as u32 != 0 || v.flags & 0xf == 0x08;
         if filled && private && prot & libc::PROT_WRITE as u64 == 0 {
             prot |= (libc::PROT_WRITE | libc::PROT_READ) as u64;
@@ -722,31 +721,31 @@ impl Plan {
         rows
     }
     /// The rows that make the mappings, once the files lie at the lowest numbers: receive, map, close.
-    pub fn tape(&self, service: i32) -> Vec<Call> {
-        let mut rows = receive(service, self.files.len());
-        let number = |f: &FdRef| self.files.iter().position(|x| x == f);
-        for (m, kept) in self
-            .maps
-            .iter()
-            .zip(self.kept.iter().chain(std::iter::repeat(&false)))
-        {
-            if !kept {
-                rows.extend(m.call(m.file.as_ref().and_then(number)));
-                // before contents come: they come in huge pages
-                if m.huge == Some(true) {
-                    let advice = Arg::Named(14, "MADV_HUGEPAGE".into());
-                    rows.push(Call::new(
-                        libc::SYS_madvise,
-                        vec![Arg::Hex(m.start), Arg::Hex(m.len), advice],
-                    ));
-                }
-            }
-        }
-        let (words, auxv) = &self.mm;
+    pub fn tape(&self, service: i32) -> impl Iterator<Item = Call> + '_ {
+        let number: BTreeMap<FdRef, usize> = self.files.iter().copied().zip(0..).collect();
         // KERNEL: the program's file cannot be set anew while it is mapped (kernel/fork.c, replace_mm_exe_file): who was born
         // with the right one keeps it
-        let exe = number(&self.exe).filter(|_| !self.exe_is_there);
-        let exe = exe.map_or(u32::MAX, |n| n as u32);
+        let exe = number.get(&self.exe).filter(|_| !self.exe_is_there);
+        let exe = exe.map_or(u32::MAX, |n| *n as u32);
+        let kept = self.kept.iter().chain(std::iter::repeat(&false));
+        let fresh = self.maps.iter().zip(kept).filter(|(_, kept)| !**kept);
+        let maps = fresh.flat_map(move |(m, _)| {
+            // before contents come: they come in huge pages
+            let huge = (m.huge == Some(true)).then(|| {
+                let advice = Arg::Named(14, "MADV_HUGEPAGE".into());
+                let args = vec![Arg::Hex(m.start), Arg::Hex(m.len), advice];
+                Call::new(libc::SYS_madvise, args)
+            });
+            let map = m.call(m.file.and_then(|f| number.get(&f).copied()));
+            map.into_iter().chain(huge)
+        });
+        let received = receive(service, self.files.len()).into_iter();
+        received.chain(maps).chain(self.last(exe))
+    }
+    /// What follows when the mappings are there: what the kernel knows of them, and the files go. `exe`: the number of the program's.
+    fn last(&self, exe: u32) -> Vec<Call> {
+        let (words, auxv) = &self.mm;
+        let mut rows = Vec::new();
         let tail: Vec<u8> = (auxv.len() as u32)
             .to_le_bytes()
             .into_iter()
@@ -821,33 +820,29 @@ pub fn receive(service: i32, n: usize) -> Vec<Call> {
 }
 
 /// Moves received files to their slots. `table` is sorted by slot; numbers 0 to n-1 hold them in this order.
-pub fn place(table: &[(FdRef, i32, bool)]) -> Vec<Call> {
-    let mut rows = Vec::new();
+pub fn place(table: &[(FdRef, i32, bool)]) -> impl Iterator<Item = Call> + '_ {
     // from the highest down: a slot is never below the number its file arrived at, so nothing unmoved is overwritten
-    for (i, (_, slot, cloexec)) in table.iter().enumerate().rev() {
-        let flag = if *cloexec { libc::O_CLOEXEC as u64 } else { 0 };
-        if *slot != i as i32 {
-            rows.push(Call::new(
-                libc::SYS_dup3,
-                vec![
-                    Arg::Int(i as u64),
-                    Arg::Int(*slot as u64),
-                    Arg::OpenFlags(flag),
-                ],
-            ));
-            rows.push(Call::new(libc::SYS_close, vec![Arg::Int(i as u64)]));
-        } else if *cloexec {
-            rows.push(Call::new(
-                libc::SYS_fcntl,
-                vec![
-                    Arg::Int(i as u64),
-                    Arg::Named(2, "F_SETFD".into()),
-                    Arg::Int(1),
-                ],
-            ));
-        }
+    table
+        .iter()
+        .enumerate()
+        .rev()
+        .flat_map(|(i, f)| one_place(i, f.1, f.2))
+}
+
+/// Moves the file at the number `i` to its slot.
+fn one_place(i: usize, slot: i32, cloexec: bool) -> Vec<Call> {
+    let from = Arg::Int(i as u64);
+    if slot != i as i32 {
+        let flag = if cloexec { libc::O_CLOEXEC as u64 } else { 0 };
+        let to = vec![from.clone(), Arg::Int(slot as u64), Arg::OpenFlags(flag)];
+        return vec![
+            Call::new(libc::SYS_dup3, to),
+            Call::new(libc::SYS_close, vec![from]),
+        ];
     }
-    rows
+    let set = vec![from, Arg::Named(2, "F_SETFD".into()), Arg::Int(1)];
+    let set = cloexec.then(|| Call::new(libc::SYS_fcntl, set));
+    set.into_iter().collect()
 }
 
 #[cfg(test)]

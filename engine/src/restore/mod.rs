@@ -44,6 +44,7 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
         confine::by(&mut images, filter);
     }
     let plan = plan::make(o, &dir, &images).map_err(|e| e.at(Phase::Plan))?;
+    images.forget_memory();
     let mut report = RestoreReport {
         warnings: plan.warnings.clone(),
         ..Default::default()
@@ -77,7 +78,6 @@ pub fn show_plan(o: &Options) -> Result<String> {
     if let Some(filter) = &o.namespaces.seccomp {
         confine::by(&mut images, filter);
     }
-    Ok(plan::show(
-        &plan::make(&brought.options, &dir, &images).map_err(|e| e.at(Phase::Plan))?,
-    ))
+    let plan = plan::make(&brought.options, &dir, &images).map_err(|e| e.at(Phase::Plan))?;
+    plan::show(&plan, &images, &dir).map_err(|e| e.at(Phase::Plan))
 }

@@ -5,12 +5,12 @@
 //!
 //! Long because nothing else may act: all phases from Open to Run are here, in order.
 use super::family::{self, Deed};
-use super::habits::Outside;
+use super::habits::{self, Outside};
 use super::images::{Images, TaskImages};
 use super::inner::Worker;
 use super::numbers::Numbers;
 use super::pager::{Daemon, Pager, no_uffd};
-use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan};
+use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan, thread_birth};
 use super::{fill, grounds, inner, memory, vdso};
 use crate::dump::seize;
 use crate::error::{Blame, Error, Result};
@@ -251,12 +251,13 @@ impl<'a> Performance<'a> {
     }
     /// "task 42", "thread 43 of task 42" or "the first stub".
     fn owner(&self, slot: usize) -> String {
-        for t in &self.plan.tasks {
+        for (t, images) in self.plan.tasks.iter().zip(&self.images.tasks) {
             if t.slot == slot {
                 return format!("task {}", t.pid);
             }
-            if let Some(th) = t.threads.iter().find(|th| th.1 == slot) {
-                return format!("thread {} of task {}", th.0, t.pid);
+            let th = slot.checked_sub(t.slot).and_then(|k| images.threads.get(k));
+            if let Some(th) = th {
+                return format!("thread {} of task {}", th.tid, t.pid);
             }
         }
         if self.plan.helper_slots.contains(&slot) {
@@ -581,14 +582,13 @@ impl<'a> Performance<'a> {
                 rows.push(Call::new(libc::SYS_close, vec![Arg::Int(n as u64)]));
             }
             let handles = way.iter().map(|(ns, id)| handle_name(*ns, *id));
-            (vec![handles.collect()], rows)
+            (vec![handles.collect()], Box::new(rows.into_iter()))
         })
     }
     /// The set of control groups of a thread: numbers of its task and in the task.
     fn home(&self, task: usize, thread: usize) -> u32 {
-        let t = &self.images.tasks[task];
-        let core = t.threads.get(thread).map(|(_, c)| c);
-        core.map_or(0, |c| crate::cgroups::set_of(&t.tc, c))
+        let th = self.images.tasks[task].threads.get(thread);
+        th.map_or(0, |th| th.cg_set)
     }
     /// Moves those to their control groups who are not where they were born.
     fn go_home(&self) -> Result<()> {
@@ -701,7 +701,7 @@ impl<'a> Performance<'a> {
         &mut self,
         tasks: &[usize],
         phase: Phase,
-        what: impl Fn(&Self, usize) -> (Vec<Vec<FdRef>>, Vec<Call>),
+        what: impl Fn(&Self, usize) -> (Vec<Vec<FdRef>>, Rows<'a>),
     ) -> Result<()> {
         let mut left: Vec<usize> = tasks.to_vec();
         while !left.is_empty() {
@@ -710,18 +710,57 @@ impl<'a> Performance<'a> {
                 .into_iter()
                 .partition::<Vec<usize>, _>(|i| busy.insert(self.table_owner(*i)));
             left = later;
-            let mut tapes = Vec::with_capacity(now.len());
+            let mut all = Vec::with_capacity(now.len());
             for i in now {
                 let (messages, rows) = what(self, i);
                 for files in messages {
                     self.ship(self.table_owner(i), &files)?;
                 }
-                tapes.push((self.plan.tasks[i].slot, rows));
+                all.push((self.plan.tasks[i].slot, rows.fuse()));
             }
-            let tapes: Vec<_> = tapes.iter().map(|(s, r)| (*s, &r[..])).collect();
-            self.play(&tapes, phase)?;
+            // a tape may be cut anywhere: no row needs the answer of another
+            loop {
+                let mut room = ROWS_AT_ONCE;
+                let mut tapes = Vec::new();
+                for (slot, rows) in &mut all {
+                    let some: Vec<Call> = rows.by_ref().take(room).collect();
+                    room -= some.len();
+                    tapes.extend((!some.is_empty()).then_some((*slot, some)));
+                }
+                if tapes.is_empty() {
+                    break;
+                }
+                self.play_owned(&tapes, phase)?;
+            }
         }
         Ok(())
+    }
+    fn play_owned(&mut self, tapes: &[(usize, Vec<Call>)], phase: Phase) -> Result<Vec<Played>> {
+        let tapes: Vec<_> = tapes.iter().map(|(s, r)| (*s, &r[..])).collect();
+        self.play(&tapes, phase)
+    }
+    /// Plays tapes that are written down one after another: as many at once as memory is given for. What is in one group is played
+    /// together; the last of a group is its task's, of which one is played at a time.
+    fn play_in_parts(
+        &mut self,
+        groups: impl Iterator<Item = Result<Vec<(usize, Vec<Call>)>>>,
+        phase: Phase,
+    ) -> Result<()> {
+        let (mut now, mut rows) = (Vec::new(), 0);
+        let mut last = None;
+        for group in groups {
+            let group = group?;
+            let more: usize = group.iter().map(|t| t.1.len()).sum();
+            let task = group.last().map(|t| t.0);
+            if rows + more > ROWS_AT_ONCE || task == last {
+                self.play_owned(&now, phase).map_err(taken)?;
+                (rows, now) = (0, Vec::new());
+            }
+            rows += more;
+            last = task;
+            now.extend(group);
+        }
+        self.play_owned(&now, phase).map_err(taken).map(|_| ())
     }
     /// Sends open files to a task.
     fn ship(&self, to: usize, files: &[FdRef]) -> Result<()> {
@@ -750,7 +789,7 @@ impl<'a> Performance<'a> {
             .filter(|i| plan.tasks[*i].wave == wave && plan.tasks[*i].memory.is_some());
         self.deliver(&some.collect::<Vec<_>>(), Phase::Fill, |p, i| {
             let Some(m) = &plan.tasks[i].memory else {
-                return (Vec::new(), Vec::new());
+                return (Vec::new(), Box::new(std::iter::empty()));
             };
             let mut rows = Vec::new();
             if plan.tasks[i].table.is_some() && p.close_when_filled() {
@@ -759,8 +798,8 @@ impl<'a> Performance<'a> {
             }
             rows.extend(m.settling());
             rows.extend(vdso::rows(&p.vdso_at(m.base), m));
-            rows.extend(m.tape(plan.service_fd));
-            (vec![m.files.clone()], rows)
+            let rows = rows.into_iter().chain(m.tape(plan.service_fd));
+            (vec![m.files.clone()], Box::new(rows))
         })?;
         for (i, t) in plan.tasks.iter().enumerate().filter(|(_, t)| now(t)) {
             for ring in t.memory.iter().flat_map(|m| &m.rings) {
@@ -906,22 +945,23 @@ impl<'a> Performance<'a> {
         let owners: Vec<usize> = first.into_iter().map(|f| f.0).collect();
         self.deliver(&owners, Phase::Place, |p, i| {
             let Some(table) = &plan.tasks[i].table else {
-                return (Vec::new(), Vec::new());
+                return (Vec::new(), Box::new(std::iter::empty()));
             };
             let files: Vec<FdRef> = table.iter().map(|s| s.0).collect();
-            let mut rows = memory::receive(plan.service_fd, files.len());
-            rows.extend(memory::place(table));
+            let rows = memory::receive(plan.service_fd, files.len()).into_iter();
+            let rows = rows.chain(memory::place(table));
             let mut messages = vec![files];
+            let mut enter = Vec::new();
             if entering.contains(&i) {
-                let (two, enter) = p.directories(i);
+                let (two, rows) = p.directories(i);
                 messages.push(two);
-                rows.extend(enter);
+                enter = rows;
             }
-            (messages, rows)
+            (messages, Box::new(rows.chain(enter)))
         })?;
         self.deliver(&late, Phase::Place, |p, i| {
             let (two, rows) = p.directories(i);
-            (vec![two], rows)
+            (vec![two], Box::new(rows.into_iter()))
         })
     }
     fn directories(&self, i: usize) -> (Vec<FdRef>, Vec<Call>) {
@@ -985,48 +1025,62 @@ impl<'a> Performance<'a> {
             .collect();
         self.bury(&zombies)?;
         let close = Call::new(libc::SYS_close, vec![Arg::Int(self.plan.service_fd as u64)]);
-        let live = || plan.tasks.iter().filter(|t| t.end.is_none());
-        let most = live().map(|t| t.threads.len()).max().unwrap_or(0);
-        // a thread finds its tape when it is born, so it need not be woken for it; not all at once, because tapes take memory
-        for part in (0..=most.saturating_sub(1)).step_by(AT_ONCE) {
-            let mut tapes: Vec<(usize, Vec<Call>)> = Vec::new();
-            for t in live() {
-                let born = t.threads.iter().enumerate().skip(part).take(AT_ONCE);
-                let mut rows = Vec::new();
-                if part == 0 {
-                    rows.extend_from_slice(&t.placed);
-                    rows.extend(t.table.is_some().then(|| close.clone()));
-                    rows.extend(t.memory.iter().flat_map(|m| m.late.iter().cloned()));
-                }
-                for (k, (_, slot, birth)) in born {
-                    rows.push(birth.clone());
-                    if let Some(h) = t.habits.get(k + 1) {
-                        tapes.push((*slot, h.clone()));
-                    }
-                }
-                let ends = (part..part + AT_ONCE).contains(&t.threads.len().saturating_sub(1));
-                rows.extend(
-                    t.habits
-                        .first()
-                        .filter(|_| ends)
-                        .into_iter()
-                        .flatten()
-                        .cloned(),
-                );
-                tapes.push((t.slot, rows));
-            }
-            let tapes: Vec<_> = tapes.iter().map(|(s, r)| (*s, &r[..])).collect();
-            self.play(&tapes, Phase::Habits).map_err(taken)?;
-        }
-        for t in live().filter(|t| !t.threads.is_empty()) {
-            self.pids.find_threads(t.pid)?;
-        }
+        let (images, dir) = (self.images, self.dir);
         // stubs have what the engine has; only what differs is set
         let own = Inherited::read()?;
-        for t in &plan.tasks {
-            for x in t.outside.iter().filter(|x| !own.has(x)) {
-                outside(t.pid, x, &self.pids, report)?;
+        let mut differs = Vec::new();
+        let live = || plan.tasks.iter().enumerate().filter(|t| t.1.end.is_none());
+        // threads are born in parts, because tapes take memory
+        let parts = live().flat_map(|(i, t)| {
+            let n = images.tasks[i].threads.len();
+            (0..n.max(1))
+                .step_by(AT_ONCE)
+                .map(move |from| (i, t, from..n.min(from + AT_ONCE)))
+        });
+        let groups = parts.map(|(i, t, part)| {
+            let all = &images.tasks[i].threads;
+            let mut tapes: Vec<(usize, Vec<Call>)> = Vec::with_capacity(part.len());
+            let mut rows = Vec::new();
+            let mut leaders = Vec::new();
+            if part.start == 0 {
+                rows.extend_from_slice(&t.placed);
+                rows.extend(t.table.is_some().then(|| close.clone()));
+                rows.extend(t.memory.iter().flat_map(|m| m.late.iter().cloned()));
             }
+            let ends = part.end == all.len();
+            for k in part {
+                let (h, _) = plan.last_acts(t, images, dir, (i, k))?;
+                differs.extend(
+                    h.outside
+                        .into_iter()
+                        .filter(|x| !own.has(x))
+                        .map(|x| (i, x)),
+                );
+                if k == 0 {
+                    leaders = h.rows;
+                    continue;
+                }
+                // a thread finds its tape when it is born, so it need not be woken for it
+                let slot = t.slot + k;
+                rows.push(thread_birth(all[k].tid, slot));
+                tapes.push((slot, h.rows));
+            }
+            if ends {
+                let of = habits::of_process(&images.tasks[i]);
+                differs.extend(of.into_iter().filter(|x| !own.has(x)).map(|x| (i, x)));
+            }
+            rows.append(&mut leaders);
+            tapes.push((t.slot, rows));
+            Ok(tapes)
+        });
+        self.play_in_parts(groups, Phase::Habits)?;
+        for (i, t) in live() {
+            if images.tasks[i].threads.len() > 1 {
+                self.pids.find_threads(t.pid)?;
+            }
+        }
+        for (i, x) in &differs {
+            outside(plan.tasks[*i].pid, x, &self.pids, report)?;
         }
         Ok(())
     }
@@ -1054,50 +1108,47 @@ impl<'a> Performance<'a> {
     fn privileges(&mut self) -> Result<()> {
         let plan = self.plan;
         let born_with = self.credentials()?;
-        for t in &plan.tasks {
-            for (tid, ..) in &t.threads {
-                self.threads.push(seize(self.pids.known(*tid)?)?);
+        for t in &self.images.tasks {
+            for th in t.threads.iter().skip(1) {
+                self.threads.push(seize(self.pids.known(th.tid)?)?);
             }
         }
         let mut spaces: BTreeMap<u32, usize> = BTreeMap::new();
         for t in self.images.tasks.iter().filter(|t| !t.is_zombie()) {
             *spaces.entry(t.ids.vm_id).or_default() += t.threads.len().max(1);
         }
-        let mut now: Vec<(usize, Vec<Call>)> = Vec::new();
-        let mut then: Vec<(usize, &[Call])> = Vec::new();
-        for (i, t) in plan
-            .tasks
-            .iter()
-            .enumerate()
-            .filter(|(_, t)| t.end.is_none())
-        {
-            let images = &self.images.tasks[i];
+        let (images, dir) = (self.images, self.dir);
+        let threads = |i: usize| (0..images.tasks[i].threads.len()).map(move |k| (i, k));
+        let live = (0..plan.tasks.len()).filter(|i| plan.tasks[*i].end.is_none());
+        let mut then = Vec::new();
+        let now = live.flat_map(threads).map(|(i, k)| {
+            let (t, of) = (&plan.tasks[i], &images.tasks[i]);
             // with nobody else in its address space it need not wait for their change of ids
-            let alone = spaces.get(&images.ids.vm_id) == Some(&1);
-            for (k, rows) in t.privileges.iter().enumerate() {
-                let core = images
-                    .threads
-                    .get(k)
-                    .and_then(|(_, c)| c.thread_core.as_ref());
-                let wanted = core.and_then(|c| c.creds.as_ref());
-                let has = wanted.is_some_and(|c| born_with.as_ref().is_some_and(|b| b.are(c)));
-                // what only a change of ids leaves behind
-                let has = has && images.mm.as_ref().is_none_or(|m| m.dumpable != Some(2));
-                let mut tape = Vec::new();
-                tape.extend(t.arm.iter().filter(|_| k == 0).cloned());
-                tape.extend(rows.iter().filter(|_| !has).cloned());
-                match t.sealing.get(k) {
-                    Some(s) if alone => tape.extend(s.iter().cloned()),
-                    Some(s) => then.push((t.slot + k, &s[..])),
-                    None => {}
-                }
-                now.push((t.slot + k, tape));
+            let alone = spaces.get(&of.ids.vm_id) == Some(&1);
+            let (habits, last) = plan.last_acts(t, images, dir, (i, k))?;
+            let core = of.threads[k].core(dir)?;
+            let wanted = core.thread_core.as_ref().and_then(|c| c.creds.as_ref());
+            let has = wanted.is_some_and(|c| born_with.as_ref().is_some_and(|b| b.are(c)));
+            // what only a change of ids leaves behind
+            let has = has && of.mm.as_ref().is_none_or(|m| m.dumpable != Some(2));
+            let mut tape = habits.arm;
+            tape.extend(t.arm.iter().filter(|_| k == 0).cloned());
+            tape.extend(last.credentials.into_iter().filter(|_| !has));
+            match alone {
+                true => tape.extend(last.sealing),
+                false if last.sealing.is_empty() => {}
+                false => then.push((i, k)),
             }
-        }
-        let now: Vec<_> = now.iter().map(|(s, r)| (*s, &r[..])).collect();
-        self.play(&now, Phase::Privileges)?;
+            Ok(vec![(t.slot + k, tape)])
+        });
+        self.play_in_parts(now, Phase::Privileges)?;
         // what follows a filter in a tape is not subject to it while its thread is traced
-        self.play(&then, Phase::Privileges).map(|_| ())
+        let then = then.into_iter().map(|(i, k)| {
+            let t = &plan.tasks[i];
+            let (_, last) = plan.last_acts(t, images, dir, (i, k))?;
+            Ok(vec![(t.slot + k, last.sealing)])
+        });
+        self.play_in_parts(then, Phase::Privileges)
     }
     /// The credentials that all tasks were born with; nothing where those of an image are not comparable with them.
     fn credentials(&mut self) -> Result<Option<Born>> {
@@ -1133,13 +1184,14 @@ impl<'a> Performance<'a> {
     fn run(&mut self, pidfile: &mut PidFile) -> Result<i32> {
         let plan = self.plan;
         let mut threads = std::mem::take(&mut self.threads).into_iter();
-        for (i, t) in plan.tasks.iter().enumerate() {
+        for i in 0..plan.tasks.len() {
             let Some(leader) = &self.leaders[i] else {
                 continue;
             };
             leader.interrupt()?;
             self.going.push((i, 0, Tracee { tid: leader.tid }));
-            for (k, th) in (1..=t.threads.len()).zip(threads.by_ref()) {
+            let others = 1..self.images.tasks[i].threads.len();
+            for (k, th) in others.zip(threads.by_ref()) {
                 th.interrupt()?;
                 self.going.push((i, k, th));
             }
@@ -1164,9 +1216,10 @@ impl<'a> Performance<'a> {
         super::regs::drop_reel(&leaders, &self.reel)?;
         let mut area = Vec::new();
         for (i, k, th) in &self.going {
-            let (tid, core) = &self.images.tasks[*i].threads[*k];
-            super::regs::set(th, core, &mut area)
-                .map_err(|e| e.on(format!("thread {tid}")).at(Phase::Run))?;
+            let of = &self.images.tasks[*i].threads[*k];
+            of.core(self.dir)
+                .and_then(|core| super::regs::set(th, &core, &mut area))
+                .map_err(|e| e.on(format!("thread {}", of.tid)).at(Phase::Run))?;
         }
         self.go_home()?;
         let root = self.root.map_or(0, |r| r.0);
@@ -1498,7 +1551,13 @@ fn played(e: &PlayError, who: &str) -> Error {
 }
 
 /// Threads born in one play, at most.
-const AT_ONCE: usize = 1024;
+const AT_ONCE: usize = 256;
+
+/// Rows in one play, more or less: they take 300 bytes each in the engine, and half of that in the reel.
+const ROWS_AT_ONCE: usize = 8192;
+
+/// Rows of a tape that are made when they are wanted.
+type Rows<'a> = Box<dyn Iterator<Item = Call> + 'a>;
 
 /// Credentials of a task that was just born.
 struct Born {

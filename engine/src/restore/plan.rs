@@ -3,9 +3,11 @@
 //! Long because it is the whole of a plan that is not a kind's: one function per phase, in order.
 use super::family::{self, Deed, Family, Kin, Node};
 use super::grounds::Grounds;
+use super::habits::{self, Habits};
 use super::homes::network_of;
 use super::images::{Images, TASK_SIZE, TaskImages};
-use super::{habits, memory, privileges};
+use super::memory;
+use super::privileges::{self, Privileges};
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{self, HostAct, PlanCx, Stage, TaskStage};
 use crate::options::Options;
@@ -33,22 +35,14 @@ pub struct TaskPlan {
     pub end: Option<Vec<Call>>,
     /// Its address space; `None` if it shares one.
     pub memory: Option<memory::Plan>,
-    /// Its threads other than the leader: tid, slot, birth.
-    pub threads: Vec<(u32, usize, Call)>,
     /// Its descriptor table: file, slot, close-on-exec; `None` if it shares one.
     pub table: Option<Vec<(FdRef, i32, bool)>>,
     /// Rows when its descriptors are in place.
     pub placed: Vec<Call>,
-    /// Per thread, leader first: signals, limits, registrations.
-    pub habits: Vec<Vec<Call>>,
-    /// Rows of the leader that arm timers.
+    /// Whether no earlier task shares its signal actions.
+    own_hands: bool,
+    /// Rows of the leader when all have their habits.
     pub arm: Vec<Call>,
-    /// Per thread: credentials, seccomp.
-    pub privileges: Vec<Vec<Call>>,
-    /// Per thread: what a change of credentials of any thread would undo, no_new_privs, seccomp.
-    pub sealing: Vec<Vec<Call>>,
-    /// What the engine sets from outside.
-    pub outside: Vec<habits::Outside>,
     /// The signal of its group stop.
     pub stopped_by: Option<i32>,
 }
@@ -89,6 +83,10 @@ pub struct Plan {
     pub slots: usize,
     /// What will not come back as it was.
     pub warnings: Vec<String>,
+    /// What privileges depend on.
+    around: privileges::Around,
+    /// The kernel takes the numbers of timers.
+    timers_by_id: bool,
 }
 
 /// Root and working directories of all tasks.
@@ -122,7 +120,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         groups: grounds.groups(dir)?,
         image: images.lsm,
         host: crate::lsm::of_host("/".as_ref()),
-        over: o.namespaces.lsm_profile.as_deref(),
+        over: o.namespaces.lsm_profile.clone(),
     };
     let segments = segments(images, &mut cx).map_err(|e| e.of("sysv").at(Phase::Plan))?;
     let own_vdso = super::vdso::own()?;
@@ -135,7 +133,6 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         .chain(cx.lent.iter().map(|l| l.1))
         .collect();
     let service_fd = service_fd(&used)?;
-    let by_id = stasis_kernel::limits::timer_ids();
     let mut plan = Plan {
         host: Vec::new(),
         tasks: Vec::new(),
@@ -155,6 +152,8 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         service_fd,
         slots: 1,
         warnings: Vec::new(),
+        around,
+        timers_by_id: stasis_kernel::limits::timer_ids(),
     };
     if plan.grounds.has(Ns::Pid) {
         let new = if plan.grounds.makes(Ns::Pid) {
@@ -184,14 +183,10 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
             slot,
             end: None,
             memory: None,
-            threads: Vec::new(),
             table: None,
             placed: Vec::new(),
-            habits: Vec::new(),
+            own_hands: false,
             arm: Vec::new(),
-            privileges: Vec::new(),
-            sealing: Vec::new(),
-            outside: Vec::new(),
             stopped_by: None,
         };
         if t.is_zombie() {
@@ -230,13 +225,11 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
             p.table = Some(table);
         }
         fs.entry(t.ids.fs_id).or_insert(i);
-        let own_hands = *hands.entry(t.ids.sighand_id).or_insert(i) == i;
-        for (k, (tid, _)) in t.threads.iter().enumerate().skip(1) {
-            p.threads
-                .push((*tid, slot + k, thread_birth(*tid, slot + k)));
+        p.own_hands = *hands.entry(t.ids.sighand_id).or_insert(i) == i;
+        for k in 0..t.threads.len() {
+            // written down when they are played: here it is found out whether they can be
+            plan.last_acts(&p, images, dir, (i, k)).map_err(on)?;
         }
-        habits::plan(t, own_hands, by_id, &mut p).map_err(on)?;
-        privileges::plan(t, &images.seccomp, &around, &mut p).map_err(on)?;
         for (_, stage, call) in cx.task.iter().filter(|r| r.0 == t.entry.pid) {
             match stage {
                 TaskStage::Placed => p.placed.push(call.clone()),
@@ -452,7 +445,8 @@ fn clone3(flags: u64, exit_signal: u64, pid: u32, slot: usize) -> Call {
     c
 }
 
-fn thread_birth(tid: u32, slot: usize) -> Call {
+/// The row that bears a thread.
+pub fn thread_birth(tid: u32, slot: usize) -> Call {
     let flags = libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
@@ -503,6 +497,20 @@ fn family(images: &Images, o: &Options) -> Result<Family> {
 }
 
 impl Plan {
+    /// What a thread of a task, by the indices of both, does when its files are in place.
+    pub fn last_acts(
+        &self,
+        p: &TaskPlan,
+        images: &Images,
+        dir: &ImageDir,
+        (i, k): (usize, usize),
+    ) -> Result<(Habits, Privileges)> {
+        let t = &images.tasks[i];
+        let core = &*t.threads[k].core(dir)?;
+        let habits = habits::plan(t, (k, core), p.own_hands, self.timers_by_id)?;
+        let privileges = privileges::plan(t, (k, core), &images.seccomp, &self.around)?;
+        Ok((habits, privileges))
+    }
     /// The acts of a stage, in runs that are performed in the same home.
     pub fn runs(&self, stage: Stage) -> Vec<Vec<&HostAct>> {
         let all: Vec<&HostAct> = self.host.iter().filter(|h| h.stage == stage).collect();
@@ -716,7 +724,7 @@ pub fn comm(name: &[u8]) -> Call {
 }
 
 /// The plan for people: every tape and host call, run by nobody.
-pub fn show(p: &Plan) -> String {
+pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
     let mut s = String::new();
     let _ = writeln!(
         s,
@@ -783,7 +791,7 @@ pub fn show(p: &Plan) -> String {
             }
         }
     }
-    for t in &p.tasks {
+    for (i, t) in p.tasks.iter().enumerate() {
         let _ = writeln!(s, "task {} (slot {}, wave {})", t.pid, t.slot, t.wave);
         let mut tape = |name: &str, rows: &[Call]| {
             for r in rows {
@@ -796,12 +804,13 @@ pub fn show(p: &Plan) -> String {
         }
         if let Some(m) = &t.memory {
             tape("settle the estate", &m.settling());
-            tape("map", &m.tape(p.service_fd));
+            tape("map", &m.tape(p.service_fd).collect::<Vec<_>>());
         }
-        for (tid, slot, birth) in &t.threads {
+        for (k, th) in images.tasks[i].threads.iter().enumerate().skip(1) {
+            let slot = t.slot + k;
             tape(
-                &format!("thread {tid} in slot {slot}"),
-                std::slice::from_ref(birth),
+                &format!("thread {} in slot {slot}", th.tid),
+                &[thread_birth(th.tid, slot)],
             );
         }
         if let Some(table) = &t.table {
@@ -823,19 +832,24 @@ pub fn show(p: &Plan) -> String {
         if let Some(m) = &t.memory {
             tape("settle", &m.late);
         }
-        for (i, h) in t.habits.iter().enumerate() {
-            tape(&format!("habits of thread {i}"), h);
+        let all = 0..images.tasks[i].threads.len();
+        let all = all.map(|k| p.last_acts(t, images, dir, (i, k)));
+        let mut all = all.collect::<Result<Vec<_>>>()?;
+        for (k, (h, _)) in all.iter().enumerate() {
+            tape(&format!("habits of thread {k}"), &h.rows);
         }
-        tape("arm", &t.arm);
-        for (i, h) in t.privileges.iter().enumerate() {
-            tape(&format!("privileges of thread {i}"), h);
+        if let Some((h, _)) = all.first_mut() {
+            tape("arm", &h.arm);
+            tape("arm", &t.arm);
+            h.outside.extend(habits::of_process(&images.tasks[i]));
         }
-        for (i, h) in t.sealing.iter().enumerate() {
-            tape(&format!("sealing of thread {i}"), h);
+        for (k, (_, last)) in all.iter().enumerate() {
+            tape(&format!("privileges of thread {k}"), &last.credentials);
+            tape(&format!("sealing of thread {k}"), &last.sealing);
         }
-        for x in &t.outside {
+        for x in all.iter().flat_map(|(h, _)| &h.outside) {
             let _ = writeln!(s, "  engine: {x}");
         }
     }
-    s
+    Ok(s)
 }

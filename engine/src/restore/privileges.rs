@@ -3,7 +3,6 @@
 //! A thread of root that stays root with all capabilities plays no row. Otherwise: securebits that keep capabilities
 //! over the change of ids, the bounding set, groups and ids, the final securebits, the capability sets, ambient ones.
 use super::images::TaskImages;
-use super::plan::TaskPlan;
 use crate::error::{Blame, Error, Result};
 use crate::lsm;
 use stasis_kernel::call::{Arg, Call, Part};
@@ -33,7 +32,7 @@ pub enum Groups {
 }
 
 /// What a tree's privileges depend on besides the images of its tasks.
-pub struct Around<'a> {
+pub struct Around {
     /// Supplementary groups.
     pub groups: Groups,
     /// The module where the tree was dumped.
@@ -41,87 +40,90 @@ pub struct Around<'a> {
     /// That of this machine.
     pub host: pb::Lsmtype,
     /// What the caller says (`--lsm-profile`).
-    pub over: Option<&'a str>,
+    pub over: Option<String>,
 }
 
-/// Plans the last rows of each thread.
+/// The last rows of a thread.
+#[derive(Debug, Default)]
+pub struct Privileges {
+    /// Credentials.
+    pub credentials: Vec<Call>,
+    /// What a change of credentials of any thread would undo, no_new_privs, seccomp.
+    pub sealing: Vec<Call>,
+}
+
+/// Those of a thread, by its index in the task.
 pub fn plan(
     t: &TaskImages,
+    (k, core): (usize, &pb::CoreEntry),
     filters: &[pb::SeccompFilter],
-    around: &Around<'_>,
-    p: &mut TaskPlan,
-) -> Result<()> {
-    for (i, (_, core)) in t.threads.iter().enumerate() {
-        let tc = core
-            .thread_core
-            .as_ref()
-            .ok_or_else(|| Error::bug("a thread without its part passed the checks"))?;
-        let mut rows = Vec::new();
-        let mode = tc
-            .seccomp_mode
-            .or(if i == 0 { t.tc.old_seccomp_mode } else { None })
-            .unwrap_or(0);
-        // KERNEL: a filter is taken from a thread with no_new_privs or with CAP_SYS_ADMIN (seccomp_prepare_filter()); a
-        // container's runtime gave it before it dropped that capability, and so do we
-        let late = tc
-            .creds
-            .as_ref()
-            .filter(|c| mode == 2 && c.no_new_privs != Some(1) && set(&c.cap_eff) & SYS_ADMIN == 0);
-        if let Some(c) = &tc.creds {
-            groups(c, &around.groups)?;
-            let set = around.groups == Groups::Set;
-            creds(c, late.map_or(0, |_| SYS_ADMIN), set, &mut rows);
-        }
-        // KERNEL: commit_creds() makes the whole address space undumpable when any thread changes its ids, so the rest waits
-        // until all threads have
-        p.privileges.push(std::mem::take(&mut rows));
-        if let Some(k) = tc.stasis.as_ref().and_then(|s| s.reqkey_keyring) {
-            let name = "KEYCTL_SET_REQKEY_KEYRING";
-            let args = vec![Arg::Named(14, name.into()), Arg::Int(k.into())];
-            rows.push(Call::new(libc::SYS_keyctl, args));
-        }
-        if i == 0
-            && let Some(d) = t.mm.as_ref().and_then(|m| m.dumpable)
-        {
-            // a change of ids has reset it; 2 (root only) cannot be asked for and is what such a change leaves
-            if d != 2 {
-                rows.push(prctl(4, "PR_SET_DUMPABLE", &[d as u64]));
-            }
-        }
-        // threads are born without
-        let signal = tc.pdeath_sig.unwrap_or(0);
-        if i == 0 || signal != 0 {
-            rows.push(prctl(1, "PR_SET_PDEATHSIG", &[u64::from(signal)]));
-        }
-        let label = tc.creds.as_ref().and_then(|c| c.lsm_profile.as_deref());
-        if let Some((lsm, name)) = lsm::decide(around.image, around.host, label, around.over)? {
-            // no_new_privs would forbid it
-            rows.extend(lsm::rows(lsm, name, rows.len()));
-        }
-        if tc.creds.as_ref().is_some_and(|c| c.no_new_privs == Some(1)) {
-            rows.push(prctl(38, "PR_SET_NO_NEW_PRIVS", &[1, 0, 0, 0]));
-        }
-        match mode {
-            0 => {}
-            1 => rows.push(prctl(22, "PR_SET_SECCOMP", &[1, 0, 0, 0])),
-            2 => seccomp(
-                tc.seccomp_filter.or(t.tc.old_seccomp_filter),
-                filters,
-                &mut rows,
-            )?,
-            _ => {
-                return Err(Error::new("E5010", Blame::Image, "seccomp mode")
-                    .why("it is none of 0, 1, 2")
-                    .advice("dump again"));
-            }
-        }
-        if let Some(c) = late {
-            // the filter may forbid it, but filters of traced threads are suspended
-            rows.push(capset(c, 0));
-        }
-        p.sealing.push(rows);
+    around: &Around,
+) -> Result<Privileges> {
+    let tc = core
+        .thread_core
+        .as_ref()
+        .ok_or_else(|| Error::bug("a thread without its part passed the checks"))?;
+    let leader = k == 0;
+    let mut rows = Vec::new();
+    let (mode, filter) = t.threads[k].seccomp;
+    // KERNEL: a filter is taken from a thread with no_new_privs or with CAP_SYS_ADMIN (seccomp_prepare_filter()); a
+    // container's runtime gave it before it dropped that capability, and so do we
+    let late = tc
+        .creds
+        .as_ref()
+        .filter(|c| mode == 2 && c.no_new_privs != Some(1) && set(&c.cap_eff) & SYS_ADMIN == 0);
+    if let Some(c) = &tc.creds {
+        groups(c, &around.groups)?;
+        let set = around.groups == Groups::Set;
+        creds(c, late.map_or(0, |_| SYS_ADMIN), set, &mut rows);
     }
-    Ok(())
+    // KERNEL: commit_creds() makes the whole address space undumpable when any thread changes its ids, so the rest waits
+    // until all threads have
+    let credentials = std::mem::take(&mut rows);
+    if let Some(k) = tc.stasis.as_ref().and_then(|s| s.reqkey_keyring) {
+        let name = "KEYCTL_SET_REQKEY_KEYRING";
+        let args = vec![Arg::Named(14, name.into()), Arg::Int(k.into())];
+        rows.push(Call::new(libc::SYS_keyctl, args));
+    }
+    if leader && let Some(d) = t.mm.as_ref().and_then(|m| m.dumpable) {
+        // a change of ids has reset it; 2 (root only) cannot be asked for and is what such a change leaves
+        if d != 2 {
+            rows.push(prctl(4, "PR_SET_DUMPABLE", &[d as u64]));
+        }
+    }
+    // threads are born without
+    let signal = tc.pdeath_sig.unwrap_or(0);
+    if leader || signal != 0 {
+        rows.push(prctl(1, "PR_SET_PDEATHSIG", &[u64::from(signal)]));
+    }
+    let label = tc.creds.as_ref().and_then(|c| c.lsm_profile.as_deref());
+    if let Some((lsm, name)) =
+        lsm::decide(around.image, around.host, label, around.over.as_deref())?
+    {
+        // no_new_privs would forbid it
+        rows.extend(lsm::rows(lsm, name, rows.len()));
+    }
+    if tc.creds.as_ref().is_some_and(|c| c.no_new_privs == Some(1)) {
+        rows.push(prctl(38, "PR_SET_NO_NEW_PRIVS", &[1, 0, 0, 0]));
+    }
+    match mode {
+        0 => {}
+        1 => rows.push(prctl(22, "PR_SET_SECCOMP", &[1, 0, 0, 0])),
+        2 => seccomp(filter, filters, &mut rows)?,
+        _ => {
+            return Err(Error::new("E5010", Blame::Image, "seccomp mode")
+                .why("it is none of 0, 1, 2")
+                .advice("dump again"));
+        }
+    }
+    if let Some(c) = late {
+        // the filter may forbid it, but filters of traced threads are suspended
+        rows.push(capset(c, 0));
+    }
+    Ok(Privileges {
+        credentials,
+        sealing: rows,
+    })
 }
 
 fn set(v: &[u32]) -> u64 {

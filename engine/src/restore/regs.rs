@@ -19,10 +19,7 @@ pub fn set(th: &Tracee, core: &pb::CoreEntry, area: &mut Vec<u8>) -> Result<()> 
         *area = th.xstate()?;
     }
     th.set_xstate(xsave(area, &info.fpregs, tc.stasis.as_ref())?)?;
-    let mask = tc
-        .blk_sigset
-        .unwrap_or_else(|| core.tc.as_ref().map_or(0, |t| t.blk_sigset));
-    th.set_sigmask(mask)?;
+    th.set_sigmask(tc.blk_sigset.unwrap_or(0))?;
     if let Some(s) = tc.stasis.as_ref().filter(|s| s.sud_mode.unwrap_or(0) != 0) {
         let w = |v: Option<u64>| v.unwrap_or(0);
         th.set_sud(&SudConfig {

@@ -4,7 +4,7 @@
 //! addresses in the old one, so its text comes back from the image as an ordinary mapping, each of its functions begins with a
 //! jump to the one of the same name in the kernel's vDSO, and that stays where the stub had it. The old data is not mapped: only
 //! the old functions read it, and nobody gets into them any more.
-use super::images::TaskImages;
+use super::images::{TaskImages, ThreadImage};
 use super::memory::Plan;
 use crate::dump::mm::status;
 use crate::error::{Blame, Error, Result};
@@ -131,12 +131,12 @@ impl Foreign {
             .why(format!("it was dumped on another kernel, and {why}"))
             .advice("restore on the kernel where it was dumped")
         };
-        let inside = |core: &pb::CoreEntry| {
-            let info = core.thread_info.as_ref();
-            info.is_some_and(|i| (v.start..v.end).contains(&i.gpregs.ip))
-        };
-        if let Some((tid, _)) = t.threads.iter().find(|(_, core)| inside(core)) {
-            return Err(refuse(&format!("thread {tid} was stopped inside of it")));
+        let inside = |th: &&ThreadImage| (v.start..v.end).contains(&th.ip);
+        if let Some(th) = t.threads.iter().find(inside) {
+            return Err(refuse(&format!(
+                "thread {} was stopped inside of it",
+                th.tid
+            )));
         }
         let jumps = jumps(&functions(&old), &functions(own), len).map_err(|w| refuse(&w))?;
         let jumps = jumps.into_iter().map(|(o, n)| (v.start + o, n)).collect();

@@ -2,7 +2,6 @@
 //!
 //! Long because every file of the folder has its reader here, next to the others.
 
-use std::cell::RefCell;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -21,14 +20,13 @@ const CHUNK: usize = 8192;
 
 /// An open directory /proc/PID or /proc/PID/task/TID.
 ///
-/// Not `Sync`: it owns one read buffer that all calls reuse. Threads open their own.
+/// It keeps no buffer: a dump holds one for each task of a tree.
 #[derive(Debug)]
 pub struct ProcDir {
     dir: OwnedFd,
     pid: HostPid,
     /// `/proc/42` or `/proc/42/task/43`, for errors.
     path: String,
-    buf: RefCell<Vec<u8>>,
 }
 
 impl ProcDir {
@@ -37,8 +35,8 @@ impl ProcDir {
         Self::open_at(None, format!("/proc/{pid}"), pid)
     }
 
-    /// Opens `/proc/PID/task/TID`; [`ProcDir::pid`] of the result is the TID. Each one costs a descriptor and, once it
-    /// was read from, a buffer: with thousands of threads, prefer [`ProcDir::task_status`] and its like.
+    /// Opens `/proc/PID/task/TID`; [`ProcDir::pid`] of the result is the TID. Each one costs a descriptor: with thousands of
+    /// threads, prefer [`ProcDir::task_status`] and its like.
     pub fn task(&self, tid: HostPid) -> SysResult<Self> {
         Self::open_at(
             Some(self.dir.as_fd()),
@@ -64,12 +62,7 @@ impl ProcDir {
         check(fd.into(), "openat", || path.as_str())?;
         // SAFETY: a fresh descriptor that nobody else knows.
         let dir = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(ProcDir {
-            dir,
-            pid,
-            path,
-            buf: RefCell::new(Vec::new()),
-        })
+        Ok(ProcDir { dir, pid, path })
     }
 
     /// Writes a file of the folder in one write(2).
@@ -125,23 +118,16 @@ impl ProcDir {
         f: impl FnOnce(&str, &[u8]) -> Result<T>,
     ) -> Result<T> {
         let fd = self.open_file(name, libc::O_RDONLY)?;
-        let mut buf = self.buf.borrow_mut();
+        let mut buf = vec![0; CHUNK];
         let len = self.fill(&fd, name, one, &mut buf)?;
-        let out = f(&self.name(name), &buf[..len]);
-        // One huge file must not keep its memory for the life of the directory.
-        if buf.len() > 16 * CHUNK {
-            buf.truncate(CHUNK);
-            buf.shrink_to_fit();
-        }
-        out
+        f(&self.name(name), &buf[..len])
     }
 
     fn fill(&self, fd: &OwnedFd, name: &str, one: bool, buf: &mut Vec<u8>) -> SysResult<usize> {
         let mut len = 0;
         loop {
             if buf.len() - len < CHUNK / 2 {
-                let more = (buf.len() * 2).max(CHUNK);
-                buf.resize(more, 0);
+                buf.resize(buf.len() * 2, 0);
             }
             match nix::unistd::read(fd, &mut buf[len..]) {
                 Ok(0) => return Ok(len),
@@ -164,13 +150,12 @@ impl ProcDir {
         mut f: impl FnMut(&[u8]) -> Result<(), &'static str>,
     ) -> Result<usize> {
         let fd = self.open_file(name, libc::O_RDONLY)?;
-        let mut buf = self.buf.borrow_mut();
+        let mut buf = vec![0; CHUNK];
         let mut have = 0; // bytes in buf
         let mut n = 0; // lines
         loop {
             if buf.len() - have < CHUNK / 2 {
-                let more = (buf.len() * 2).max(CHUNK);
-                buf.resize(more, 0);
+                buf.resize(buf.len() * 2, 0);
             }
             let got = match nix::unistd::read(&fd, &mut buf[have..]) {
                 Ok(got) => got,
@@ -210,11 +195,7 @@ impl ProcDir {
     /// Numbers that are names of entries of a directory, sorted; others (`.`, `..`) are left out.
     fn numbers(&self, name: &str) -> Result<Vec<i32>> {
         let fd = self.open_file(name, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        let mut buf = self.buf.borrow_mut();
-        if buf.len() < 4 * CHUNK {
-            buf.resize(4 * CHUNK, 0);
-        }
-        read_numbers(&fd, &mut buf)
+        read_numbers(&fd, &mut vec![0; CHUNK])
             .map_err(|errno| SysError::new("getdents64", errno, self.name(name)).into())
     }
 
