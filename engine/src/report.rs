@@ -51,3 +51,10 @@ pub struct RestoreReport {
     /// Exit status of the root as waitpid(2) gives it, when the restore waited for it.
     pub exit_status: Option<i32>,
 }
+
+/// Logs what the engine has needed in memory so far.
+pub(crate) fn tell_peak() {
+    if let Some(kib) = stasis_kernel::limits::peak_memory() {
+        tracing::debug!("the engine had at most {kib} KiB of memory");
+    }
+}

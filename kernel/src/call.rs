@@ -145,6 +145,8 @@ impl Call {
     }
     /// The return value is a new file.
     pub fn binds(mut self, f: FdRef) -> Self {
+        // one is the rule, and there may be tens of thousands of such rows
+        self.binds.reserve_exact(1);
         self.binds.push((f, Bind::Ret));
         self
     }

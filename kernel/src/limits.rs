@@ -38,6 +38,14 @@ pub fn nofile() -> u64 {
     }
 }
 
+/// The most memory this process ever had at once, in KiB (VmHWM of proc_pid_status(5)): getrusage(2) would tell that of whoever
+/// started it, if that was more.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// Whether this kernel takes the number of a new POSIX timer from its creator (PR_TIMER_CREATE_RESTORE_IDS). KERNEL(>=6.13)
 pub fn timer_ids() -> bool {
     const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;

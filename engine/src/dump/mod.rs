@@ -238,6 +238,7 @@ fn dump_here(o: &Options) -> Result<Done> {
         "dumped {} tasks with {} threads, {} pages",
         report.tasks, report.threads, report.pages_written
     );
+    crate::report::tell_peak();
     Ok(Done::Whole(report))
 }
 
@@ -577,8 +578,8 @@ const ASKED_AT_ONCE: usize = 3;
 struct Begun<'t> {
     task: &'t Task,
     facts: Facts,
-    maps: Vec<MapsLine>,
     pid: u32,
+    maps: Vec<MapsLine>,
     files_id: u32,
     memory: Option<(pb::MmEntry, Vec<mm::Run>)>,
     asking: Asking<'t>,
@@ -786,13 +787,12 @@ impl<'a> Dumping<'a> {
             .advice("start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off")
             .at(Phase::Tree));
         }
-        let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
         let ids = self.ids(t, known)?;
         self.backlog.one(Kind::Ids, pid, ids)?;
         // pages are listed before the excursion, which touches dead stack
         let new_mm = self.objects[0].contains(&(ids.vm_id, t.pid));
         let memory = new_mm.then(|| {
-            let watch = self.tracking.watch(t, &f, &maps, &mut self.gadgets)?;
+            let watch = self.tracking.watch(t, &f, &mut self.gadgets)?;
             mm::describe(self, t, &f, &watch)
         });
         let memory = memory.transpose().map_err(|e| e.at(Phase::Memory))?;
@@ -802,12 +802,18 @@ impl<'a> Dumping<'a> {
             }
             self.backlog.settle()?;
         }
-        let asking = process::ask(t, &f, &maps, &mut self.gadgets, &self.tapes).map_err(on)?;
+        // of tens of thousands of mappings no more is remembered than the rest needs
+        let maps: Vec<MapsLine> = std::mem::take(&mut f.smaps)
+            .into_iter()
+            .map(|s| s.map)
+            .collect();
+        let asking = process::ask(t, &f, &maps, &mut self.gadgets, &self.tapes);
+        let asking = asking.map_err(|e| on_task(t, &f.leader, e))?;
         Ok(Begun {
             task: t,
             facts: f,
-            maps,
             pid,
+            maps,
             files_id: ids.files_id,
             memory,
             asking,

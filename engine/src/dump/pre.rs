@@ -17,7 +17,6 @@ use crate::report::DumpReport;
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::pagemap::Scanner;
-use stasis_kernel::procfs::MapsLine;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -129,8 +128,7 @@ fn one(
 ) -> Result<Listed> {
     let pid = t.pid;
     thread::look(&mut t.threads[..1], pid)?;
-    let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
-    let watch = tracking.watch(t, f, &maps, gadgets)?;
+    let watch = tracking.watch(t, f, gadgets)?;
     let mut scanner = Scanner::of(&t.proc)?;
     let mut runs = Vec::new();
     for s in f.smaps.iter().filter(|s| super::tracking::trackable(s)) {

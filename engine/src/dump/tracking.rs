@@ -199,17 +199,12 @@ impl Tracking {
     ///
     /// # Errors
     /// None for what cannot be tracked: that is only said. Failures of the excursion.
-    pub fn watch(
-        &mut self,
-        t: &Task,
-        f: &Facts,
-        maps: &[MapsLine],
-        g: &mut GadgetCache,
-    ) -> Result<Watch> {
+    pub fn watch(&mut self, t: &Task, f: &Facts, g: &mut GadgetCache) -> Result<Watch> {
         if !self.on && self.before.is_none() {
             return Ok(Watch::default());
         }
-        if let Some(why) = past_page_tables(t, maps)? {
+        let maps: Vec<MapsLine> = f.smaps.iter().map(|s| s.map.clone()).collect();
+        if let Some(why) = past_page_tables(t, &maps)? {
             info!("memory of task {} is not tracked: {why}", t.pid);
             self.spaces.remove(&t.pid);
             return Ok(Watch::default());
@@ -233,7 +228,7 @@ impl Tracking {
         if self.on {
             let by = match old {
                 Some(pid) => Some(self.spaces[&pid].by.again()?),
-                None => make(t, f, maps, g)?,
+                None => make(t, f, &maps, g)?,
             };
             if let Some(by) = by {
                 self.next.push((t.pid, f.stat.starttime, by));

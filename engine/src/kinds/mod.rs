@@ -64,6 +64,7 @@ use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::FdInfo;
 use stasis_proto::prost::{Message, Name};
 use stasis_proto::{ImageDir, ImageWriter, pb};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
@@ -291,7 +292,7 @@ pub struct HostAct {
     /// What.
     pub act: Act,
     /// Why, in a few words.
-    pub why: String,
+    pub why: Cow<'static, str>,
     /// In which set of namespaces: see [`crate::restore::Homes`].
     pub home: usize,
 }
@@ -375,15 +376,15 @@ impl<'a> PlanCx<'a> {
         self.stage = stage;
     }
     /// Adds a host row at the present stage.
-    pub fn host(&mut self, call: Call, why: impl Into<String>) {
+    pub fn host(&mut self, call: Call, why: impl Into<Cow<'static, str>>) {
         self.act_at(self.stage, Act::Call(call), why);
     }
     /// Adds a host row at another stage.
-    pub fn host_at(&mut self, stage: Stage, call: Call, why: impl Into<String>) {
+    pub fn host_at(&mut self, stage: Stage, call: Call, why: impl Into<Cow<'static, str>>) {
         self.act_at(stage, Act::Call(call), why);
     }
     /// Adds a host act at the given stage.
-    pub fn act_at(&mut self, stage: Stage, act: Act, why: impl Into<String>) {
+    pub fn act_at(&mut self, stage: Stage, act: Act, why: impl Into<Cow<'static, str>>) {
         let (home, why) = (self.home, why.into());
         self.host.push(HostAct {
             stage,

@@ -178,7 +178,7 @@ fn pair(entry: &pb::FileEntry, index: u32, cx: &mut PlanCx) -> Result<Option<Pai
 ///
 /// KERNEL: TIOCGPTPEER leaves O_CLOEXEC among the flags of the open file, for fcntl(F_GETFL) to show. And it is no open(2), so
 /// O_LARGEFILE is not added.
-fn peer(cx: &mut PlanCx, master: FdRef, flags: u32, slave: FdRef, why: &str) {
+fn peer(cx: &mut PlanCx, master: FdRef, flags: u32, slave: FdRef, why: &'static str) {
     const O_LARGEFILE: u32 = 0o100000;
     let f = flags & (OPENABLE | O_LARGEFILE) | libc::O_NOCTTY as u32;
     let named = Arg::OpenFlags(f.into());

@@ -230,7 +230,7 @@ impl<'a> World<'a> {
         let mine = self.done().filter(|s| which(s));
         mine.map(|s| s.u.ino).collect()
     }
-    fn deed(&self, cx: &mut PlanCx, by: Option<Ucred>, what: Vec<What>, why: &str) {
+    fn deed(&self, cx: &mut PlanCx, by: Option<Ucred>, what: Vec<What>, why: &'static str) {
         let stage = cx.stage();
         cx.act_at(stage, Act::Unix(Deeds { by, what }), why);
     }

@@ -388,7 +388,7 @@ impl<'a> Ahead<'a> {
     }
     fn some(&mut self) {
         /// Images in memory at once.
-        const AT_ONCE: usize = 512;
+        const AT_ONCE: usize = 128;
         // a guess, for the decision how many threads are worth it
         const BYTES_WORTH: u64 = 256 << 10;
         let (dir, entries) = (self.dir, self.entries);

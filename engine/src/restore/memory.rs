@@ -328,7 +328,7 @@ pub fn plan(
             .ok_or_else(|| Error::bug("a task without an address space"))?;
     let mut p = Plan {
         files: Vec::new(),
-        maps: Vec::new(),
+        maps: Vec::with_capacity(mm.vmas.len()),
         base: None,
         exe_is_there: false,
         estate: None,

@@ -54,6 +54,7 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
         .map_err(|e| e.at(Phase::Plan))?;
     report.pid = perform::perform(o, &dir, &images, &plan, &mut report)?;
     report.restore_us = begun.elapsed().as_micros() as u64;
+    crate::report::tell_peak();
     if !o.detach {
         report.exit_status = Some(stasis_kernel::ptrace::wait_exit(report.pid)?);
     }

@@ -1554,7 +1554,7 @@ fn played(e: &PlayError, who: &str) -> Error {
 const AT_ONCE: usize = 256;
 
 /// Rows in one play, more or less: they take 300 bytes each in the engine, and half of that in the reel.
-const ROWS_AT_ONCE: usize = 8192;
+const ROWS_AT_ONCE: usize = 2048;
 
 /// Rows of a tape that are made when they are wanted.
 type Rows<'a> = Box<dyn Iterator<Item = Call> + 'a>;
