@@ -1,4 +1,5 @@
 //! The story of a restore: read, plan, perform.
+mod ahead;
 mod aio;
 mod confine;
 mod family;
