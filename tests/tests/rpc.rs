@@ -350,14 +350,23 @@ fn page_servers_are_started_by_requests() {
             File::open(tmp.path().join(n)).unwrap()
         });
         let mut server = worker(Manner::GoCriu);
-        let mut q = request(t, Some(options(&there, "server.log")));
+        let (mut status, ready) = std::io::pipe().unwrap();
+        let opts = CriuOpts {
+            status_fd: Some(ready.as_raw_fd()),
+            ..options(&there, "server.log")
+        };
+        let mut q = request(t, Some(opts));
         q.keep_open = Some(true);
         let r = server.ask(&q).unwrap();
+        drop(ready);
         let told = || log(&tmp.path().join("there"), "server.log");
         assert!(r.success, "{r:?}\n{}", told());
         assert_eq!(r.r#type(), CriuReqType::PageServer);
         let (pid, port) = r.ps.map(|p| (p.pid(), p.port())).unwrap();
         assert!(pid > 0 && port > 0);
+        let mut byte = [1];
+        std::io::Read::read_exact(&mut status, &mut byte).unwrap();
+        assert_eq!(byte, [0]);
         let tree = sleeper();
         let dump = CriuOpts {
             pid: Some(tree),

@@ -1,5 +1,5 @@
 //! `criu page-server`: takes the pages of one dump from a connection.
-use super::background::wait_there;
+use super::background::{tell_ready, wait_there};
 use super::settings::Settings;
 use nix::sys::socket::{getsockopt, sockopt};
 use stasis_engine::{Blame, Error, Result};
@@ -134,6 +134,7 @@ pub fn start(s: &Settings, manner: Manner) -> Result<(i32, u16)> {
     let child = c
         .spawn()
         .map_err(|e| host("cannot start a page server".into(), e))?;
+    tell_ready(s)?;
     Ok((child.id() as i32, port))
 }
 

@@ -302,7 +302,7 @@ fn hostile(w: &World, lies: &[Lie]) -> Result<()> {
     c.start(out)?;
     heard.wait_numbers(3)?;
     c.checkpoint(&[])?;
-    let before = heard.numbers();
+    let before = heard.last_numbers()?;
     let (good, bundle) = (c.images(), c.bundle());
     let config = fs::read(bundle.join("config.json"))?;
     let binary = fs::canonicalize(w.dir.join("bin/criu"))?;

@@ -96,6 +96,11 @@ pub const SCENARIOS: &[Scenario] = &[
         runtime: "runc",
         play: crun_requests,
     },
+    Scenario {
+        name: "crun_image_under_runc",
+        runtime: "runc",
+        play: crun_image_under_runc,
+    },
 ];
 
 /// Counts, a number per line.
@@ -250,7 +255,7 @@ impl<'a> Container<'a> {
         for _ in 0..rounds {
             heard.wait_numbers(5)?;
             self.checkpoint(dump)?;
-            let before = heard.numbers();
+            let before = heard.last_numbers()?;
             let (out, next) = Heard::pipe()?;
             self.restore(out, restore)?;
             let after = next.wait_numbers(3)?;
@@ -409,7 +414,7 @@ fn loopback(w: &World) -> Result<()> {
     c.start(out)?;
     heard.wait_numbers(5)?;
     c.checkpoint(&["--tcp-established"])?;
-    let before = heard.numbers();
+    let before = heard.last_numbers()?;
     let (out, next) = Heard::pipe()?;
     c.restore(out, &["--tcp-established"])?;
     let after = next.wait_numbers(5)?;
@@ -511,7 +516,7 @@ fn bundle_alone(w: &World) -> Result<()> {
         v
     };
     w.run(verb("checkpoint").arg("--state").arg(&state))?;
-    let before = heard.numbers();
+    let before = heard.last_numbers()?;
     c.delete()?;
     let (out, next) = Heard::pipe()?;
     let pidfile = w.dir.join("pid");
@@ -626,7 +631,6 @@ fn lazy(w: &World) -> Result<()> {
         .spawn()?;
     told.wait_text("\0")
         .with_context(|| fs::read_to_string(w.dir.join("checkpoint.txt")).unwrap_or_default())?;
-    let before = heard.numbers();
     let mut daemon = Command::new("criu");
     daemon
         .args(["lazy-pages", "--page-server", "--address", "127.0.0.1"])
@@ -649,11 +653,12 @@ fn lazy(w: &World) -> Result<()> {
         .stderr(out)
         .status()?;
     ensure!(status.success(), "restore: {status}: {}", next.text());
-    goes_on(&before, &next.wait_numbers(3)?)?;
+    let after = next.wait_numbers(3)?;
     for (what, child) in [("the daemon", &mut daemon), ("runc checkpoint", &mut dump)] {
         let status = wait(what, || Ok(child.try_wait()?))?;
         ensure!(status.success(), "{what}: {status}");
     }
+    goes_on(&heard.last_numbers()?, &after)?;
     w.run(c.runc().args(["delete", "-f", "c2"])).map(drop)
 }
 
@@ -669,7 +674,7 @@ fn cgroup_modes(w: &World) -> Result<()> {
         heard.wait_numbers(3)?;
         let dump = ["--manage-cgroups-mode", mode];
         c.checkpoint(&dump).with_context(|| mode.to_owned())?;
-        let before = heard.numbers();
+        let before = heard.last_numbers()?;
         let (out, next) = Heard::pipe()?;
         c.restore(out, &dump)
             .with_context(|| format!("{mode}: {}", next.text()))?;
@@ -686,12 +691,19 @@ fn cgroup_modes(w: &World) -> Result<()> {
     Ok(())
 }
 
-/// What crun asks of libcriu, sent to a container that runc made: Debian's crun cannot ask itself.
-fn crun_requests(w: &World) -> Result<()> {
+/// Files that crun hides, which are external mounts to it.
+const MASKED: [&str; 4] = [
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+];
+
+/// Dumps a container as crun asks for it, and removes it. Gives the folder, what its standard files were, and what it counted.
+fn dumped_as_crun_does(w: &World, c: &Container) -> Result<(PathBuf, Vec<String>, Vec<u64>)> {
     use crate::engine::Engine;
-    use crate::rpc::{Manner, Worker, crun_dump, crun_restore, ext, request};
+    use crate::rpc::{Manner, Worker, crun_dump, ext, request};
     use stasis_proto::pb::CriuReqType;
-    let c = Container::new(w, COUNT, |_| {})?;
     let (out, heard) = Heard::pipe()?;
     c.start(out)?;
     heard.wait_numbers(5)?;
@@ -708,16 +720,10 @@ fn crun_requests(w: &World) -> Result<()> {
     fs::create_dir(&folder)?;
     let dir = File::open(&folder)?;
     let engine = Engine::at(w.dir.join("bin/criu"))?;
-    let masked = [
-        "/proc/kcore",
-        "/proc/keys",
-        "/proc/timer_list",
-        "/proc/sched_debug",
-    ];
     let mut worker = Worker::start(&engine, Manner::GoCriu, None)?;
     // below podman crun names a root that does not exist
     let mut opts = crun_dump(&dir, pid, "/no/such/root", Some("/sys/fs/cgroup/c1"));
-    opts.ext_mnt = masked.map(|m| ext(m, m)).to_vec();
+    opts.ext_mnt = MASKED.map(|m| ext(m, m)).to_vec();
     let r = worker.ask(&request(CriuReqType::Dump, Some(opts)))?;
     ensure!(r.success, "dump: {r:?}");
     ensure!(
@@ -726,8 +732,20 @@ fn crun_requests(w: &World) -> Result<()> {
         worker.told
     );
     ensure!(worker.end()? == 0, "the worker failed");
-    let before = heard.numbers();
+    let before = heard.last_numbers()?;
     c.delete()?;
+    Ok((folder, stdio, before))
+}
+
+/// What crun asks of libcriu, sent to a container that runc made: Debian's crun cannot ask itself.
+fn crun_requests(w: &World) -> Result<()> {
+    use crate::engine::Engine;
+    use crate::rpc::{Manner, Worker, crun_restore, ext, request};
+    use stasis_proto::pb::CriuReqType;
+    let c = Container::new(w, COUNT, |_| {})?;
+    let (folder, stdio, before) = dumped_as_crun_does(w, &c)?;
+    let dir = File::open(&folder)?;
+    let engine = Engine::at(w.dir.join("bin/criu"))?;
     let root = c.bundle.join("criu-root");
     fs::create_dir(&root)?;
     let none: Option<&str> = None;
@@ -744,7 +762,7 @@ fn crun_requests(w: &World) -> Result<()> {
     let mut worker = Worker::start(&engine, Manner::GoCriu, Some(files))?;
     let mut opts = crun_restore(&dir, &root, &stdio);
     // crun asks by the names its dump gave: of masked files that is now /dev/null
-    opts.ext_mnt = masked.map(|m| ext(m, "/dev/null")).to_vec();
+    opts.ext_mnt = MASKED.map(|m| ext(m, "/dev/null")).to_vec();
     opts.cg_root = vec![stasis_proto::pb::CgroupRoot {
         ctrl: None,
         path: "/c2".into(),
@@ -760,4 +778,20 @@ fn crun_requests(w: &World) -> Result<()> {
     ensure!(parent.contains(&own), "it is no child of who asked");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)?;
     Ok(())
+}
+
+/// An image that crun has made knows masked files by names which runc never gives.
+fn crun_image_under_runc(w: &World) -> Result<()> {
+    let c = Container::new(w, COUNT, |_| {})?;
+    let (folder, stdio, before) = dumped_as_crun_does(w, &c)?;
+    // both runtimes write it
+    fs::write(folder.join("descriptors.json"), serde_json::to_vec(&stdio)?)?;
+    fs::rename(folder, c.images())?;
+    let (out, next) = Heard::pipe()?;
+    c.restore(out, &[])
+        .with_context(|| format!("restore: {}", next.text()))?;
+    goes_on(&before, &next.wait_numbers(3)?)?;
+    let seen = c.exec("cat /proc/keys /proc/timer_list; ls -l /proc/keys")?;
+    ensure!(seen.contains("1,   3"), "it is not masked: {seen}");
+    c.delete()
 }

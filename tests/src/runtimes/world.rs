@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -125,6 +126,8 @@ fn logs(dir: &Path, all: &mut String) {
 #[derive(Clone)]
 pub struct Heard {
     text: Arc<Mutex<String>>,
+    /// Nobody can say more.
+    over: Arc<AtomicBool>,
 }
 
 impl Heard {
@@ -139,7 +142,8 @@ impl Heard {
     /// What is heard from this file.
     pub fn of(mut from: File) -> Self {
         let text = Arc::new(Mutex::new(String::new()));
-        let to = text.clone();
+        let over = Arc::new(AtomicBool::new(false));
+        let (to, ended) = (text.clone(), over.clone());
         std::thread::spawn(move || {
             let mut b = [0; 4096];
             while let Ok(n @ 1..) = from.read(&mut b) {
@@ -147,8 +151,9 @@ impl Heard {
                     t.push_str(&String::from_utf8_lossy(&b[..n]));
                 }
             }
+            ended.store(true, Ordering::Release);
         });
-        Self { text }
+        Self { text, over }
     }
     /// All so far.
     pub fn text(&self) -> String {
@@ -157,6 +162,15 @@ impl Heard {
     /// Whole lines that are numbers, so far.
     pub fn numbers(&self) -> Vec<u64> {
         numbers(&self.text())
+    }
+    /// All numbers of a container that is gone, once the last is read.
+    ///
+    /// # Errors
+    /// Somebody still holds the pipe.
+    pub fn last_numbers(&self) -> Result<Vec<u64>> {
+        let over = || Ok(self.over.load(Ordering::Acquire).then_some(()));
+        wait("the end of a pipe", over)?;
+        Ok(self.numbers())
     }
     /// Waits until there are this many numbers; gives them all.
     ///

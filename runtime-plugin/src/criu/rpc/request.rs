@@ -24,24 +24,28 @@ mod cap {
     pub const IMAGE: u32 = 8;
 }
 
-/// Folders of the peer, held open: their paths in [`Settings`] lead through these descriptors.
+/// What the peer has open, held open here: paths and numbers in [`Settings`] are of these descriptors.
 #[derive(Debug, Default)]
 pub struct Folders(Vec<OwnedFd>);
 
 impl Folders {
     /// The peer's descriptor `n` as a path that is good for as long as this lives.
     fn of_peer(&mut self, peer: Peer, n: i32, what: &str) -> Result<PathBuf, String> {
+        let fd = self.open(peer, n, OFlag::O_PATH | OFlag::O_DIRECTORY, what)?;
+        Ok(PathBuf::from(format!("/proc/self/fd/{fd}")))
+    }
+    /// The number here of what the peer has as descriptor `n`.
+    fn open(&mut self, peer: Peer, n: i32, flags: OFlag, what: &str) -> Result<i32, String> {
         let path = format!("/proc/{}/fd/{n}", peer.pid);
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = open(path.as_str(), flags, Mode::empty())
+        let fd = open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|e| format!("{what} {n}: cannot open {path}: {e}"))?;
-        let own = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let number = fd.as_raw_fd();
         self.0.push(fd);
-        Ok(own)
+        Ok(number)
     }
 }
 
-/// Takes the folders and the log from a request: first of all, so that whatever is wrong with the rest can be logged.
+/// Takes the folders, the log and what else is a descriptor of the peer's from a request: first of all, so that whatever is wrong with the rest can be logged.
 ///
 /// # Errors
 /// A folder cannot be opened, or none is named.
@@ -60,6 +64,9 @@ pub fn folders(
     };
     if let Some(n) = o.work_dir_fd.filter(|n| *n >= 0) {
         s.work = Some(held.of_peer(peer, n, "work_dir_fd")?);
+    }
+    if let Some(n) = o.status_fd.filter(|n| *n >= 0) {
+        s.status_fd = Some(held.open(peer, n, OFlag::O_WRONLY, "status_fd")?);
     }
     match o.log_file.as_deref() {
         _ if o.log_to_stderr() => s.log = None,

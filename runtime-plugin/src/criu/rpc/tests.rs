@@ -331,7 +331,6 @@ fn no_field_is_passed_over() {
         "cpu_cap",
         // asks for the mode that is usual
         "manage_cgroups",
-        // of the peer, who has waited for the response since CRIU 3.15
         "status_fd",
     ];
     let all = fields();
