@@ -3,6 +3,7 @@ use super::common::{ask_int, ask_ioctl, ioctl_row};
 use super::{Stagehand, act::sys};
 use crate::error::{Blame, Error, Result};
 use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use stasis_kernel::call::{Arg, FdRef};
 use stasis_kernel::error::SysError;
@@ -204,6 +205,10 @@ impl Taken {
 
 /// What a read would give; a terminal that was hung up has nothing.
 pub(super) fn waiting(fd: BorrowedFd) -> usize {
+    // KERNEL: what was just written is on its way through a work queue, and FIONREAD does not tell of it; poll(2) waits for that
+    // (drivers/tty/n_tty.c, n_tty_poll(), tty_buffer_flush_work())
+    let mut asked = [PollFd::new(fd, PollFlags::POLLIN)];
+    let _ = poll(&mut asked, PollTimeout::ZERO);
     ask_int(fd, FIONREAD).map_or(0, |n| n.max(0) as usize)
 }
 

@@ -239,3 +239,17 @@ fn dev_tty_is_opened_by_a_helper_and_refers_to_the_terminal() {
     // nobody has the terminal now
     assert!(ask_int(&p.master, TIOCGSID).is_err());
 }
+
+#[test]
+fn what_was_just_written_is_seen() {
+    let _one = alone();
+    let p = open(true);
+    for round in 0..2000 {
+        for (from, to) in [(&p.slave, &p.master), (&p.master, &p.slave)] {
+            assert_eq!(nix::unistd::write(from, b"abc").unwrap(), 3);
+            // the work queue that moves the bytes may not have run yet
+            assert_eq!(waiting(to.as_fd()), 3, "round {round}");
+            assert_eq!(read(to), b"abc");
+        }
+    }
+}

@@ -1049,7 +1049,7 @@ impl<'a> Performance<'a> {
             }
             let ends = part.end == all.len();
             for k in part {
-                let (h, _) = plan.last_acts(t, images, dir, (i, k))?;
+                let h = plan.habits(t, &images.tasks[i], (k, &*all[k].core(dir)?))?;
                 differs.extend(
                     h.outside
                         .into_iter()
@@ -1125,14 +1125,17 @@ impl<'a> Performance<'a> {
             let (t, of) = (&plan.tasks[i], &images.tasks[i]);
             // with nobody else in its address space it need not wait for their change of ids
             let alone = spaces.get(&of.ids.vm_id) == Some(&1);
-            let (habits, last) = plan.last_acts(t, images, dir, (i, k))?;
             let core = of.threads[k].core(dir)?;
+            let last = plan.privileges(images, of, (k, &core))?;
             let wanted = core.thread_core.as_ref().and_then(|c| c.creds.as_ref());
             let has = wanted.is_some_and(|c| born_with.as_ref().is_some_and(|b| b.are(c)));
             // what only a change of ids leaves behind
             let has = has && of.mm.as_ref().is_none_or(|m| m.dumpable != Some(2));
-            let mut tape = habits.arm;
-            tape.extend(t.arm.iter().filter(|_| k == 0).cloned());
+            let mut tape = Vec::new();
+            if k == 0 {
+                tape = plan.habits(t, of, (k, &core))?.arm;
+                tape.extend_from_slice(&t.arm);
+            }
             tape.extend(last.credentials.into_iter().filter(|_| !has));
             match alone {
                 true => tape.extend(last.sealing),
@@ -1144,9 +1147,10 @@ impl<'a> Performance<'a> {
         self.play_in_parts(now, Phase::Privileges)?;
         // what follows a filter in a tape is not subject to it while its thread is traced
         let then = then.into_iter().map(|(i, k)| {
-            let t = &plan.tasks[i];
-            let (_, last) = plan.last_acts(t, images, dir, (i, k))?;
-            Ok(vec![(t.slot + k, last.sealing)])
+            let of = &images.tasks[i];
+            let core = of.threads[k].core(dir)?;
+            let last = plan.privileges(images, of, (k, &core))?;
+            Ok(vec![(plan.tasks[i].slot + k, last.sealing)])
         });
         self.play_in_parts(then, Phase::Privileges)
     }

@@ -226,9 +226,11 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         }
         fs.entry(t.ids.fs_id).or_insert(i);
         p.own_hands = *hands.entry(t.ids.sighand_id).or_insert(i) == i;
-        for k in 0..t.threads.len() {
+        for (k, th) in t.threads.iter().enumerate() {
             // written down when they are played: here it is found out whether they can be
-            plan.last_acts(&p, images, dir, (i, k)).map_err(on)?;
+            let core = th.core(dir).map_err(on)?;
+            plan.habits(&p, t, (k, &core)).map_err(on)?;
+            plan.privileges(images, t, (k, &core)).map_err(on)?;
         }
         for (_, stage, call) in cx.task.iter().filter(|r| r.0 == t.entry.pid) {
             match stage {
@@ -497,19 +499,23 @@ fn family(images: &Images, o: &Options) -> Result<Family> {
 }
 
 impl Plan {
-    /// What a thread of a task, by the indices of both, does when its files are in place.
-    pub fn last_acts(
+    /// What a thread does when its files are in place, by its index in the task.
+    pub fn habits(
         &self,
         p: &TaskPlan,
+        t: &TaskImages,
+        thread: (usize, &pb::CoreEntry),
+    ) -> Result<Habits> {
+        habits::plan(t, thread, p.own_hands, self.timers_by_id)
+    }
+    /// What it does last of all.
+    pub fn privileges(
+        &self,
         images: &Images,
-        dir: &ImageDir,
-        (i, k): (usize, usize),
-    ) -> Result<(Habits, Privileges)> {
-        let t = &images.tasks[i];
-        let core = &*t.threads[k].core(dir)?;
-        let habits = habits::plan(t, (k, core), p.own_hands, self.timers_by_id)?;
-        let privileges = privileges::plan(t, (k, core), &images.seccomp, &self.around)?;
-        Ok((habits, privileges))
+        t: &TaskImages,
+        thread: (usize, &pb::CoreEntry),
+    ) -> Result<Privileges> {
+        privileges::plan(t, thread, &images.seccomp, &self.around)
     }
     /// The acts of a stage, in runs that are performed in the same home.
     pub fn runs(&self, stage: Stage) -> Vec<Vec<&HostAct>> {
@@ -832,8 +838,12 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
         if let Some(m) = &t.memory {
             tape("settle", &m.late);
         }
-        let all = 0..images.tasks[i].threads.len();
-        let all = all.map(|k| p.last_acts(t, images, dir, (i, k)));
+        let of = &images.tasks[i];
+        let all = of.threads.iter().enumerate().map(|(k, th)| {
+            let core = th.core(dir)?;
+            let last = p.privileges(images, of, (k, &core))?;
+            Ok((p.habits(t, of, (k, &core))?, last))
+        });
         let mut all = all.collect::<Result<Vec<_>>>()?;
         for (k, (h, _)) in all.iter().enumerate() {
             tape(&format!("habits of thread {k}"), &h.rows);
