@@ -5,7 +5,7 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/lock.bpf.c");
-    println!("cargo:rerun-if-changed=clang_args.rs");
+    println!("cargo:rerun-if-changed=clang_args.in");
     println!("cargo:rerun-if-changed=prebuilt/lock.o");
     println!("cargo:rerun-if-env-changed=STASIS_CLANG");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("lock.o");
@@ -20,7 +20,7 @@ fn main() {
 
 fn compile(clang: &str, out: &Path) -> bool {
     let mut c = Command::new(clang);
-    c.args(include!("clang_args.rs")).arg("-o").arg(out);
+    c.args(include!("clang_args.in")).arg("-o").arg(out);
     // where Debian has asm/types.h
     c.arg(format!(
         "-I/usr/include/{}-linux-gnu",

@@ -10,7 +10,7 @@ use std::process::Command;
 pub fn run() -> Result<()> {
     let crate_dir = repo::root().join("netlock-bpf");
     let done = Command::new("clang")
-        .args(include!("../../netlock-bpf/clang_args.rs"))
+        .args(include!("../../netlock-bpf/clang_args.in"))
         .args(["-o", "prebuilt/lock.o"])
         .arg(format!(
             "-I/usr/include/{}-linux-gnu",

@@ -122,7 +122,7 @@ impl Grounds {
         }
         if o.namespaces.id_maps.is_some() && !self.has(Ns::User) {
             return Err(Error::new(
-                "E6462",
+                "E5855",
                 Blame::Image,
                 "the maps of the container's user namespace",
             )

@@ -194,7 +194,7 @@ const FILES: &[Lie] = &[
     Lie { name: "a slot used twice", tell: |t| t.slots(|f| { let first = f[0].clone(); f.push(first); }) },
     Lie { name: "a mapping of the kernel's", tell: |t| t.memory(|m| { m.vmas[0].start = 0xffff_8000_0000_0000; m.vmas[0].end = 0xffff_8000_0000_1000; }) },
     Lie { name: "a mapping upside down", tell: |t| t.memory(|m| { let v = &mut m.vmas[0]; std::mem::swap(&mut v.start, &mut v.end); }) },
-    Lie { name: "mappings on one another", tell: |t| t.memory(|m| { let first = m.vmas[0].clone(); m.vmas.insert(1, first); }) },
+    Lie { name: "mappings on one another", tell: |t| t.memory(|m| { let first = m.vmas[0]; m.vmas.insert(1, first); }) },
     Lie { name: "a program that is not there", tell: |t| t.memory(|m| m.exe_file_id = 99_999) },
     Lie { name: "a path that climbs", tell: |t| { let to = format!("../../../../../../../..{}/secret", t.canary.display()); t.log(|r| r.name = to.clone().into()) } },
     Lie { name: "a path through a link", tell: |t| t.log(|r| r.name = b"/data/out/secret".to_vec()) },
