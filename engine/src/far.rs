@@ -5,6 +5,7 @@
 //! bytes of zero.
 use crate::dump::Left;
 use crate::error::{Blame, Error, Result};
+use crate::migrate::pool::Pool;
 use crate::migrate::wire::{self, Link};
 use crate::pages::{PAGE, PRESENT};
 use crate::remote::{ADD_F, CLOSE, FORCE_CLOSE, GET, Message, Server, lost, odd};
@@ -12,15 +13,14 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// Pages served at a time: 256 KiB.
 const STEP: u64 = 64;
 
 /// Connections to who has the pages. Whoever needs some takes one that is free.
 pub struct Far {
-    free: Mutex<Vec<Box<dyn Link>>>,
-    freed: Condvar,
+    links: Pool,
     sockets: Vec<RawFd>,
 }
 
@@ -35,8 +35,7 @@ impl Far {
     pub fn new(links: Vec<Box<dyn Link>>) -> Self {
         Self {
             sockets: links.iter().map(|l| l.socket().as_raw_fd()).collect(),
-            free: Mutex::new(links),
-            freed: Condvar::new(),
+            links: Pool::new(links),
         }
     }
     /// Connects to a page server: by one connection, as CRIU's takes no more.
@@ -56,35 +55,13 @@ impl Far {
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
         self.sockets.iter().copied()
     }
-    fn with<T>(&self, f: impl FnOnce(&mut dyn Link) -> Result<T>) -> Result<T> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut link = loop {
-            match free.pop() {
-                Some(l) => break l,
-                None => {
-                    free = self
-                        .freed
-                        .wait(free)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
-            }
-        };
-        drop(free);
-        let done = f(&mut *link);
-        self.free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(link);
-        self.freed.notify_one();
-        done
-    }
     /// Brings pages of a process.
     ///
     /// # Errors
     /// E6710, E5710.
     pub fn fetch(&self, pid: u32, addr: u64, buf: &mut [u8]) -> Result<()> {
         let (mut addr, whose) = (addr, u64::from(pid));
-        self.with(|link| {
+        let done = self.links.with(|link| {
             let mut rest = buf;
             while !rest.is_empty() {
                 let asked = rest.len() as u64 / PAGE;
@@ -113,15 +90,15 @@ impl Far {
                 addr += told.pages * PAGE;
             }
             Ok(())
-        })
+        });
+        done.unwrap_or_else(|| Err(lost("it was given up")))
     }
     /// Says that nothing more is needed.
     ///
     /// # Errors
     /// E6710: the other end does not know that it may go.
     pub fn close(&self) -> Result<()> {
-        let mut all = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        for link in all.iter_mut() {
+        self.links.each(|link| {
             let end = Message {
                 command: CLOSE,
                 pages: 0,
@@ -132,9 +109,8 @@ impl Far {
                 .and_then(|()| link.flush())
                 .map_err(lost)?;
             let mut status = [0; 4];
-            link.read_exact(&mut status).map_err(lost)?;
-        }
-        Ok(())
+            link.read_exact(&mut status).map_err(lost)
+        })
     }
 }
 

@@ -411,18 +411,7 @@ impl Start {
     }
     fn hear(&mut self) -> Result<()> {
         let mut b = [0; 4];
-        let early = |why: String| {
-            Error::new(
-                "E6705",
-                Blame::Host,
-                "the restore has failed before its end",
-            )
-            .why(why)
-            .advice("see the log of the restore")
-        };
-        self.socket
-            .read_exact(&mut b)
-            .map_err(|e| early(e.to_string()))?;
+        self.socket.read_exact(&mut b).map_err(early)?;
         match u32::from_le_bytes(b) {
             Self::OVER => {
                 self.told = true;
@@ -431,6 +420,17 @@ impl Start {
             n => Err(early(format!("it says {n:#x}"))),
         }
     }
+}
+
+/// The restore has gone, or speaks otherwise than restores do.
+pub fn early(why: impl std::fmt::Display) -> Error {
+    Error::new(
+        "E6705",
+        Blame::Host,
+        "the restore has failed before its end",
+    )
+    .why(why)
+    .advice("see the log of the restore")
 }
 
 /// Waits a moment for something to happen, and sees to it; true when the restore says that it is over.

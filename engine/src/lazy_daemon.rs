@@ -5,7 +5,7 @@
 //! brings the pages that the image marks as lazy, from the images or from who kept them.
 use crate::error::{Blame, Error, Result};
 use crate::far::Far;
-use crate::lazy::{self, Space, Start};
+use crate::lazy::{self, Space, Start, early};
 use crate::pages::{Pages, Store};
 use crate::remote::Server;
 use stasis_kernel::ids::HostPid;
@@ -21,16 +21,6 @@ use tracing::{error, info};
 
 /// The name of the socket, in the work folder.
 pub const SOCKET: &str = "lazy-pages.socket";
-
-fn odd(why: impl std::fmt::Display) -> Error {
-    Error::new(
-        "E6705",
-        Blame::Host,
-        "the restore has failed before its end",
-    )
-    .why(why)
-    .advice("see the log of the restore")
-}
 
 /// Listens in a folder, in place of an older socket.
 ///
@@ -75,7 +65,7 @@ pub(crate) fn near(folder: &File, name: &str) -> PathBuf {
 /// E6705, E6703, E6710; those of reading the images.
 pub fn run(dir: &ImageDir, listener: &UnixListener, far: Option<&Server>) -> Result<()> {
     let tasks: Vec<pb::PstreeEntry> = dir.read_all(&Kind::Pstree.file())?;
-    let (mut socket, _) = listener.accept().map_err(odd)?;
+    let (mut socket, _) = listener.accept().map_err(early)?;
     let far = match far {
         Some(s) => Some(Arc::new(Far::connect(s)?)),
         None => None,
@@ -83,13 +73,13 @@ pub fn run(dir: &ImageDir, listener: &UnixListener, far: Option<&Server>) -> Res
     let (mut spaces, mut stores) = (Vec::new(), Vec::new());
     for _ in &tasks {
         let mut b = [0; 4];
-        socket.read_exact(&mut b).map_err(odd)?;
+        socket.read_exact(&mut b).map_err(early)?;
         let own = i32::from_le_bytes(b);
         if own < 0 {
             continue;
         }
         if !tasks.iter().any(|t| t.pid == own as u32) {
-            return Err(odd(format!(
+            return Err(early(format!(
                 "it names process {own}, which the image does not have"
             )));
         }
@@ -132,6 +122,6 @@ fn descriptor(socket: &UnixStream) -> Result<std::os::fd::OwnedFd> {
     let (_, mut got) = fds::recv_fds(socket.as_fd(), &mut [0])?;
     match got.len() {
         1 => Ok(got.remove(0)),
-        n => Err(odd(format!("{n} descriptors in place of one"))),
+        n => Err(early(format!("{n} descriptors in place of one"))),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use crate::error::{SysResult, check};
+use crate::error::{SysError, SysResult, check};
 use crate::ids::RemotePtr;
 
 /// Handles only faults from user mode: what a user without CAP_SYS_PTRACE may have. System calls that touch a missing
@@ -115,28 +115,10 @@ pub fn register(uffd: BorrowedFd<'_>, start: RemotePtr, len: u64, mode: u64) -> 
 /// Fills missing pages of a registered range with `data`, whole pages at a page address; far faster than writing there,
 /// because the pages are not zeroed first. `data` must lie at a page address too. EEXIST where there are pages already.
 pub fn copy(uffd: BorrowedFd<'_>, at: RemotePtr, data: &[u8]) -> SysResult<()> {
-    let mut done = 0;
-    while done < data.len() {
-        let rest = &data[done..];
-        // struct uffdio_copy: dst, src, len, mode, copied (negative: errno)
-        let mut arg = [
-            at.0 + done as u64,
-            rest.as_ptr() as u64,
-            rest.len() as u64,
-            0,
-            0,
-        ];
-        // SAFETY: `arg` has the layout and size of struct uffdio_copy; the kernel reads `rest`, which outlives the call.
-        let ret = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_COPY, arg.as_mut_ptr()) };
-        let copied = arg[4] as i64;
-        if ret < 0 && !(nix::errno::Errno::last() == nix::errno::Errno::EAGAIN && copied >= 0) {
-            check(ret.into(), "ioctl(UFFDIO_COPY)", || {
-                format!("{} bytes at {:#x}", rest.len(), at.0 + done as u64)
-            })?;
-        }
-        done += copied.max(0) as usize;
-    }
-    Ok(())
+    copy_some(uffd, at, data).map_err(|(done, e)| {
+        let (rest, at) = (data.len() - done, at.0 + done as u64);
+        SysError::new("ioctl(UFFDIO_COPY)", e, format!("{rest} bytes at {at:#x}"))
+    })
 }
 
 /// As [`copy`], but tells how many bytes were copied before an error, and which.
@@ -149,6 +131,7 @@ pub fn copy_some(
     let mut done = 0;
     while done < data.len() {
         let rest = &data[done..];
+        // struct uffdio_copy: dst, src, len, mode, copied (negative: errno)
         let mut arg = [
             at.0 + done as u64,
             rest.as_ptr() as u64,

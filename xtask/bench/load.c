@@ -7,6 +7,8 @@
  *   files N M K        N files, M pipes with three bytes in each, K socket pairs with four bytes on their way
  *   dirty N            N MiB of anonymous memory, every page different
  *   maps N             N mappings of a page, every other one with something in it
+ *   beat N             the same, and every 100 us it looks at the clock: FILE.beat tells when it came back to life
+ *   writer N M         the same; one word of a random page of the first M MiB is written after another: FILE.beat counts
  *
  * Writes "ready" to FILE when the state is built. At SIGTERM it checks the state, writes "ok" or what is wrong to FILE,
  * and ends. FILE is opened anew each time, so it is no part of the state.
@@ -25,6 +27,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static const char *report;
@@ -90,6 +93,80 @@ static void check_fill(const uint64_t *m, size_t pages)
 		for (size_t w = 0; w < 512; w++)
 			if (m[p * 512 + w] != (mark(p) ^ w))
 				fail("memory differs");
+}
+
+/* what FILE.beat holds: the harness reads it while we run */
+struct beat {
+	uint64_t count;   /* writes so far */
+	uint64_t gap_ns;  /* the longest time without a look at the clock */
+	uint64_t end_ns;  /* when that ended, CLOCK_MONOTONIC */
+};
+
+static volatile struct beat *beats(void)
+{
+	char path[4096];
+	void *b;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s.beat", report);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || ftruncate(fd, 4096))
+		fail("beat");
+	b = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	if (b == MAP_FAILED)
+		fail("beat");
+	return b;
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static void beat(size_t pages)
+{
+	volatile struct beat *b = beats();
+	struct timespec nap = { .tv_nsec = 100000 };
+	uint64_t *mem = fill(pages), last = now_ns();
+
+	say("ready");
+	while (!told) {
+		uint64_t now;
+
+		nanosleep(&nap, NULL);
+		now = now_ns();
+		if (now - last > b->gap_ns) {
+			b->gap_ns = now - last;
+			b->end_ns = now;
+		}
+		last = now;
+	}
+	check_fill(mem, pages);
+}
+
+static void writer(size_t pages, size_t hot)
+{
+	volatile struct beat *b = beats();
+	uint64_t *mem = fill(pages), x = 88172645463325252ull, count = 0;
+
+	say("ready");
+	while (!told) {
+		x ^= x << 13;
+		x ^= x >> 7;
+		x ^= x << 17;
+		mem[x % hot * 512 + 1] = ++count;
+		if (!(count & 255))
+			b->count = count;
+	}
+	for (size_t p = 0; p < pages; p++) {
+		if (p < hot && mem[p * 512 + 1] <= count)
+			mem[p * 512 + 1] = mark(p) ^ 1;
+	}
+	check_fill(mem, pages);
 }
 
 static void *sleeper(void *arg)
@@ -251,6 +328,10 @@ int main(int argc, char **argv)
 		say("ready");
 		wait_told();
 		check_fill(mem, n * 256);
+	} else if (!strcmp(argv[1], "beat")) {
+		beat(n * 256);
+	} else if (!strcmp(argv[1], "writer")) {
+		writer(n * 256, m * 256);
 	} else {
 		return 2;
 	}

@@ -4,41 +4,31 @@
 //! dumps it onto a tmpfs (or a folder of the disk, whose page cache takes it), restores it, and lets it check itself: a run whose
 //! load is not whole does not count, it fails the bench. What other engines have not is measured for ours alone.
 //!
-//! The table goes to standard output, its picture to target/bench/bench.svg.
+//! Two tables go to standard output: times that every case has, and what only some have (when the first instruction ran, how much
+//! a writer was slowed down, how small compressed images are). The picture goes to target/bench/bench.svg.
 use crate::bench_chart::{self, Bar};
-use crate::run::{Cost, close_inherited, inside, measured, measured_as, release_binary};
-use anyhow::{Context, Result, bail};
+use crate::bench_load::{self, Load};
+use crate::bench_once::{How, Run, once};
+use crate::run::{close_inherited, inside, release_binary};
+use anyhow::{Context, Result};
 use clap::Args;
 use nix::mount::{MsFlags, mount};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
-use stasis_proto::{ImageDir, pb};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-struct Case {
+/// A row of the table.
+pub struct Case {
     name: &'static str,
-    /// Arguments of bench/load.c.
-    load: [&'static str; 4],
+    /// What is dumped.
+    pub load: Load,
     /// Images go to a folder of the disk.
-    disk: bool,
-    how: How,
-}
-
-/// How it is dumped and restored.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum How {
-    /// By the command line of criu.
-    Plain,
-    /// By our own, with these options of dump and restore.
-    Own(&'static [&'static str], &'static [&'static str]),
+    pub disk: bool,
+    /// How it is dumped and restored.
+    pub how: How,
 }
 
 /// Memory is made in /mnt, a tmpfs.
-const fn case(name: &'static str, load: [&'static str; 4]) -> Case {
+const fn case(name: &'static str, load: Load) -> Case {
     Case {
         name,
         load,
@@ -47,47 +37,65 @@ const fn case(name: &'static str, load: [&'static str; 4]) -> Case {
     }
 }
 
-const fn own(
-    name: &'static str,
-    load: [&'static str; 4],
-    dump: &'static [&'static str],
-    restore: &'static [&'static str],
-) -> Case {
+const fn how(name: &'static str, load: Load, how: How) -> Case {
     Case {
-        how: How::Own(dump, restore),
+        how,
         ..case(name, load)
     }
 }
 
-const LARGE: [&str; 4] = ["dirty", "4096", "0", "0"];
+const LARGE: Load = Load::Own(["dirty", "4096", "0", "0"]);
+const HEAP: Load = Load::Python("600");
 
 const CASES: &[Case] = &[
-    case("trivial process", ["trivial", "0", "0", "0"]),
-    case("tree of 200 processes", ["tree", "200", "0", "0"]),
-    case("500 threads", ["threads", "500", "0", "0"]),
+    case("trivial process", Load::Own(["trivial", "0", "0", "0"])),
+    case(
+        "tree of 200 processes",
+        Load::Own(["tree", "200", "0", "0"]),
+    ),
+    case("500 threads", Load::Own(["threads", "500", "0", "0"])),
     case(
         "1000 files + 500 pipes + 200 socket pairs",
-        ["files", "1000", "500", "200"],
+        Load::Own(["files", "1000", "500", "200"]),
     ),
-    case("1 GiB dirty anonymous", ["dirty", "1024", "0", "0"]),
-    case("10000 threads", ["threads", "10000", "0", "0"]),
-    case("1000 processes", ["tree", "1000", "0", "0"]),
-    case("50000 mappings", ["maps", "50000", "0", "0"]),
-    case("20000 files", ["files", "20000", "0", "0"]),
-    case("4 GiB, tmpfs", LARGE),
+    case(
+        "1 GiB dirty anonymous",
+        Load::Own(["dirty", "1024", "0", "0"]),
+    ),
+    case(
+        "10000 threads",
+        Load::Own(["threads", "10000", "0", "0"]),
+    ),
+    case("1000 processes", Load::Own(["tree", "1000", "0", "0"])),
+    case("50000 mappings", Load::Own(["maps", "50000", "0", "0"])),
+    case("20000 files", Load::Own(["files", "20000", "0", "0"])),
     Case {
         disk: true,
         ..case("4 GiB, page cache", LARGE)
     },
-    own("4 GiB, lazy", LARGE, &[], &["--lazy"]),
-    own(
-        "4 GiB, snapshot",
-        LARGE,
-        &["--leave-running", "--snapshot"],
-        &[],
+    case("4 GiB, tmpfs", LARGE),
+    Case {
+        disk: true,
+        ..case("redis with 500 MB", Load::Redis("450000"))
+    },
+    how(
+        "4 GiB, lazy",
+        Load::Own(["beat", "4096", "0", "0"]),
+        How::Lazy,
     ),
-    own("4 GiB, lz4", LARGE, &["--compress", "lz4"], &[]),
-    own("4 GiB, zstd", LARGE, &["--compress", "zstd"], &[]),
+    how(
+        "4 GiB, snapshot, writes to 256 MiB",
+        Load::Own(["writer", "4096", "256", "0"]),
+        How::Snapshot,
+    ),
+    how(
+        "4 GiB, snapshot, writes everywhere",
+        Load::Own(["writer", "4096", "4096", "0"]),
+        How::Snapshot,
+    ),
+    how("heap of CPython, as it is", HEAP, How::Packed(None)),
+    how("heap of CPython, lz4", HEAP, How::Packed(Some("lz4"))),
+    how("heap of CPython, zstd", HEAP, How::Packed(Some("zstd"))),
 ];
 
 /// Measure dump and restore
@@ -143,17 +151,17 @@ impl Bench {
             )
             .with_context(|| format!("a tmpfs on {dir} of the private mount namespace"))?;
         }
-        let load = compile()?;
+        let program = bench_load::compile()?;
         println!("{}", heading(&engines, self.rounds - 1));
-        let mut bars = Vec::new();
+        let (mut bars, mut more) = (Vec::new(), Vec::new());
         for case in CASES.iter().filter(|c| c.name.contains(&self.case)) {
             let mut runs: Vec<Vec<Run>> = engines.iter().map(|_| Vec::new()).collect();
             for round in 0..self.rounds {
                 for (i, (name, path)) in engines.iter().enumerate() {
-                    if case.how != How::Plain && *name != "stasis" {
+                    if *name != "stasis" && case.how.is_own() {
                         continue;
                     }
-                    let run = once(case, &load, path)
+                    let run = once(case, &program, path, *name == "stasis")
                         .with_context(|| format!("{}, engine {name}, round {round}", case.name))?;
                     if round > 0 {
                         runs[i].push(run);
@@ -169,142 +177,17 @@ impl Bench {
                 bar("dump", |r| r.dump.wall_us);
                 bar("frozen", |r| r.frozen_us);
                 bar("restore", |r| r.restore.wall_us);
+                more.extend(further(case.name, name, runs));
             }
+        }
+        if !more.is_empty() {
+            println!("\n| case | engine | what | min / median / max |\n|---|---|---|---|");
+            println!("{}", more.join("\n"));
         }
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
         fs::create_dir_all(&folder)?;
         fs::write(folder.join("bench.svg"), bench_chart::svg(&bars))?;
         Ok(())
-    }
-}
-
-/// One dump and restore.
-struct Run {
-    dump: Cost,
-    frozen_us: u64,
-    restore: Cost,
-}
-
-fn compile() -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/load.c");
-    let program = PathBuf::from("/mnt/load");
-    let status = Command::new("gcc")
-        .args(["-std=gnu11", "-O1", "-Wall", "-Werror", "-pthread", "-o"])
-        .args([&program, &source])
-        .status()
-        .context("gcc")?;
-    if !status.success() {
-        bail!("gcc {}: {status}", source.display());
-    }
-    Ok(program)
-}
-
-fn once(case: &Case, load: &Path, engine: &Path) -> Result<Run> {
-    let dir = Path::new("/mnt/run");
-    fs::create_dir(dir)?;
-    let report = dir.join("report");
-    let disk = case
-        .disk
-        .then(|| tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")));
-    let disk = disk.transpose()?;
-    let images = disk
-        .as_ref()
-        .map_or(dir.join("images"), |d| d.path().join("images"));
-    fs::create_dir(&images)?;
-    let child = Command::new(load)
-        .args(case.load)
-        .arg(&report)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .current_dir(dir)
-        .spawn()?;
-    let pid = child.id().to_string();
-    wait_report(&report, "ready")?;
-    let at = images.to_string_lossy().into_owned();
-    let common = ["-D", at.as_str(), "--no-default-config", "-o"];
-    let dump = match case.how {
-        How::Plain => measured(
-            engine,
-            &[&["dump", "-t", pid.as_str()], &common[..], &["dump.log"]].concat(),
-        )?,
-        How::Own(o, _) => measured_as(
-            "stasis",
-            engine,
-            &[&["dump", pid.as_str(), "-D", at.as_str()], o].concat(),
-        )?,
-    };
-    if !dump.ok {
-        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
-        bail!("dump failed:\n{}", log(&images.join("dump.log")));
-    }
-    if matches!(case.how, How::Own(o, _) if o.contains(&"--leave-running")) {
-        kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL)?;
-    }
-    reap();
-    let stats: pb::StatsEntry = ImageDir::open(&images)?.read_one("stats-dump")?;
-    let frozen_us = stats
-        .dump
-        .context("stats-dump without a dump")?
-        .frozen_time
-        .into();
-    let restore = match case.how {
-        How::Plain => measured(
-            engine,
-            &[&["restore", "-d"], &common[..], &["restore.log"]].concat(),
-        )?,
-        How::Own(_, o) => measured_as(
-            "stasis",
-            engine,
-            &[&["restore", "-d", "-D", at.as_str()], o].concat(),
-        )?,
-    };
-    if !restore.ok {
-        bail!("restore failed:\n{}", log(&images.join("restore.log")));
-    }
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).context("the restored load")?;
-    wait_report(&report, "ok")?;
-    reap();
-    fs::remove_dir_all(dir)?;
-    Ok(Run {
-        dump,
-        frozen_us,
-        restore,
-    })
-}
-
-fn wait_report(report: &Path, want: &str) -> Result<()> {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        let said = fs::read_to_string(report).unwrap_or_default();
-        match said.as_str() {
-            s if s == want => return Ok(()),
-            "" | "ready" => {}
-            s => bail!("the load says: {s}"),
-        }
-        if Instant::now() > until {
-            bail!("the load does not say {want}, only {said:?}");
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn log(file: &Path) -> String {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(20)..].join("\n")
-}
-
-fn reap() {
-    // a killed tree of 200 takes a moment to go
-    let until = Instant::now() + Duration::from_secs(5);
-    loop {
-        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
-            Err(_) => return,
-            Ok(s) if s.pid().is_some() => {}
-            Ok(_) if Instant::now() > until => return,
-            Ok(_) => std::thread::sleep(Duration::from_millis(1)),
-        }
     }
 }
 
@@ -336,14 +219,33 @@ fn row(case: &str, engine: &str, runs: &[Run]) -> String {
     )
 }
 
-/// Least, middle and most, in milliseconds.
-fn spread(mut us: Vec<u64>) -> String {
-    us.sort_unstable();
-    let (Some(min), Some(max)) = (us.first(), us.last()) else {
+/// Rows of what only this case has.
+fn further(case: &str, engine: &str, runs: &[Run]) -> Vec<String> {
+    let Some(first) = runs.first() else {
+        return Vec::new();
+    };
+    let row = |(i, f): (usize, &(&str, f64))| {
+        let all = runs.iter().filter_map(|r| Some(r.more.get(i)?.1));
+        format!(
+            "| {case} | {engine} | {} | {} |",
+            f.0,
+            least_to_most(all.collect())
+        )
+    };
+    first.more.iter().enumerate().map(row).collect()
+}
+
+/// Least, middle and most of microseconds, in milliseconds.
+fn spread(us: Vec<u64>) -> String {
+    least_to_most(us.into_iter().map(|n| n as f64 / 1e3).collect())
+}
+
+fn least_to_most(mut all: Vec<f64>) -> String {
+    all.sort_unstable_by(f64::total_cmp);
+    let (Some(min), Some(max)) = (all.first(), all.last()) else {
         return "-".into();
     };
-    let ms = |n: u64| format!("{:.1}", n as f64 / 1e3);
-    format!("{} / {} / {}", ms(*min), ms(us[us.len() / 2]), ms(*max))
+    format!("{min:.1} / {:.1} / {max:.1}", all[all.len() / 2])
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! `cargo xtask`: the one door for people. Each verb is a file.
 mod bench;
 mod bench_chart;
+mod bench_load;
+mod bench_once;
 mod demo;
 mod dist;
 mod errors_book;

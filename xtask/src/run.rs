@@ -3,6 +3,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -88,6 +89,8 @@ pub struct Cost {
     pub wall_us: u64,
     /// Largest resident set of the command and the children it waited for, KiB.
     pub peak_kib: i64,
+    /// Processor time of the command and the children it waited for, microseconds.
+    pub cpu_us: u64,
     /// Did it end with status 0?
     pub ok: bool,
 }
@@ -124,9 +127,12 @@ impl Measure {
         });
         let status = child.wait()?;
         let wall_us = start.elapsed().as_micros() as u64;
+        let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+        let us = |t: TimeVal| t.num_microseconds() as u64;
         let cost = Cost {
             wall_us,
-            peak_kib: getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss(),
+            peak_kib: usage.max_rss(),
+            cpu_us: us(usage.user_time()) + us(usage.system_time()),
             ok: status.success(),
         };
         println!("{}", serde_json::to_string(&cost)?);

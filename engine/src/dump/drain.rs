@@ -11,8 +11,12 @@
 //! - Whoever saves pages holds the space's gate for reading, and events are read with it held for writing. KERNEL: while an event
 //!   waits to be read, UFFDIO_WRITEPROTECT is EAGAIN (mm/userfaultfd.c, mmap_changing): a copy that met a munmap(2) or
 //!   mremap(2) is thrown away.
-//! - madvise(2) is told before it acts, so the pages it gives up are saved first. munmap(2), execve(2) and exit are told when
-//!   the pages are gone: what was not saved by then is lost.
+//! - madvise(2) is told before it acts, so the pages it gives up are saved first. Nothing can be freed while it waits, so nothing
+//!   shows that no munmap(2) is among what waits too: when such a one is told later, what was saved so is lost after all.
+//! - munmap(2), execve(2) and exit are told when the pages are gone: what was not saved by then is lost.
+//!
+//! It ends: each unit is saved once, or the snapshot is lost. Where [`PATIENCE`] has passed and not one could be freed between
+//! all that waits to be told, it is lost too, and the tree is dumped standing still.
 //!
 //! Long because the thread that reads, those that save, and what they share are one protocol, which is to be read at once.
 use super::memory::{self, Sink};
@@ -28,9 +32,9 @@ use stasis_kernel::uffd::{self, Event};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
-use tracing::debug;
+use std::time::{Duration, Instant};
 
 /// What the kernel must tell.
 pub const FEATURES: u64 = uffd::FEATURE_WP
@@ -46,6 +50,8 @@ const WINDOW: u64 = 256 * 1024;
 const BUFFERS: usize = 32;
 /// Longest wait for something to happen.
 const MOMENT_MS: u8 = 5;
+/// So long a space may tell of so much that nothing of it can be freed.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -71,9 +77,16 @@ struct Unit {
 
 struct State {
     when: When,
+    /// Those that nobody has in hand.
     units: BTreeMap<u64, Unit>,
+    /// How many are not in the image yet, with those in somebody's hands.
+    left: usize,
     /// In which order they are saved.
     order: VecDeque<u64>,
+    /// What was saved while it could not be freed (start, end): lost if a munmap(2) there is told later.
+    unsure: Vec<(u64, u64)>,
+    /// Since when nothing could be freed.
+    stalled: Option<Instant>,
     /// Pages as they were before the kernel wrote there while the tree stood still: a thread that plays a tape has its rseq
     /// area written.
     early: BTreeMap<u64, Vec<u8>>,
@@ -109,7 +122,10 @@ impl Space {
             state: Mutex::new(State {
                 when: When::Before,
                 units: BTreeMap::new(),
+                left: 0,
                 order: VecDeque::new(),
+                unsure: Vec::new(),
+                stalled: None,
                 early: BTreeMap::new(),
                 moved: Vec::new(),
                 lost: None,
@@ -160,6 +176,7 @@ impl Space {
         }
         order.sort_by_key(|o| o.0);
         let mut state = lock(&self.state);
+        state.left = units.len();
         state.units = units;
         state.order = order.into_iter().map(|o| o.1).collect();
         *lock(&self.image) = Some(Arc::new(to));
@@ -176,9 +193,33 @@ impl Space {
         let mut state = lock(&self.state);
         state.lost.get_or_insert(why.into());
         state.units.clear();
+        state.left = 0;
     }
-    fn is_done(&self) -> bool {
-        lock(&self.state).units.is_empty()
+    /// Whether there is something that nobody has in hand.
+    fn has_units(&self) -> bool {
+        !lock(&self.state).units.is_empty()
+    }
+    /// Whether all is in the image, or lost.
+    fn is_over(&self) -> bool {
+        lock(&self.state).left == 0
+    }
+    /// A unit is in the image.
+    fn is_kept(&self) {
+        let mut state = lock(&self.state);
+        state.left = state.left.saturating_sub(1);
+    }
+    /// A unit goes back to the others: it could not be freed.
+    fn put_back(&self, start: u64, unit: Unit) {
+        let mut state = lock(&self.state);
+        if state.lost.is_some() {
+            return;
+        }
+        state.units.insert(start, unit);
+        let since = *state.stalled.get_or_insert_with(Instant::now);
+        drop(state);
+        if since.elapsed() > PATIENCE {
+            self.lose("it gives up memory so fast that nothing could be saved between");
+        }
     }
     /// Takes the unit with an address off the list.
     fn take(&self, addr: u64) -> Option<(u64, Unit)> {
@@ -201,13 +242,17 @@ impl Space {
     }
     /// Copies a unit and frees its pages, with the gate held; nothing if that must be tried again, or is lost.
     fn save(&self, start: u64, unit: Unit, scanner: &mut Scanner, buf: &mut Vec<u8>) -> Saved {
-        match self.copy(start, &unit, scanner, buf) {
+        let copied = self.copy(start, &unit, scanner, buf);
+        let freed = uffd::write_protect(self.fd.as_fd(), RemotePtr(start), unit.end - start, false);
+        // what could not be read may have been moved: that is told then
+        match freed.and(copied).map_err(|e| e.errno) {
             Ok(()) => {
+                lock(&self.state).stalled = None;
                 crate::kill_point();
                 Saved::Copied(unit.runs[0].2)
             }
             Err(Errno::EAGAIN) => {
-                lock(&self.state).units.insert(start, unit);
+                self.put_back(start, unit);
                 self.stuck.store(true, Ordering::Relaxed);
                 // who waits there asks again, once what happened is read
                 let _ = uffd::wake(self.fd.as_fd(), RemotePtr(start), UNIT);
@@ -222,21 +267,39 @@ impl Space {
             }
         }
     }
+    /// Copies a unit that waits to be given up, and leaves it protected until then.
+    fn save_doomed(
+        &self,
+        start: u64,
+        unit: &Unit,
+        scanner: &mut Scanner,
+        buf: &mut Vec<u8>,
+    ) -> Saved {
+        if let Err(e) = self.copy(start, unit, scanner, buf) {
+            self.lose(format!(
+                "pages at {start:#x} were given up before they were saved ({e})"
+            ));
+            return Saved::Not;
+        }
+        lock(&self.state).unsure.push((start, unit.end));
+        Saved::Copied(unit.runs[0].2)
+    }
+    /// Copies a unit as it was at the instant, if nothing was given up since.
     fn copy(
         &self,
         start: u64,
         unit: &Unit,
         scanner: &mut Scanner,
         buf: &mut Vec<u8>,
-    ) -> Result<(), Errno> {
+    ) -> std::result::Result<(), SysError> {
         let all: u64 = unit.runs.iter().map(|r| r.1).sum();
         buf.resize(all as usize, 0);
-        let read = memory::read_runs(
+        memory::read_runs(
             self.pid,
             &unit.runs,
             self.shared.load(Ordering::Relaxed),
             buf,
-        );
+        )?;
         // what is there without protection came after the instant
         let fresh = Query {
             all: Categories::WRITTEN,
@@ -245,11 +308,7 @@ impl Space {
             report: Categories::NONE,
         };
         let mut found = Vec::new();
-        let scanned = scanner.scan(RemotePtr(start), RemotePtr(unit.end), &fresh, &mut found);
-        uffd::write_protect(self.fd.as_fd(), RemotePtr(start), unit.end - start, false)
-            .map_err(|e| e.errno)?;
-        read.map_err(|e| e.errno)?;
-        scanned.map_err(|e| e.errno)?;
+        scanner.scan(RemotePtr(start), RemotePtr(unit.end), &fresh, &mut found)?;
         let state = lock(&self.state);
         let mut at = 0;
         for (addr, len, _) in &unit.runs {
@@ -285,27 +344,55 @@ impl Space {
             let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), PAGE);
         }
     }
-    /// Reads what has happened. `first` saves ranges that are about to be given up.
-    fn events(&self, first: &mut dyn FnMut(u64, u64)) -> Result<Vec<u64>> {
+    /// Lifts protection around an address, as far as nothing is to be saved there; with the gate held for writing.
+    fn free_around(&self, addr: u64) {
+        let (from, to) = {
+            let state = lock(&self.state);
+            let before = state.units.range(..=addr).next_back();
+            let after = state.units.range(addr + 1..).next();
+            let window = addr / UNIT * UNIT;
+            (
+                before.map_or(0, |(_, u)| u.end).clamp(window, addr),
+                after.map_or(u64::MAX, |(s, _)| *s).min(window + UNIT),
+            )
+        };
+        let off = uffd::write_protect(self.fd.as_fd(), RemotePtr(from), to - from, false);
+        // beyond what is registered
+        if off.is_err() {
+            self.free(addr, PAGE);
+        }
+    }
+    /// Reads what has happened. `first` saves ranges that are about to be given up, and tells whether there was anything.
+    ///
+    /// With the gate held nobody is woken, so as many faults as wait now come first.
+    fn events(&self, first: &mut dyn FnMut(u64, u64) -> bool) -> Result<Vec<u64>> {
+        let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let pending = uffd::pending_faults(self.fd.as_fd()).unwrap_or(0);
         let stuck = self.stuck.swap(false, Ordering::Relaxed);
-        if (pending == 0 || stuck) && lock(&self.state).when == When::After {
-            for (start, end) in given_up(self.pid) {
-                first(start, end);
+        let others = pending == 0 || stuck;
+        if others && lock(&self.state).when == When::After {
+            // who comes while others are saved is seen, too
+            let mut saved = true;
+            while saved {
+                let ranges = given_up(self.pid);
+                saved = ranges.iter().fold(false, |any, r| first(r.0, r.1) || any);
             }
         }
-        let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let (mut faults, mut all) = (Vec::new(), Vec::new());
-        match stuck {
-            true => uffd::events(self.fd.as_fd(), &mut all)?,
-            false => uffd::events_at_most(self.fd.as_fd(), pending.max(1), &mut all)?,
+        let most = pending + usize::from(others);
+        loop {
+            let before = all.len();
+            uffd::events_at_most(self.fd.as_fd(), most - before, &mut all)?;
+            if all.len() == before || all.len() >= most {
+                break;
+            }
         }
         for e in all {
             match e {
                 Event::Fault(addr) => faults.push(addr),
                 Event::Remap(from, to, len) => self.moved(from, to, len),
-                Event::Remove(from, to) => self.gone(from, to, "madvise"),
-                Event::Unmap(from, to) => self.gone(from, to, "munmap"),
+                Event::Remove(from, to) => self.gone(from, to, "madvise(2)"),
+                Event::Unmap(from, to) => self.gone(from, to, UNMAPPED),
                 Event::Fork(_) => {}
             }
         }
@@ -314,7 +401,8 @@ impl Space {
     fn gone(&self, from: u64, to: u64, how: &str) {
         let state = lock(&self.state);
         let hit = |u: &Unit| u.runs.iter().any(|r| r.0 < to && r.0 + r.1 > from);
-        let lost = state.units.range(..to).any(|(_, u)| hit(u));
+        let unsure = how == UNMAPPED && state.was_unsure(from, to);
+        let lost = unsure || state.units.range(..to).any(|(_, u)| hit(u));
         drop(state);
         if lost {
             self.lose(format!(
@@ -324,6 +412,10 @@ impl Space {
     }
     fn moved(&self, from: u64, to: u64, len: u64) {
         let mut state = lock(&self.state);
+        if state.was_unsure(from, from + len) {
+            drop(state);
+            return self.gone(from, from + len, UNMAPPED);
+        }
         state.moved.push((to, to + len));
         let inside = |s: u64, u: &Unit| s < from + len && u.end > from;
         let hit: Vec<u64> = state
@@ -336,6 +428,7 @@ impl Space {
             let Some(u) = state.units.remove(&start) else {
                 continue;
             };
+            state.left -= 1;
             let end = u.end;
             // before, in, and behind what was moved
             let parts = [
@@ -356,9 +449,19 @@ impl Space {
                 if !runs.is_empty() {
                     let end = b.wrapping_add(by);
                     state.units.insert(a.wrapping_add(by), Unit { end, runs });
+                    state.left += 1;
                 }
             }
         }
+    }
+}
+
+/// How memory goes before anybody is told.
+const UNMAPPED: &str = "munmap(2) or mremap(2)";
+
+impl State {
+    fn was_unsure(&self, from: u64, to: u64) -> bool {
+        self.unsure.iter().any(|r| r.0 < to && r.1 > from)
     }
 }
 
@@ -390,8 +493,13 @@ fn given_up(pid: HostPid) -> Vec<(u64, u64)> {
     out
 }
 
-/// Bytes for a place of an image.
-type Filled = (Arc<Sink>, u64, Vec<u8>);
+/// Bytes of a space for a place of its image.
+struct Filled {
+    space: Arc<Space>,
+    image: Arc<Sink>,
+    at: u64,
+    bytes: Vec<u8>,
+}
 
 /// Copied units on their way into images, and buffers to copy into.
 struct Outbox {
@@ -401,20 +509,20 @@ struct Outbox {
 }
 
 impl Outbox {
-    fn buffer(&self) -> Vec<u8> {
+    /// A buffer; waits for one as long as others write, unless that is not possible `now`.
+    fn buffer(&self, now: bool, space: &Space) -> Vec<u8> {
         let mut free = lock(&self.free);
         loop {
             if let Some(b) = free.0.pop() {
                 return b;
             }
-            if free.1 < BUFFERS {
+            if free.1 < BUFFERS || now || space.is_over() {
                 free.1 += 1;
                 return Vec::with_capacity(UNIT as usize);
             }
-            free = self
-                .returned
-                .wait(free)
-                .unwrap_or_else(PoisonError::into_inner);
+            let moment = Duration::from_millis(MOMENT_MS.into());
+            let waited = self.returned.wait_timeout(free, moment);
+            free = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
     fn give_back(&self, b: Vec<u8>) {
@@ -428,7 +536,6 @@ pub struct Listener {
     spaces: Mutex<Vec<Arc<Space>>>,
     over: AtomicBool,
     outbox: Outbox,
-    in_hand: AtomicUsize,
     failed: Mutex<Option<Error>>,
 }
 
@@ -443,7 +550,6 @@ impl Listener {
                 free: Mutex::default(),
                 returned: Condvar::new(),
             },
-            in_hand: AtomicUsize::new(0),
             failed: Mutex::default(),
         });
         let own = all.clone();
@@ -500,46 +606,37 @@ impl Listener {
                 let Some(scanner) = scanners.get_mut(&space.pid) else {
                     continue;
                 };
-                if let Err(e) = self.turn(space, ready, scanner) {
+                if !ready {
+                    continue;
+                }
+                if let Err(e) = self.turn(space, scanner) {
                     self.fail(e);
                     space.lose("the kernel does not tell what happens");
                 }
             }
         }
     }
-    fn turn(&self, space: &Arc<Space>, ready: bool, scanner: &mut Scanner) -> Result<()> {
-        if !ready {
-            return Ok(());
-        }
-        // before anything is taken off a list: whoever finds all lists empty looks here next
-        self.in_hand.fetch_add(1, Ordering::SeqCst);
-        let r = self.see_to(space, scanner);
-        self.in_hand.fetch_sub(1, Ordering::SeqCst);
-        r
-    }
-    fn see_to(&self, space: &Arc<Space>, scanner: &mut Scanner) -> Result<()> {
-        {
-            let mut first = |start: u64, end: u64| {
-                let mut at = start;
-                while at < end {
-                    let unit = lock(&space.state)
-                        .units
-                        .range(..end)
-                        .find(|(_, u)| u.end > at)
-                        .map(|(s, u)| (*s, u.end));
-                    let Some((s, e)) = unit else { break };
-                    let _reader = space.gate.read().unwrap_or_else(PoisonError::into_inner);
-                    let taken = space.take(s.max(at).min(e - 1));
-                    at = e;
-                    if let Some((start, unit)) = taken {
-                        // what madvise(2) waits with makes every freeing fail: copied only
-                        self.keep(space, start, unit, scanner, true);
-                    }
+    fn turn(&self, space: &Arc<Space>, scanner: &mut Scanner) -> Result<()> {
+        let mut first = |start: u64, end: u64| {
+            let (mut at, mut any) = (start, false);
+            while at < end {
+                let unit = lock(&space.state)
+                    .units
+                    .range(..end)
+                    .find(|(_, u)| u.end > at)
+                    .map(|(s, u)| (*s, u.end));
+                let Some((s, e)) = unit else { break };
+                let taken = space.take(s.max(at).min(e - 1));
+                at = e;
+                if let Some((start, unit)) = taken {
+                    any = true;
+                    self.keep(space, start, unit, scanner, true);
                 }
-            };
-            for addr in space.events(&mut first)? {
-                self.fault(space, addr, scanner);
             }
+            any
+        };
+        for addr in space.events(&mut first)? {
+            self.fault(space, addr, scanner);
         }
         Ok(())
     }
@@ -558,17 +655,15 @@ impl Listener {
         }
         // in somebody's hands, or nothing to be saved
         let writer = space.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let again = space.take(addr);
+        let Some((start, unit)) = space.take(addr) else {
+            return space.free_around(addr);
+        };
         drop(writer);
-        match again {
-            Some((start, unit)) => {
-                let _reader = space.gate.read().unwrap_or_else(PoisonError::into_inner);
-                self.keep(space, start, unit, scanner, false);
-            }
-            None => space.free(addr, PAGE),
-        }
+        let _reader = space.gate.read().unwrap_or_else(PoisonError::into_inner);
+        self.keep(space, start, unit, scanner, false);
     }
-    /// Copies a unit; others write it. `doomed`: its pages are about to go, and stay protected until then.
+    /// Copies a unit with the gate held; others write it. `doomed`: its pages are about to go, and stay protected until then; the
+    /// gate is held for writing.
     fn keep(
         &self,
         space: &Arc<Space>,
@@ -577,35 +672,24 @@ impl Listener {
         scanner: &mut Scanner,
         doomed: bool,
     ) {
-        self.in_hand.fetch_add(1, Ordering::SeqCst);
-        let mut buf = self.outbox.buffer();
+        // who writes may wait for the gate
+        let mut bytes = self.outbox.buffer(doomed, space);
         let saved = match doomed {
-            true => {
-                let at = unit.runs[0].2;
-                match space.copy(start, &unit, scanner, &mut buf) {
-                    Ok(()) => Saved::Copied(at),
-                    // KERNEL: mmap_changing; nothing was freed, and nothing has changed since the event was told
-                    Err(Errno::EAGAIN) => {
-                        match space.copy_doomed(start, &unit, scanner, &mut buf) {
-                            true => Saved::Copied(at),
-                            false => Saved::Not,
-                        }
-                    }
-                    Err(_) => Saved::Not,
-                }
-            }
-            false => space.save(start, unit, scanner, &mut buf),
+            true => space.save_doomed(start, &unit, scanner, &mut bytes),
+            false => space.save(start, unit, scanner, &mut bytes),
         };
-        let image = lock(&space.image).clone();
-        match (saved, image) {
-            (Saved::Copied(at), Some(image)) => {
-                lock(&self.outbox.full).push_back((image, at, buf));
-            }
-            _ => {
-                self.outbox.give_back(buf);
-                self.in_hand.fetch_sub(1, Ordering::SeqCst);
-            }
-        }
+        let Saved::Copied(at) = saved else {
+            return self.outbox.give_back(bytes);
+        };
+        let Some(image) = lock(&space.image).clone() else {
+            return self.outbox.give_back(bytes);
+        };
+        lock(&self.outbox.full).push_back(Filled {
+            space: space.clone(),
+            image,
+            at,
+            bytes,
+        });
     }
     /// Saves everything. `Ok(Some)`: why something is lost.
     ///
@@ -617,7 +701,8 @@ impl Listener {
             s.go();
         }
         crate::kill_point();
-        let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+        // one processor stays with the tree
+        let workers = std::thread::available_parallelism().map_or(1, |n| (n.get() - 1).clamp(1, 4));
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| {
@@ -625,11 +710,6 @@ impl Listener {
                         self.fail(e);
                         for s in &spaces {
                             s.lose("writing failed");
-                        }
-                        // who waits for a buffer must not wait for ever
-                        while let Some((_, _, buf)) = lock(&self.outbox.full).pop_front() {
-                            self.outbox.give_back(buf);
-                            self.in_hand.fetch_sub(1, Ordering::SeqCst);
                         }
                     }
                 });
@@ -649,19 +729,19 @@ impl Listener {
         loop {
             // those that somebody waited for
             let job = lock(&self.outbox.full).pop_front();
-            if let Some((image, at, buf)) = job {
-                let r = image.put(at, &buf, &mut room);
-                drop(image);
-                self.outbox.give_back(buf);
-                self.in_hand.fetch_sub(1, Ordering::SeqCst);
+            if let Some(f) = job {
+                let r = f.image.put(f.at, &f.bytes, &mut room);
+                drop(f.image);
+                self.outbox.give_back(f.bytes);
+                f.space.is_kept();
                 r?;
                 continue;
             }
-            let Some(space) = spaces.iter().find(|s| !s.is_done()) else {
-                if self.in_hand.load(Ordering::SeqCst) == 0 && spaces.iter().all(|s| s.is_done()) {
+            let Some(space) = spaces.iter().find(|s| s.has_units()) else {
+                if spaces.iter().all(|s| s.is_over()) {
                     return Ok(());
                 }
-                std::thread::sleep(std::time::Duration::from_micros(200));
+                std::thread::sleep(Duration::from_micros(200));
                 continue;
             };
             if let Entry::Vacant(place) = scanners.entry(space.pid) {
@@ -678,7 +758,6 @@ impl Listener {
             let Some(scanner) = scanners.get_mut(&space.pid) else {
                 continue;
             };
-            self.in_hand.fetch_add(1, Ordering::SeqCst);
             let saved = {
                 let _reader = space.gate.read().unwrap_or_else(PoisonError::into_inner);
                 match space.next() {
@@ -687,63 +766,13 @@ impl Listener {
                 }
             };
             let image = lock(&space.image).clone();
-            let r = match (saved, image) {
-                (Saved::Copied(at), Some(image)) => image.put(at, &own, &mut room),
-                _ => Ok(()),
-            };
-            self.in_hand.fetch_sub(1, Ordering::SeqCst);
-            r?;
+            if let (Saved::Copied(at), Some(image)) = (saved, image) {
+                let r = image.put(at, &own, &mut room);
+                drop(image);
+                space.is_kept();
+                r?;
+            }
         }
-    }
-}
-
-impl Space {
-    /// Copies pages that wait to be given up: what is protected is as it was.
-    fn copy_doomed(
-        &self,
-        start: u64,
-        unit: &Unit,
-        scanner: &mut Scanner,
-        buf: &mut Vec<u8>,
-    ) -> bool {
-        let all: u64 = unit.runs.iter().map(|r| r.1).sum();
-        buf.resize(all as usize, 0);
-        let kept = Query {
-            all: Categories::WRITTEN,
-            any: Categories::PRESENT | Categories::SWAPPED,
-            inverted: Categories::WRITTEN,
-            report: Categories::NONE,
-        };
-        let read = memory::read_runs(
-            self.pid,
-            &unit.runs,
-            self.shared.load(Ordering::Relaxed),
-            buf,
-        );
-        let mut found = Vec::new();
-        let scanned = scanner.scan(RemotePtr(start), RemotePtr(unit.end), &kept, &mut found);
-        if let Err(e) = read.and(scanned) {
-            debug!("pages at {start:#x} that are given up are not saved: {e}");
-            self.lose(format!(
-                "pages at {start:#x} were given up before they were saved"
-            ));
-            return false;
-        }
-        let mut whole = true;
-        for (addr, len, _) in &unit.runs {
-            let held: u64 = found
-                .iter()
-                .map(|f| f.end.min(addr + len).saturating_sub(f.start.max(*addr)))
-                .sum();
-            let changed = lock(&self.state).early.range(*addr..addr + len).count() > 0;
-            whole &= held == *len && !changed;
-        }
-        if !whole {
-            self.lose(format!(
-                "pages at {start:#x} were given up before they were saved"
-            ));
-        }
-        whole
     }
 }
 

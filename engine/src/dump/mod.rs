@@ -151,15 +151,10 @@ fn dump_here(o: &Options) -> Result<Done> {
         let sealed = match snapshot {
             // sealed when the tree runs again and all of its memory is there
             Some(_) => {
-                later = Some(inventory);
+                later = Some((inventory, left));
                 Ok(())
             }
-            None => dir
-                .commit_inventory(&inventory)
-                .map_err(Error::from)
-                .and_then(|()| o.archive.as_ref().map_or(Ok(()), |place| place.end()))
-                .and_then(|()| hand_out(o, &left, &mut report))
-                .and_then(|()| tracking.stay()),
+            None => seal(o, &dir, (&inventory, &left), &mut report).and_then(|()| tracking.stay()),
         };
         let sealed = sealed.map_err(|e| e.at(Phase::Seal));
         if sealed.is_err() || o.after != After::Default {
@@ -189,13 +184,13 @@ fn dump_here(o: &Options) -> Result<Done> {
     drop(paused_devices);
     report.frozen_us = micros(begun);
     let drained = match (snapshot.as_mut(), later) {
-        (Some(s), Some(inventory)) => {
+        (Some(s), Some((inventory, left))) => {
             report.frozen_us += s.stopped.as_micros() as u64;
             let begun = Instant::now();
             let r = s.drain(&dir).map_err(|e| e.at(Phase::Memory));
             report.memdump_us = micros(begun);
             r.and_then(|lost| match lost {
-                None => seal(o, &dir, &inventory)
+                None => seal(o, &dir, (&inventory, &left), &mut report)
                     .map(|()| None)
                     .map_err(|e| e.at(Phase::Seal)),
                 why => Ok(why),
@@ -243,12 +238,17 @@ fn dump_here(o: &Options) -> Result<Done> {
 }
 
 /// The images are complete: they are made durable, and whoever wants to know is told.
-fn seal(o: &Options, dir: &ImageDir, inventory: &pb::InventoryEntry) -> Result<()> {
+fn seal(
+    o: &Options,
+    dir: &ImageDir,
+    (inventory, left): (&pb::InventoryEntry, &[Left]),
+    report: &mut DumpReport,
+) -> Result<()> {
     dir.commit_inventory(inventory)?;
     if let Some(place) = &o.archive {
         place.end()?;
     }
-    o.events.tell(Moment::PostDump)
+    hand_out(o, left, report)
 }
 
 /// Stops the control group the caller named. One of cgroup v1 runs from here on: its tasks cannot be stopped while it does not.

@@ -60,6 +60,14 @@ struct Held {
     flags: Mutex<Vec<SmapsEntry>>,
 }
 
+/// What step 2 has found.
+struct Watched {
+    /// All mappings.
+    entries: Vec<SmapsEntry>,
+    /// Pages that are there, of those that are protected.
+    listed: Vec<(u64, u64)>,
+}
+
 /// An image whose late pages are missing yet.
 pub struct Open {
     pid: HostPid,
@@ -129,7 +137,7 @@ impl Snapshot {
         for (pid, fd) in made {
             let space = Arc::new(Space::new(pid, fd));
             match s.watch(&space) {
-                Ok((entries, listed)) => {
+                Ok(Watched { entries, listed }) => {
                     s.early.insert(pid, entries);
                     let held = Held {
                         space,
@@ -148,11 +156,7 @@ impl Snapshot {
         Ok(s)
     }
     /// Step 2 for one address space.
-    #[expect(
-        clippy::type_complexity,
-        reason = "two lists of one space, used at one place"
-    )]
-    fn watch(&self, space: &Arc<Space>) -> Result<(Vec<SmapsEntry>, Vec<(u64, u64)>)> {
+    fn watch(&self, space: &Arc<Space>) -> Result<Watched> {
         uffd::api(space.fd().as_fd(), drain::FEATURES)?;
         self.listener.add(space.clone());
         let proc = ProcDir::open(space.pid)?;
@@ -181,7 +185,7 @@ impl Snapshot {
                     .map(|r| (r.start, r.end)),
             );
         }
-        Ok((entries, listed))
+        Ok(Watched { entries, listed })
     }
     /// The tree stands still from here on.
     pub fn still(&mut self) {

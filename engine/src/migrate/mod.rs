@@ -19,6 +19,7 @@
 //!
 //! Long because the source's whole conversation, with every way it can end, is here.
 mod dirty;
+pub(crate) mod pool;
 mod receive;
 pub mod stream;
 pub mod wire;

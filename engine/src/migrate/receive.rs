@@ -48,6 +48,14 @@ pub struct Receiver {
     folder: Option<PathBuf>,
 }
 
+/// Somebody who speaks the protocol.
+struct Caller {
+    role: Role,
+    /// Of which migration.
+    token: Token,
+    link: Box<dyn Link>,
+}
+
 /// The folders, and what lies in them.
 struct Staging {
     path: PathBuf,
@@ -170,8 +178,7 @@ impl Receiver {
             .map_err(|e| Error::new("E6728", Blame::Host, "no address").why(e))
     }
     /// The next connection of somebody who speaks the protocol; `None` when time is up.
-    #[expect(clippy::type_complexity, reason = "who came, and the connection")]
-    fn accept(&self, until: Option<Instant>) -> Result<Option<(Role, Token, Box<dyn Link>)>> {
+    fn accept(&self, until: Option<Instant>) -> Result<Option<Caller>> {
         loop {
             let left = match until {
                 None => PollTimeout::NONE,
@@ -193,7 +200,7 @@ impl Receiver {
             let met = prepare(&s).and_then(|()| {
                 let mut link: Box<dyn Link> = Box::new(s);
                 let (role, token) = meet(&mut *link)?;
-                Ok((role, token, link))
+                Ok(Caller { role, token, link })
             });
             match met {
                 Ok(m) => return Ok(Some(m)),
@@ -208,8 +215,10 @@ impl Receiver {
     /// Nothing of the tree is left here.
     pub fn take(&self, o: &Options, tell: &(dyn Fn(Told) + Sync)) -> Result<RestoreReport> {
         let (token, words) = loop {
-            if let Some((Role::Words, token, link)) = self.accept(None)? {
-                break (token, link);
+            if let Some(c) = self.accept(None)?
+                && c.role == Role::Words
+            {
+                break (c.token, c.link);
             }
         };
         tell(Told::Begins(words.socket().peer_addr().map_err(lost)?));
@@ -302,7 +311,7 @@ impl Receiver {
         let mut links = Vec::new();
         while links.len() < n as usize {
             match self.accept(Some(until))? {
-                Some((role, t, link)) if role == sort && t == *token => links.push(link),
+                Some(c) if c.role == sort && c.token == *token => links.push(c.link),
                 Some(_) => debug!("a connection of another migration is sent away"),
                 None => return Err(lost("not all connections for pages came")),
             }
@@ -365,14 +374,15 @@ impl Receiver {
     /// Waits for the source's question, and answers; false if it does not come.
     fn answer(&self, token: &Token, what: &Say) -> bool {
         let until = Instant::now() + Duration::from_secs(ASK_SECS);
-        while let Ok(Some((role, t, mut link))) = self.accept(Some(until)) {
-            if role == Role::Question && t == *token && say(&mut *link, what).is_ok() {
-                let _ = link
+        while let Ok(Some(mut c)) = self.accept(Some(until)) {
+            if c.role == Role::Question && c.token == *token && say(&mut *c.link, what).is_ok() {
+                let _ = c
+                    .link
                     .socket()
                     .set_read_timeout(Some(Duration::from_secs(ASK_SECS)));
                 // its thanks, or its end
-                let _ = hear(&mut *link);
-                return is_acknowledged(link.socket());
+                let _ = hear(&mut *c.link);
+                return is_acknowledged(c.link.socket());
             }
         }
         false

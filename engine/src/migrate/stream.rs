@@ -1,19 +1,17 @@
 //! Pages on their way to another host, over several connections at once.
+use super::pool::Pool;
 use super::wire::{self, Frame, Link, lost};
 use crate::error::{Blame, Error, Result};
 use std::fmt;
 use std::net::Shutdown;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Connections for pages. Whoever has pages takes one that is free.
 pub struct Stream {
-    free: Mutex<Vec<Box<dyn Link>>>,
-    freed: Condvar,
+    links: Pool,
     /// All sockets, to cut them.
     sockets: Vec<TcpStream>,
-    cut: AtomicBool,
     frames: AtomicU64,
     bytes: AtomicU64,
 }
@@ -36,25 +34,22 @@ impl Stream {
             .collect::<std::io::Result<_>>()
             .map_err(lost)?;
         Ok(Self {
-            free: Mutex::new(links),
-            freed: Condvar::new(),
+            links: Pool::new(links),
             sockets,
-            cut: AtomicBool::new(false),
             frames: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         })
     }
     /// Cuts all connections: whoever uses one fails.
     pub fn cut(&self) {
-        self.cut.store(true, Ordering::Relaxed);
+        self.links.cut();
         for s in &self.sockets {
             let _ = s.shutdown(Shutdown::Both);
         }
-        self.freed.notify_all();
     }
     /// Whether the caller has cut them.
     pub fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::Relaxed)
+        self.links.is_cut()
     }
     /// The error of somebody who fails on a connection that was cut.
     pub fn blame(&self, e: Error) -> Error {
@@ -69,31 +64,12 @@ impl Stream {
         (of(&self.frames), of(&self.bytes))
     }
     fn frame(&self, f: Frame, bytes: &[u8]) -> Result<()> {
-        let mut link = {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                if self.is_cut() {
-                    return Err(aborted());
-                }
-                match free.pop() {
-                    Some(l) => break l,
-                    None => {
-                        free = self
-                            .freed
-                            .wait(free)
-                            .unwrap_or_else(PoisonError::into_inner);
-                    }
-                }
-            }
-        };
-        let done = link
-            .write_all(&f.bytes())
-            .and_then(|()| link.write_all(bytes));
-        let done = done.and_then(|()| link.flush());
-        // also one that failed: the next fails too, and nobody waits for ever
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.push(link);
-        self.freed.notify_one();
+        let done = self.links.with(|link| {
+            link.write_all(&f.bytes())?;
+            link.write_all(bytes)?;
+            link.flush()
+        });
+        let done = done.ok_or_else(aborted)?;
         done.map_err(|e| self.blame(lost(e)))?;
         self.frames.fetch_add(1, Ordering::AcqRel);
         self.bytes.fetch_add(bytes.len() as u64, Ordering::AcqRel);
