@@ -5,7 +5,6 @@ use crate::run::{Cost, measured, measured_as};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use stasis_proto::{ImageDir, pb};
 use std::fs;
@@ -148,9 +147,9 @@ fn dump(
 
 /// Writes per second of a writer while something is done.
 fn speed(load: &Running, act: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let (begun, from) = (Instant::now(), load.beat(0)?);
+    let (begun, from) = (Instant::now(), load.beat()?);
     act()?;
-    Ok((load.beat(0)? - from) as f64 / begun.elapsed().as_secs_f64())
+    Ok((load.beat()? - from) as f64 / begun.elapsed().as_secs_f64())
 }
 
 /// How small images became, and how fast: the bytes of pages for each second of all processors in the dump.
@@ -210,28 +209,55 @@ fn restore(
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    let begun = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     let start = Instant::now();
-    let cost = match case.how {
-        How::Lazy if own => measured_as("stasis", engine, &["restore", "-d", "--lazy", "-D", at])?,
-        How::Lazy => measured(engine, &[&criu[..], &["--lazy-pages", "-W", at]].concat())?,
-        How::Packed(_) => measured_as("stasis", engine, &["restore", "-d", "-D", at])?,
-        How::Plain | How::Snapshot => measured(engine, &criu)?,
+    let act = || match case.how {
+        How::Lazy if own => measured_as("stasis", engine, &["restore", "-d", "--lazy", "-D", at]),
+        How::Lazy => measured(engine, &[&criu[..], &["--lazy-pages", "-W", at]].concat()),
+        How::Packed(_) => measured_as("stasis", engine, &["restore", "-d", "-D", at]),
+        How::Plain | How::Snapshot => measured(engine, &criu),
+    };
+    let (cost, first) = match lazy {
+        true => first_beat(load, act)?,
+        false => (act()?, None),
     };
     if !cost.ok {
         bail!("restore failed:\n{}", log(&images.join("restore.log")));
     }
-    if lazy {
+    if let Some(first) = first {
         while brings()? {
             std::thread::sleep(Duration::from_micros(500));
         }
-        let all = start.elapsed();
-        let begun = begun.tv_sec() as u64 * 1_000_000_000 + begun.tv_nsec() as u64;
-        let first = load.beat(2)?.saturating_sub(begun);
-        more.push(("first instruction after ms", first as f64 / 1e6));
-        more.push(("all memory is there after ms", all.as_secs_f64() * 1e3));
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        more.push(("first instruction after ms", ms(first)));
+        more.push(("all memory is there after ms", ms(start.elapsed())));
     }
     Ok(cost)
+}
+
+/// Does something, and tells when the load counted on.
+fn first_beat(
+    load: &Running,
+    act: impl FnOnce() -> Result<Cost>,
+) -> Result<(Cost, Option<Duration>)> {
+    let (start, from) = (Instant::now(), load.beat()?);
+    let until = start + Duration::from_secs(60);
+    std::thread::scope(|s| {
+        let watcher = s.spawn(|| -> Result<Duration> {
+            while load.beat()? == from {
+                if Instant::now() > until {
+                    bail!("the restored load does not run");
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            Ok(start.elapsed())
+        });
+        let cost = act()?;
+        if !cost.ok {
+            return Ok((cost, None));
+        }
+        let first = watcher.join().expect("it does not panic")?;
+        Ok((cost, Some(first)))
+    })
 }
 
 /// Whether somebody still brings memory: our pager, or the daemon of criu.
