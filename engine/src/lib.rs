@@ -53,5 +53,6 @@ pub fn kill_point() {
     }
 }
 
+pub use restore::folder as open_images;
 pub use restore::restore;
 pub use restore::show_plan as plan;

@@ -265,9 +265,8 @@ macro_rules! with_works {
             map_file_shared: dump_restore, leave_running, generations;
             cow: dump_restore, leave_running, generations;
             churn: dump_restore, leave_running, generations, incremental, rounds_killed, lazy, snapshot;
-            instant: dump_restore, leave_running, generations, incremental, lazy, lz4, zstd, auto, encrypted, one_file, stream,
-                snapshot, sealed_file;
-            map_anon: incremental, lazy, snapshot, zstd, encrypted, one_file, stream, mapped;
+            instant: dump_restore, leave_running, generations, incremental, lazy, lz4, zstd, auto, encrypted, one_file, stream, snapshot;
+            map_anon: incremental, lazy, snapshot, zstd, encrypted, one_file, sealed_file, stream, mapped;
             map_anon_shared: lazy;
             threads: incremental, lazy, snapshot, mapped;
             registers: incremental, lazy;

@@ -30,8 +30,9 @@ impl Stage {
         let mut words = vec!["dump", &pid];
         words.extend(dump.iter().map(String::as_str));
         let said = self.stasis("bin-dump", &words, report)?;
-        // churn gives up memory all the time: there it may be
-        if said.contains("stopped for the whole dump") && self.name() != "churn" {
+        // these give up memory all the time: there it may be, and must be right nevertheless
+        let may = matches!(&*self.name(), "churn" | "instant");
+        if said.contains("stopped for the whole dump") && !may {
             bail!("the memory of the instant was lost: {said}");
         }
         if dump.iter().any(|w| w == "--leave-running") {
@@ -65,10 +66,30 @@ impl Stage {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         self.dead.clear();
+        self.look(restore, report)?;
         let mut words = vec!["restore", "--detach"];
         words.extend(restore.iter().map(String::as_str));
         self.stasis("bin-restore", &words, report)?;
         Ok(root)
+    }
+
+    /// The images can be shown and planned, wherever a restore finds them.
+    fn look(&mut self, restore: &[String], report: &mut Report) -> Result<()> {
+        let value = |o: &str| {
+            let at = restore.iter().position(|w| w == o)?;
+            restore.get(at + 1).map(String::as_str)
+        };
+        let Some(from) = value("-D").or(value("-i")).filter(|w| *w != "-") else {
+            return Ok(());
+        };
+        let key = value("--identity").map_or(vec![], |k| vec!["--identity", k]);
+        for (verb, must) in [("show", "tasks"), ("plan", "mmap")] {
+            let said = self.stasis("bin-restore", &[&[verb, from], &key[..]].concat(), report)?;
+            if !said.contains(must) {
+                bail!("stasis {verb} {from} says nothing of {must}: {said}");
+            }
+        }
+        Ok(())
     }
 
     fn stasis(&mut self, bin: &str, words: &[&str], report: &mut Report) -> Result<String> {

@@ -62,13 +62,22 @@ pub fn restore(o: &Options) -> Result<RestoreReport> {
     Ok(report)
 }
 
-/// The folder, and those of the dumps it builds on.
-fn open(o: &Options) -> Result<ImageDir> {
+/// The folder alone, decrypted, wherever it lies.
+///
+/// # Errors
+/// Those of opening; E5722, E5723.
+pub fn folder(o: &Options) -> Result<ImageDir> {
     let mut dir = match &o.archive {
         Some(place) => place.open()?,
         None => ImageDir::open(&o.images)?,
     };
     crate::vault::unseal(&mut dir, o.identity.as_deref())?;
+    Ok(dir)
+}
+
+/// The folder, and those of the dumps it builds on.
+fn open(o: &Options) -> Result<ImageDir> {
+    let dir = folder(o)?;
     Ok(dir.with_parents(o.memory.parent.as_deref())?)
 }
 

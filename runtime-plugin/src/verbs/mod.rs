@@ -14,7 +14,7 @@ pub mod show;
 
 use serde_json::{Value, json};
 use stasis_engine::archive::Place;
-use stasis_engine::{Blame, Error, Result};
+use stasis_engine::{Blame, Error, Options, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,6 +94,26 @@ fn place(dir: Option<&Path>, stream: Option<&Path>, writing: bool) -> Result<Opt
         false => d.is_file(),
     };
     Ok(dir.filter(|d| is_file(d)).map(|d| Place::File(d.into())))
+}
+
+/// Images that are looked at.
+#[derive(Debug, clap::Args)]
+pub struct Images {
+    /// Folder of the images, or the file that holds them; `-`: standard input
+    dir: PathBuf,
+    /// File with the age identity that opens encrypted images
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+}
+
+impl Images {
+    fn options(&self) -> Result<Options> {
+        let dir = self.dir.as_path();
+        let mut o = Options::new(dir);
+        o.archive = place(Some(dir), Some(dir).filter(|d| *d == Path::new("-")), false)?;
+        o.identity = self.identity.clone();
+        Ok(o)
+    }
 }
 
 /// The folder for what is said beside the images.

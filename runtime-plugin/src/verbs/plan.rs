@@ -1,16 +1,16 @@
 //! `stasis plan`
+use super::Images;
 use clap::Args;
 use serde_json::json;
-use stasis_engine::{Options, Result};
-use std::path::PathBuf;
+use stasis_engine::Result;
 use std::process::ExitCode;
 
 /// Print every system call a restore would make, without making any
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  stasis plan /var/tmp/frozen | less")]
 pub struct Plan {
-    /// Folder of the images
-    dir: PathBuf,
+    #[command(flatten)]
+    images: Images,
     /// Plan it as a job of the calling shell
     #[arg(short = 'j', long)]
     shell_job: bool,
@@ -19,7 +19,7 @@ pub struct Plan {
 impl Plan {
     /// Runs the verb.
     pub fn run(&self, json: bool) -> Result<ExitCode> {
-        let mut o = Options::new(&self.dir);
+        let mut o = self.images.options()?;
         o.shell_job = self.shell_job;
         let text = stasis_engine::plan(&o)?;
         match json {

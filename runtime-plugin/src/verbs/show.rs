@@ -1,5 +1,5 @@
 //! `stasis show`: a folder of images for people.
-use super::{bytes, plain};
+use super::{Images, bytes, plain};
 use clap::Args;
 use serde_json::{Value, json};
 use stasis_engine::Result;
@@ -7,7 +7,6 @@ use stasis_proto::show::Schema;
 use stasis_proto::{ImageDir, ImageError, pb};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Show what a folder of images holds: processes, open files, memory
@@ -15,16 +14,17 @@ use std::process::ExitCode;
 #[command(after_help = "\
 Examples:
   stasis show /var/tmp/frozen
+  stasis show /var/tmp/all.stasis --identity key.txt
   stasis show /var/tmp/frozen --json | jq '.[] | select(.file == \"files.img\")'")]
 pub struct Show {
-    /// Folder of the images
-    dir: PathBuf,
+    #[command(flatten)]
+    images: Images,
 }
 
 impl Show {
     /// Runs the verb.
     pub fn run(&self, json: bool) -> Result<ExitCode> {
-        let dir = ImageDir::open(&self.dir)?;
+        let dir = stasis_engine::open_images(&self.images.options()?)?;
         match json {
             true => sayln!("{}", all_images(&dir)?),
             false => say!("{}", text(&dir)?),
