@@ -7,8 +7,8 @@
  *   files N M K        N files, M pipes with three bytes in each, K socket pairs with four bytes on their way
  *   dirty N            N MiB of anonymous memory, every page different
  *   maps N             N mappings of a page, every other one with something in it
- *   beat N             the same, and FILE.beat counts every 100 us, which shows when it came back to life
- *   writer N M         the same; one word of a random page of the first M MiB is written after another: FILE.beat counts
+ *   beat N             as dirty, and FILE.beat counts every 100 us, which shows when it came back to life
+ *   writer N M         as dirty; one word of a random page of the first M MiB is written after another: FILE.beat counts
  *
  * Writes "ready" to FILE when the state is built. At SIGTERM it checks the state, writes "ok" or what is wrong to FILE,
  * and ends. FILE is opened anew each time, so it is no part of the state.

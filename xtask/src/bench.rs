@@ -62,10 +62,7 @@ const CASES: &[Case] = &[
         "1 GiB dirty anonymous",
         Load::Own(["dirty", "1024", "0", "0"]),
     ),
-    case(
-        "10000 threads",
-        Load::Own(["threads", "10000", "0", "0"]),
-    ),
+    case("10000 threads", Load::Own(["threads", "10000", "0", "0"])),
     case("1000 processes", Load::Own(["tree", "1000", "0", "0"])),
     case("50000 mappings", Load::Own(["maps", "50000", "0", "0"])),
     case("20000 files", Load::Own(["files", "20000", "0", "0"])),

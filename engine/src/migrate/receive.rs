@@ -1,4 +1,6 @@
 //! The destination of a migration: pages land in a folder in memory, and the tree is brought back from there.
+//!
+//! Long because what is said, by whom and in which order, is to be read beside what is done with it.
 use super::wire::{
     Frame, LONGEST_FRAME, Link, Role, Say, Token, hear, lost, meet, odd, prepare, say,
 };
