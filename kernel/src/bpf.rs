@@ -15,6 +15,7 @@ enum Command {
     ProgLoad = 5,
     ProgAttach = 8,
     ProgDetach = 9,
+    ProgRun = 10,
     ProgNextId = 11,
     ProgById = 13,
     MapById = 14,
@@ -292,8 +293,13 @@ pub fn write_word<const N: usize>(map: BorrowedFd<'_>, value: &[u8; N]) -> Resul
 /// # Errors
 /// EPERM without CAP_BPF.
 pub fn word_map(bytes: u32) -> Result<OwnedFd, SysError> {
+    array_map(bytes, 0)
+}
+
+fn array_map(bytes: u32, flags: u32) -> Result<OwnedFd, SysError> {
     const ARRAY: u32 = 2;
-    let mut a = Attr::new().u32(0, ARRAY).u32(4, 4).u32(8, bytes).u32(12, 1);
+    let a = Attr::new().u32(0, ARRAY).u32(4, 4).u32(8, bytes).u32(12, 1);
+    let mut a = a.u32(16, flags);
     // SAFETY: no pointers.
     #[allow(unsafe_code)]
     unsafe { a.call("bpf(MAP_CREATE)", Command::MapCreate) }.map(fd)
@@ -345,16 +351,117 @@ impl Insn {
 /// EPERM without CAP_BPF and CAP_NET_ADMIN; EINVAL, EACCES: the kernel refuses the program, and the error says why.
 pub fn load_classifier(name: &str, program: &[Insn]) -> Result<OwnedFd, SysError> {
     const SCHED_CLS: u32 = 3;
+    let a = Attr::new().u32(0, SCHED_CLS).u32(68, Side::Ingress as u32);
+    load(a, name, program)
+}
+
+/// Loads a program that runs when it is called ([`call`]) and at no other time (BPF_PROG_TYPE_SYSCALL). KERNEL(>=5.14)
+///
+/// # Errors
+/// EPERM without CAP_BPF and CAP_PERFMON; EINVAL, EACCES: the kernel refuses the program, and the error says why.
+pub fn load_callable(name: &str, program: &[Insn]) -> Result<OwnedFd, SysError> {
+    const SYSCALL: u32 = 31;
+    const BPF_F_SLEEPABLE: u32 = 1 << 4;
+    load(
+        Attr::new().u32(0, SYSCALL).u32(44, BPF_F_SLEEPABLE),
+        name,
+        program,
+    )
+}
+
+/// Runs a program of [`load_callable`]; gives what it returns.
+///
+/// # Errors
+/// As bpf(2).
+pub fn call(program: BorrowedFd<'_>) -> Result<i32, SysError> {
+    let mut a = Attr::new().u32(0, program.as_raw_fd() as u32);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(PROG_TEST_RUN)", Command::ProgRun) }?;
+    Ok(a.get(4) as i32)
+}
+
+/// Words that a program and its caller share.
+#[derive(Debug)]
+pub struct Shared {
+    map: OwnedFd,
+    words: std::ptr::NonNull<u64>,
+    count: usize,
+}
+
+// SAFETY: the memory is this value's alone, but for the program, which only runs when it is called.
+#[allow(unsafe_code)]
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// So many words, all 0.
+    ///
+    /// # Errors
+    /// EPERM without CAP_BPF.
+    pub fn new(count: usize) -> Result<Self, SysError> {
+        const MMAPABLE: u32 = 1 << 10;
+        let map = array_map(8 * count as u32, MMAPABLE)?;
+        let how = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping, at a place the kernel chooses.
+        #[allow(unsafe_code)]
+        let at = unsafe {
+            let none = std::ptr::null_mut();
+            libc::mmap(none, 8 * count, how, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
+        let failed = || SysError::last("mmap", "a map of a program");
+        let words = std::ptr::NonNull::new(at.cast()).filter(|_| at != libc::MAP_FAILED);
+        let words = words.ok_or_else(failed)?;
+        Ok(Shared { map, words, count })
+    }
+    /// Two instructions that put their address into a register.
+    pub fn address(&self, register: u8) -> [Insn; 2] {
+        const LOAD: u8 = 0x18;
+        const MAP_VALUE: u8 = 2;
+        let first = Insn {
+            code: LOAD,
+            to: register,
+            from: MAP_VALUE,
+            off: 0,
+            imm: self.map.as_raw_fd(),
+        };
+        let second = Insn {
+            code: 0,
+            to: 0,
+            from: 0,
+            off: 0,
+            imm: 0,
+        };
+        [first, second]
+    }
+    /// The words.
+    pub fn words(&mut self) -> &mut [u64] {
+        // SAFETY: they are mapped as long as this value lives; the program runs only in calls of whoever borrows it no more.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(self.words.as_ptr(), self.count)
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by this value, and nobody borrows it any more.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::munmap(self.words.as_ptr().cast(), 8 * self.count)
+        };
+    }
+}
+
+fn load(attr: Attr, name: &str, program: &[Insn]) -> Result<OwnedFd, SysError> {
     const LOG: usize = 64 << 10;
     let words: Vec<u64> = program.iter().map(|i| i.word()).collect();
     let license = c"Dual MIT/GPL";
     let load = |log: &mut Vec<u8>| {
-        let mut a = Attr::new()
-            .u32(0, SCHED_CLS)
+        let mut a = Attr(attr.0)
             .u32(4, words.len() as u32)
             .ptr(8, words.as_ptr())
-            .ptr(16, license.as_ptr())
-            .u32(68, Side::Ingress as u32);
+            .ptr(16, license.as_ptr());
         for (i, b) in name.bytes().take(15).enumerate() {
             a.0[(48 + i) / 8] |= u64::from(b) << (i % 8 * 8);
         }
@@ -399,14 +506,8 @@ pub fn link(program: BorrowedFd<'_>, device: u32, side: Side) -> Result<OwnedFd,
     unsafe { a.call("bpf(LINK_CREATE)", Command::LinkCreate) }.map(fd)
 }
 
-/// The number of a function of the kernel that programs may call, in the list of the kernel's types (BTF). `None`: the kernel has
-/// no such function, or no list.
-pub fn kernel_function(name: &str) -> Option<u32> {
-    function_in(&kernel_types().ok()?, name)
-}
-
 /// The list of the kernel's own types. Asked by its number, not by its file: containers hide the file.
-fn kernel_types() -> Result<Vec<u8>, SysError> {
+pub(crate) fn kernel_types() -> Result<Vec<u8>, SysError> {
     /// It is there before all others.
     const VMLINUX: u32 = 1;
     let mut a = Attr::new().u32(0, VMLINUX);
@@ -432,38 +533,4 @@ fn kernel_types() -> Result<Vec<u8>, SysError> {
     let mut all = vec![0; ask(&mut Vec::new())?];
     ask(&mut all)?;
     Ok(all)
-}
-
-/// Documentation/bpf/btf.rst: a header, types one after the other, and their names.
-fn function_in(btf: &[u8], name: &str) -> Option<u32> {
-    const FUNC: u32 = 12;
-    let word = |at: usize| Some(u32::from_le_bytes(btf.get(at..at + 4)?.try_into().ok()?));
-    let header = word(4)? as usize;
-    let (types, length) = (header + word(8)? as usize, word(12)? as usize);
-    let names = header + word(16)? as usize;
-    let (mut at, mut id) = (types, 1);
-    while at < types + length {
-        let info = word(at + 4)?;
-        let (kind, n) = (info >> 24 & 31, (info & 0xffff) as usize);
-        if kind == FUNC {
-            let text = btf.get(names + word(at)? as usize..)?;
-            if text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&0) {
-                return Some(id);
-            }
-        }
-        at += 12
-            + match kind {
-                // INT, VAR, DECL_TAG
-                1 | 14 | 17 => 4,
-                // ARRAY
-                3 => 12,
-                // STRUCT, UNION, DATASEC, ENUM64
-                4 | 5 | 15 | 19 => 12 * n,
-                // ENUM, FUNC_PROTO
-                6 | 13 => 8 * n,
-                _ => 0,
-            };
-        id += 1;
-    }
-    None
 }

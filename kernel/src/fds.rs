@@ -24,7 +24,8 @@ pub fn pidfd_open(pid: HostPid, flags: u32) -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Has a task used semaphores so that its end would undo something (semop(2), SEM_UNDO)? Which, the kernel tells nobody.
+/// Has a task used semaphores so that its end would undo something (semop(2), SEM_UNDO)? What, [`crate::undo`] tells,
+/// if it may.
 ///
 /// KERNEL: kcmp(2) compares lists, and a task without one equals another without one. Every thread that starts a thread gets a
 /// list (ipc/sem.c, copy_semundo()), so the caller throws its own away first; it must not use such semaphores itself.

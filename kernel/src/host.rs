@@ -16,6 +16,7 @@ pub struct Host {
     fds: BTreeMap<FdRef, OwnedFd>,
     segments: Vec<crate::sysv::Made>,
     names: Vec<MadeName>,
+    queues: Vec<crate::mqueue::Made>,
 }
 
 /// What a host call brought.
@@ -111,9 +112,14 @@ impl Host {
     pub fn made_name(&mut self, name: MadeName) {
         self.names.push(name);
     }
+    /// Remembers a message queue that must go again unless [`Host::keep`] is called.
+    pub fn made_queue(&mut self, queue: crate::mqueue::Made) {
+        self.queues.push(queue);
+    }
     /// What was made outside of the engine belongs to others from now on.
     pub fn keep(&mut self) {
         self.names.drain(..).for_each(MadeName::keep);
+        self.queues.drain(..).for_each(crate::mqueue::Made::keep);
         self.segments.drain(..).for_each(crate::sysv::Made::keep);
     }
     /// Plays one row. Only calls that act on descriptors, paths and own memory belong here; the argument memory is ours.

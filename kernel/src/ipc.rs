@@ -4,6 +4,7 @@
 use crate::error::{SysError, SysResult, check};
 use crate::sysv;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 
 /// A sort of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,11 +234,12 @@ pub fn send(id: i32, kind: i64, text: &[u8]) -> SysResult<()> {
     .map(drop)
 }
 
-/// Names of the POSIX message queues (mq_overview(7)) of the caller's IPC namespace, seen through a mount that nobody else sees.
+/// The POSIX message queues (mq_overview(7)) of the caller's IPC namespace, by their names and open for reading, seen through a mount
+/// that nobody else sees.
 ///
 /// # Errors
 /// ENODEV without CONFIG_POSIX_MQUEUE; EPERM without CAP_SYS_ADMIN over the namespace.
-pub fn posix_queues() -> SysResult<Vec<String>> {
+pub fn posix_queues() -> SysResult<Vec<(Vec<u8>, OwnedFd)>> {
     const FSOPEN_CLOEXEC: u32 = 1;
     const FSCONFIG_CMD_CREATE: u32 = 6;
     const FSMOUNT_CLOEXEC: u32 = 1;
@@ -266,13 +268,17 @@ pub fn posix_queues() -> SysResult<Vec<String>> {
     let path = format!("/proc/self/fd/{}", at.as_raw_fd());
     let told = |e: std::io::Error| {
         let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0));
-        SysError::new("getdents64", errno, "a mount of mqueue")
+        SysError::new("openat", errno, "a mount of mqueue")
+    };
+    let queue = |e: std::io::Result<std::fs::DirEntry>| {
+        let e = e?;
+        Ok((
+            e.file_name().into_vec(),
+            std::fs::File::open(e.path())?.into(),
+        ))
     };
     let entries = std::fs::read_dir(path).map_err(told)?;
-    let name = |e: std::io::Result<std::fs::DirEntry>| {
-        e.map(|e| e.file_name().to_string_lossy().into_owned())
-    };
-    entries.map(|e| name(e).map_err(told)).collect()
+    entries.map(|e| queue(e).map_err(told)).collect()
 }
 
 /// # Safety

@@ -5,6 +5,8 @@
 
 /// bpf(2) for programs that are loaded already.
 pub mod bpf;
+/// The list of the kernel's own types.
+pub mod btf;
 /// A system call as data: the row of every tape.
 pub mod call;
 /// What went wrong: a failed system call, or kernel text that could not be understood.
@@ -50,18 +52,24 @@ pub mod usher;
 pub mod guardian;
 /// A process of the engine's inside the namespaces of a restored tree.
 pub mod inner;
+/// The kernel's own memory, read.
+pub mod inside;
 /// System V semaphores and message queues.
 pub mod ipc;
 /// A process that holds descriptors between two runs of the engine.
 pub mod keeper;
 /// The engine's own limits.
 pub mod limits;
+/// POSIX message queues.
+pub mod mqueue;
 /// A copy of the engine that serves restored tasks by itself.
 pub mod offspring;
 /// Scheduling and futex facts of other threads.
 pub mod sched;
 /// System V shared memory.
 pub mod sysv;
+/// What SEM_UNDO would undo.
+pub mod undo;
 /// Reading and writing another process's memory.
 pub mod vm;
 /// Where the parts of an XSAVE area lie.

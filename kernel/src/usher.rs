@@ -86,7 +86,7 @@ impl Usher {
     /// ENOSYS: the kernel is too old; EPERM without CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW.
     pub fn new(versions: [bool; 2], mark: u32) -> SysResult<Self> {
         const FUNCTION: &str = "bpf_sk_assign_tcp_reqsk";
-        let Some(function) = bpf::kernel_function(FUNCTION) else {
+        let Some(function) = crate::btf::kernel_function(FUNCTION) else {
             return Err(usher_error("bpf(PROG_LOAD)", Errno::ENOSYS, FUNCTION));
         };
         let mut ways = [None, None];

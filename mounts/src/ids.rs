@@ -6,9 +6,9 @@ pub type Extents = Vec<(u32, u32, u32)>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ids {
     /// Users.
-    pub users: Vec<(u32, u32, u32)>,
+    pub users: Extents,
     /// Groups.
-    pub groups: Vec<(u32, u32, u32)>,
+    pub groups: Extents,
     /// The engine's own user namespace, as it shows itself: rows of users, and of groups.
     pub engine: (Extents, Extents),
 }
@@ -48,7 +48,7 @@ impl Ids {
         inside(&self.groups, id)
     }
     /// The rows of a map of /proc.
-    pub fn rows(text: &[u8]) -> Option<Vec<(u32, u32, u32)>> {
+    pub fn rows(text: &[u8]) -> Option<Extents> {
         let text = std::str::from_utf8(text).ok()?;
         let row = |line: &str| {
             let mut n = line.split_ascii_whitespace().map(|w| w.parse().ok());

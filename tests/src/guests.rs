@@ -63,9 +63,13 @@ macro_rules! with_guests {
             mounts: [] [];
             nested_ns: [] [];
             nested_timens: [] [];
+            nested_cgroup: [] [];
+            nested_fs: [] [];
             ipc_sem: [] [];
+            ipc_undo: [] [];
             ipc_msg: [] [];
             ipc_shm: [] [];
+            mqueue: [] [];
             // memory
             map_anon: [] [];
             churn: [] [];
@@ -181,9 +185,13 @@ macro_rules! with_works {
             mounts: dump_restore, leave_running, generations, contained, contained_user;
             nested_timens: dump_restore, leave_running, generations, contained, contained_user;
             nested_ns: dump_restore, leave_running, generations, contained, contained_user;
+            nested_cgroup: dump_restore, leave_running, generations, contained, contained_user;
+            nested_fs: dump_restore, leave_running, generations, contained, contained_user;
             ipc_sem: dump_restore, leave_running, generations, contained, contained_user;
+            ipc_undo: dump_restore, leave_running, generations, contained, contained_user;
             ipc_msg: dump_restore, leave_running, generations, contained, contained_user;
             ipc_shm: dump_restore, leave_running, generations, contained, contained_user;
+            mqueue: dump_restore, leave_running, generations, contained, contained_user;
             orphans: dump_restore, leave_running, generations;
             kinship: dump_restore, leave_running, generations;
             forker: dump_restore, leave_running, generations, rounds_killed, lazy;

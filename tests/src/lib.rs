@@ -9,6 +9,7 @@
 //! - [`program`], [`working`]: real programs, disturbed while they work, compared with an undisturbed run.
 //! - [`runtimes`]: containers of real runtimes, checkpointed and restored by them.
 //! - [`rpc`]: requests of container runtimes, as recorded from them.
+//! - [`group`], [`wait`]: a control group of a test's own; waiting.
 //! - [`life`]: killing and failing engines at every step, and looking at what is left.
 //!
 //! The tests need root (or the capabilities to make namespaces). Nothing here touches the host's mounts, sysctls or
@@ -18,6 +19,7 @@ pub mod build;
 pub mod case;
 pub mod container;
 pub mod engine;
+pub mod group;
 pub mod guests;
 mod incremental;
 pub mod init;
@@ -27,4 +29,5 @@ mod ours;
 pub mod program;
 pub mod rpc;
 pub mod runtimes;
+pub mod wait;
 pub mod working;

@@ -6,16 +6,14 @@
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use stasis_tests::build;
 use stasis_tests::engine::Engine;
+use stasis_tests::group::Group;
+use stasis_tests::wait::until_reaping as until;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The test of that name, inside.
 fn inside(name: &str) {
@@ -59,10 +57,13 @@ macro_rules! tests {
 tests!(a_tree_is_back_in_its_groups in_a_namespace_of_its_own threads_are_back_in_theirs a_new_root
     modes_are_kept freezing_leaves_no_trace a_killed_engine_leaves_no_trace_of_freezing a_failed_restore_leaves_no_group);
 
-/// The group of a test, with everything below it.
-struct Group(PathBuf);
+/// What these tests do with their group.
+trait InGroup {
+    fn end(&self, below: &str);
+    fn sub(&self, name: &str) -> PathBuf;
+}
 
-impl Group {
+impl InGroup for Group {
     /// Kills all processes of a group and the groups below it ("": its own), and waits until their numbers are free.
     fn end(&self, below: &str) {
         let path = Path::new(&self.path()).join(below).display().to_string();
@@ -84,90 +85,10 @@ impl Group {
             members.iter().all(gone)
         });
     }
-    fn new() -> Self {
-        // hybrid hosts have it elsewhere, and more than that
-        while umount2(CGROUPS, MntFlags::MNT_DETACH).is_ok() {}
-        let none: Option<&str> = None;
-        mount(
-            Some("cgroup2"),
-            CGROUPS,
-            Some("cgroup2"),
-            MsFlags::empty(),
-            none,
-        )
-        .expect("cgroup2");
-        let own = fs::read_to_string("/proc/self/cgroup").expect("own groups");
-        let own = own
-            .lines()
-            .find_map(|l| l.strip_prefix("0::"))
-            .expect("cgroup v2");
-        // the pid is 1 for all of them: the inode number of the namespace is not
-        let ns = fs::read_link("/proc/self/ns/pid").expect("a namespace");
-        let ns: String = ns
-            .to_string_lossy()
-            .chars()
-            .filter(char::is_ascii_digit)
-            .collect();
-        let at = Path::new(CGROUPS)
-            .join(own.trim_start_matches('/'))
-            .join(format!("stasis-test-{ns}"));
-        fs::create_dir(&at).expect("a group");
-        Group(at)
-    }
     fn sub(&self, name: &str) -> PathBuf {
         let at = self.0.join(name);
         fs::create_dir_all(&at).expect("a group below");
         at
-    }
-    /// From the root of the hierarchy.
-    fn path(&self) -> String {
-        let path = self.0.strip_prefix(CGROUPS).expect("below");
-        format!("/{}", path.display())
-    }
-    fn remove(&self) {
-        fn all(at: &Path) {
-            for e in fs::read_dir(at).into_iter().flatten().flatten() {
-                if e.path().is_dir() {
-                    all(&e.path());
-                }
-            }
-            let _ = fs::remove_dir(at);
-        }
-        let begun = Instant::now();
-        while self.0.exists() && begun.elapsed() < Duration::from_secs(5) {
-            reap();
-            all(&self.0);
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = fs::write(self.0.join("cgroup.freeze"), "0");
-        let _ = fs::write(self.0.join("cgroup.kill"), "1");
-        self.remove();
-    }
-}
-
-/// The first process of a namespace inherits all orphans.
-fn reap() {
-    while let Ok(s) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-        if s == WaitStatus::StillAlive {
-            break;
-        }
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(stasis_tests::case::patience()),
-            "timeout: {what}"
-        );
-        reap();
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -280,7 +201,7 @@ mod inside {
     }
 
     fn back_home(with_groups: bool) {
-        let top = Group::new();
+        let top = Group::of_test("groups");
         let (g, _, b) = family(&top);
         let child = read(&b, "cgroup.procs");
         let before = [group_of(&g.pid.to_string()), group_of(&child)];
@@ -309,7 +230,7 @@ mod inside {
     #[test]
     #[ignore = "runs in namespaces"]
     fn in_a_namespace_of_its_own() {
-        let top = Group::new();
+        let top = Group::of_test("groups");
         let leaf = top.sub("container");
         let g = Guest::start("plain", &[], &leaf, &["unshare", "-C"]);
         let below = top.sub("container/inner");
@@ -338,7 +259,7 @@ mod inside {
     #[test]
     #[ignore = "runs in namespaces"]
     fn threads_are_back_in_theirs() {
-        let top = Group::new();
+        let top = Group::of_test("groups");
         let (a, b) = (top.sub("t/a"), top.sub("t/b"));
         for d in [&a, &b] {
             fs::write(d.join("cgroup.type"), "threaded").expect("a threaded group");
@@ -373,7 +294,7 @@ mod inside {
     #[test]
     #[ignore = "runs in namespaces"]
     fn a_new_root() {
-        let top = Group::new();
+        let top = Group::of_test("groups");
         let (g, ..) = family(&top);
         let dir = tempfile::tempdir().expect("a folder");
         dump(&g, dir.path(), &[]).expect("a dump");
@@ -397,7 +318,7 @@ mod inside {
     #[test]
     #[ignore = "runs in namespaces"]
     fn modes_are_kept() {
-        let top = Group::new();
+        let top = Group::of_test("groups");
         let (g, a, _) = family(&top);
         let dir = tempfile::tempdir().expect("a folder");
         dump(&g, dir.path(), &[]).expect("a dump");
@@ -442,7 +363,7 @@ mod inside {
     #[test]
     #[ignore = "runs in namespaces"]
     fn freezing_leaves_no_trace() {
-        let top = Group::new();
+        let top = Group::of_test("groups");
         let inner = top.sub("inner");
         let g = Guest::start("tree", &[], &top.0, &[]);
         let freeze = ["-R", "--freeze-cgroup", top.0.to_str().expect("a path")];
@@ -486,7 +407,7 @@ mod inside {
     #[test]
     #[ignore = "runs in namespaces"]
     fn a_killed_engine_leaves_no_trace_of_freezing() {
-        let top = Group::new();
+        let top = Group::of_test("groups");
         let g = Guest::start("tree", &[], &top.0, &[]);
         let dir = tempfile::tempdir().expect("a folder");
         let pid = g.pid.to_string();
@@ -526,7 +447,7 @@ mod inside {
     #[test]
     #[ignore = "runs in namespaces"]
     fn a_failed_restore_leaves_no_group() {
-        let top = Group::new();
+        let top = Group::of_test("groups");
         let (g, ..) = family(&top);
         let dir = tempfile::tempdir().expect("a folder");
         dump(&g, dir.path(), &[]).expect("a dump");

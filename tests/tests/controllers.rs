@@ -3,20 +3,18 @@
 //! Needs a machine whose memory, pids, cpu, io and cpuset controllers are cgroup v2's: `cargo xtask vm-test` has such; there
 //! (`STASIS_LAB`) a missing controller is a failure, elsewhere the test says what is missing.
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use stasis_tests::build;
 use stasis_tests::engine::Engine;
-use stasis_tests::{build, case};
+use stasis_tests::group::Group;
+use stasis_tests::wait::until_reaping as until;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-const CGROUPS: &str = "/sys/fs/cgroup";
 const CONTROLLERS: [&str; 5] = ["memory", "pids", "cpu", "io", "cpuset"];
 
 /// What is set, beside what everything has from the start.
@@ -69,48 +67,6 @@ fn every_setting_of_every_controller_comes_back() {
     }
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        let patience = Duration::from_secs(case::patience());
-        assert!(begun.elapsed() < patience, "timeout: {what}");
-        while let Ok(s) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            if s == WaitStatus::StillAlive {
-                break;
-            }
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// A group that goes with its handle, and its processes.
-struct Group(PathBuf);
-
-impl Group {
-    fn remove(&self) {
-        fn all(at: &Path) {
-            for e in fs::read_dir(at).into_iter().flatten().flatten() {
-                if e.path().is_dir() {
-                    all(&e.path());
-                }
-            }
-            let _ = fs::remove_dir(at);
-        }
-        let begun = Instant::now();
-        while self.0.exists() && begun.elapsed() < Duration::from_secs(5) {
-            all(&self.0);
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = fs::write(self.0.join("cgroup.kill"), "1");
-        self.remove();
-    }
-}
-
 /// Everything that can be set in a group, as it is.
 fn settings(group: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
@@ -139,27 +95,7 @@ fn disk() -> Option<String> {
 #[test]
 #[ignore = "runs in namespaces"]
 fn inside() {
-    while umount2(CGROUPS, MntFlags::MNT_DETACH).is_ok() {}
-    let none: Option<&str> = None;
-    mount(
-        Some("cgroup2"),
-        CGROUPS,
-        Some("cgroup2"),
-        MsFlags::empty(),
-        none,
-    )
-    .expect("cgroup2");
-    let own = fs::read_to_string("/proc/self/cgroup").expect("own groups");
-    let own = own
-        .lines()
-        .find_map(|l| l.strip_prefix("0::"))
-        .expect("cgroup v2");
-    let own = Path::new(CGROUPS).join(own.trim_start_matches('/'));
-    let unique = fs::metadata("/proc/self/ns/pid")
-        .expect("a namespace")
-        .ino();
-    let top = Group(own.join(format!("stasis-controllers-{unique}")));
-    fs::create_dir(&top.0).expect("a group");
+    let top = Group::of_test("controllers");
     let has = fs::read_to_string(top.0.join("cgroup.controllers")).expect("controllers");
     let missing: Vec<_> = CONTROLLERS
         .iter()

@@ -4,6 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use stasis_tests::build;
 use stasis_tests::engine::Engine;
+use stasis_tests::wait::until;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -49,17 +50,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(stasis_tests::case::patience()),
-            "timeout: {what}"
-        );
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

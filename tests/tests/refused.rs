@@ -7,6 +7,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use stasis_tests::build;
 use stasis_tests::engine::Engine;
+use stasis_tests::wait::until;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -30,17 +31,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-fn until(what: &str, done: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(stasis_tests::case::patience()),
-            "timeout: {what}"
-        );
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

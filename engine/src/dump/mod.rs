@@ -19,6 +19,7 @@ mod strangers;
 pub(crate) mod task;
 mod thread;
 mod tracking;
+mod undo;
 
 pub(crate) use places::{is_nested, is_own};
 pub use pre::pre_dump;
@@ -673,6 +674,8 @@ pub struct Dumping<'a> {
     mapped: BTreeMap<MappedKey, (u32, bool)>,
     /// Control groups, unless they are none of our business.
     cgroups: Option<Collector>,
+    /// What SEM_UNDO would undo, by task.
+    undo: BTreeMap<HostPid, Vec<pb::StasisSemUndo>>,
     /// Which module gives labels to tasks.
     lsm: pb::Lsmtype,
     seccomp: Vec<pb::SeccompFilter>,
@@ -716,6 +719,7 @@ impl<'a> Dumping<'a> {
             places: Places::new()?,
             mapped: BTreeMap::new(),
             cgroups: None,
+            undo: BTreeMap::new(),
             left: Vec::new(),
             server: match &o.memory.page_server {
                 Some(s) => Some(Arc::new(Mutex::new(Client::connect(s)?))),
@@ -726,7 +730,8 @@ impl<'a> Dumping<'a> {
             snapshot: None,
         })
     }
-    /// Mounts, before all files: those are found through mounts. And which networks there are, before all sockets.
+    /// Mounts, before all files: those are found through mounts. Which networks there are, before all sockets. And what only a look
+    /// at all tasks at once tells.
     fn survey(&mut self, held: &[Task]) -> Result<()> {
         for t in held.iter().filter(|t| t.zombie.is_none()) {
             for ns in [Ns::Mnt, Ns::Net] {
@@ -737,6 +742,7 @@ impl<'a> Dumping<'a> {
             }
         }
         self.cx.namespaces = self.places.by_inode();
+        self.undo = undo::of(held, &mut self.cx)?;
         crate::namespaces::mnt::dump(&mut self.cx, &self.places.mounts())
     }
     /// A task's place in the tree; gives its own pid.
@@ -834,7 +840,11 @@ impl<'a> Dumping<'a> {
         };
         let asked = b.asking.end(f, &b.maps, &mut listen).map_err(on)?;
         let mut leader = self.portrait(t, f, 0, &asked.leader, &asked.xstate, sets[0])?;
-        leader.process = Some(process::core(t, f, &asked).map_err(on)?);
+        let mut process = process::core(t, f, &asked).map_err(on)?;
+        if let (Some(s), Some(undo)) = (&mut process.stasis, self.undo.remove(&t.pid)) {
+            s.undo = undo;
+        }
+        leader.process = Some(process);
         some.add(leader);
         some.written(&mut self.backlog).map_err(on)?;
         if let Some((mut mm, runs)) = b.memory {
@@ -1026,13 +1036,6 @@ impl<'a> Dumping<'a> {
                 }
             }
         };
-        // KERNEL: a task that has ever started a thread has a list, be it empty
-        if t.threads.len() == 1 && fds::has_undo(t.pid).is_ok_and(|has| has) {
-            self.cx.warn(format!(
-                "task {} has used semaphores with SEM_UNDO: what its end would undo is forgotten",
-                t.pid.0
-            ));
-        }
         let (vm_id, files_id, fs_id) = (id(0, Kcmp::Vm)?, id(1, Kcmp::Files)?, id(2, Kcmp::Fs)?);
         // KERNEL: signal actions are shared only where memory is (clone(2), CLONE_SIGHAND), and execve(2) parts both
         let same_memory = self.hands.entry(vm_id).or_default();
@@ -1093,6 +1096,7 @@ impl<'a> Dumping<'a> {
                     .at(Phase::Tree)
             })?;
         }
+        crate::namespaces::mqueues::finish(&mut self.cx)?;
         let plugins = Kind::Plugins.file();
         match self.cx.plugged.is_empty() {
             true => self.dir.remove(&plugins)?,

@@ -16,7 +16,7 @@ const FIRST_OWN: u32 = 10;
 const FIRST_NESTED: u32 = 20;
 
 /// Sorts of which a tree may have several.
-const NESTED: [Ns; 5] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts, Ns::Time];
+const NESTED: [Ns; 6] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts, Ns::Cgroup, Ns::Time];
 
 /// A namespace of the tree's own.
 struct Space {

@@ -632,6 +632,7 @@ impl<'a> Asking<'a> {
                 coredump_filter: f.coredump_filter,
                 exit_signal: None,
                 mlock_future: self.mlock_future(f, maps)?,
+                undo: Vec::new(),
             },
             leader,
             xstate: self.xstate.clone(),
@@ -926,7 +927,7 @@ pub fn core(task: &Task, f: &Facts, asked: &Asked) -> Result<pb::TaskCoreEntry> 
             compat_sigaction: Some(false),
             mask_extended: None,
         });
-    let mut habits = asked.habits;
+    let mut habits = asked.habits.clone();
     if stat.exit_signal != libc::SIGCHLD {
         habits.exit_signal = Some(stat.exit_signal as u32);
     }

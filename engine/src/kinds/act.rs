@@ -4,8 +4,8 @@
 //! what it saw (checks), or because it must clean up after itself whatever happens (names, credentials). Each of them prints
 //! itself like a row, so the whole plan can be read before it is played.
 use super::{
-    fown, ghost, inet_address, inet_groups, inherit, netlink, pidfd, sockopts, sysv, tcp_acts,
-    tcp_queue, tty_acts, udp_queue, unixsk_acts,
+    fown, ghost, inet_address, inet_groups, inherit, mqueue, netlink, pidfd, sockopts, sysv,
+    tcp_acts, tcp_queue, tty_acts, udp_queue, unixsk_acts,
 };
 use crate::error::{Blame, Error, Result};
 use crate::pages::{Source, Store};
@@ -67,6 +67,8 @@ pub enum Act {
     CurrentTty(tty_acts::CurrentTty),
     /// What is queued in a terminal pair.
     Queue(tty_acts::Queue),
+    /// A POSIX message queue.
+    Mqueue(Box<mqueue::Open>),
     /// The port of a netlink socket.
     NetlinkPort(netlink::Port),
     /// Unix sockets.
@@ -184,6 +186,7 @@ impl Act {
             Act::Pty(p) => p.perform(on),
             Act::CurrentTty(t) => t.perform(on),
             Act::Queue(q) => q.perform(on),
+            Act::Mqueue(q) => q.perform(on),
             Act::NetlinkPort(p) => p.perform(on),
             Act::Unix(d) => d.perform(on),
             Act::Buffers(b) => b.perform(on),
@@ -248,6 +251,7 @@ impl fmt::Display for Act {
             Act::Pty(p) => p.fmt(f),
             Act::CurrentTty(t) => t.fmt(f),
             Act::Queue(q) => q.fmt(f),
+            Act::Mqueue(q) => q.fmt(f),
             Act::NetlinkPort(p) => p.fmt(f),
             Act::Unix(d) => d.fmt(f),
             Act::Buffers(b) => b.fmt(f),

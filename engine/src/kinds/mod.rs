@@ -23,6 +23,7 @@ pub mod inherit;
 pub mod inotify;
 pub mod locks;
 pub mod memfd;
+pub mod mqueue;
 mod nameless;
 pub mod netlink;
 pub mod nsfile;
@@ -171,6 +172,8 @@ pub struct DumpCx<'a> {
     pub locks: crate::network::Locks,
     /// The numbers of the closed network locks: upon the tree's namespace, and upon the one that its connections cross.
     pub locked: [Option<String>; 2],
+    /// POSIX message queues met so far.
+    pub mqueues: crate::namespaces::mqueues::Queues,
     /// What plugins saved.
     pub plugged: Vec<pb::StasisPluginEntry>,
 }
@@ -197,6 +200,7 @@ impl<'a> DumpCx<'a> {
             last_pages_id: 0,
             locks: Default::default(),
             locked: Default::default(),
+            mqueues: Default::default(),
             plugged: Vec::new(),
             namespaces: BTreeMap::new(),
             warnings: Vec::new(),
@@ -499,6 +503,7 @@ pub static FILE_KINDS: &[&dyn FileKind] = &[
     &tty::Tty,
     &tun::Tun,
     &memfd::Memfd,
+    &mqueue::Mqueue,
     &inet::Inet,
     &regular::Regular,
 ];

@@ -1,5 +1,5 @@
 //! What is in an IPC namespace: its limits (`ipcns-var-N.img`), System V shared memory (`ipcns-shm-N.img`), semaphores
-//! (`ipcns-sem-N.img`) and message queues with their messages (`ipcns-msg-N.img`).
+//! (`ipcns-sem-N.img`) and message queues with their messages (`ipcns-msg-N.img`); POSIX message queues ([`super::mqueues`]).
 //!
 //! **Dump.** From a visit: nothing is taken out of a queue or waits at a semaphore. All objects of the namespace are described,
 //! also such as no task of the tree uses at the moment.
@@ -7,8 +7,7 @@
 //! **Restore.** By a process in the fresh namespace: limits first, then objects under their ids. Tasks attach segments by id; what
 //! was removed is removed again when they have ([`crate::kinds::sysv`]).
 //!
-//! **What does not come back.** Creators, times, and the last who used a semaphore; SHM_LOCK; undo lists (SEM_UNDO), which the
-//! kernel tells nobody: a task that has one is warned about.
+//! **What does not come back.** Creators, times, and the last who used a semaphore; SHM_LOCK.
 use super::user::Ids;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{DumpCx, shmem, sysv as sysv_kind};
@@ -19,6 +18,7 @@ use stasis_kernel::ipc::{self, Perm, Sort};
 use stasis_kernel::ns::{self, Ns};
 use stasis_kernel::sysv;
 use stasis_proto::{ImageDir, Kind, pb};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Most semaphores of a set (SEMMSL can be raised to this, linux/sem.h and `ipc_mni`).
@@ -38,6 +38,8 @@ struct Contents {
     segments: Vec<(pb::IpcShmEntry, OwnedFd)>,
     sets: Vec<(pb::IpcSemEntry, Vec<u16>)>,
     queues: Vec<(pb::IpcMsgEntry, Vec<Letter>)>,
+    /// Name and open file of each POSIX message queue.
+    named: Vec<(Vec<u8>, OwnedFd)>,
 }
 
 /// Describes the IPC namespace of a task under this number.
@@ -59,6 +61,7 @@ pub fn dump(cx: &mut DumpCx, id: u32, task: HostPid) -> Result<()> {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         cx.put(&image, e, &padded(bytes))?;
     }
+    super::mqueues::of_namespace(cx, id, &seen.named)?;
     let image = Kind::IpcnsMsg.file_of(id);
     for (e, messages) in seen.queues {
         cx.put(&image, &e, &[])?;
@@ -114,17 +117,9 @@ fn look(ids: &Ids) -> Result<Contents> {
         segments: Vec::new(),
         sets: Vec::new(),
         queues: Vec::new(),
+        // a kernel without them, or a user who may not mount: none can be seen, and none of the tree's files is one either
+        named: ipc::posix_queues().unwrap_or_default(),
     };
-    // a kernel without them, or a user who may not mount: none can be seen, and none of the tree's files is one either
-    if let Some(name) = ipc::posix_queues().unwrap_or_default().first() {
-        return Err(Error::new(
-            "E4463",
-            Blame::Container,
-            format!("POSIX message queue /{name} of the tree's IPC namespace"),
-        )
-        .why("this version does not carry such queues")
-        .advice("remove it (mq_unlink, or rm in a mount of mqueue) and dump again"));
-    }
     for id in ipc::list(Sort::Memory)? {
         let s = sysv::stat(id)?;
         let p = Perm {
@@ -302,6 +297,40 @@ fn making(what: &str, id: u32, e: SysError) -> Error {
         .advice("an id that is taken or a limit that is too low: restore in a fresh IPC namespace, with the rights the container had")
 }
 
+/// The sets of semaphores of a namespace, and their values.
+fn sets(dir: &ImageDir, id: u32) -> Result<Vec<(pb::IpcSemEntry, Vec<u16>)>> {
+    let name = Kind::IpcnsSem.file_of(id);
+    let mut all = Vec::new();
+    if !dir.exists(&name)? {
+        return Ok(all);
+    }
+    let mut image = dir.reader(&name)?;
+    while let Some(e) = image.read::<pb::IpcSemEntry>()? {
+        if e.nsems > MOST_SEMAPHORES {
+            return Err(damaged(
+                &name,
+                "a set with more semaphores than any kernel allows",
+            ));
+        }
+        let bytes = image.payload(u64::from(e.nsems * 2).next_multiple_of(8))?;
+        let values = bytes
+            .chunks_exact(2)
+            .map(|b| u16::from_le_bytes([b[0], b[1]]));
+        let values = values.take(e.nsems as usize).collect();
+        all.push((e, values));
+    }
+    Ok(all)
+}
+
+/// Values of semaphores as a namespace that is made anew has them, by the ids of their sets.
+///
+/// # Errors
+/// E5461.
+pub fn semaphores(dir: &ImageDir, id: u32) -> Result<BTreeMap<i32, Vec<u16>>> {
+    let all = sets(dir, id)?.into_iter();
+    Ok(all.map(|(e, v)| (e.desc.id as i32, v)).collect())
+}
+
 /// Fills the fresh IPC namespace the caller is in; /proc is still that of the host.
 ///
 /// # Errors
@@ -333,24 +362,9 @@ pub fn restore(dir: &ImageDir, id: u32) -> Result<()> {
             }
         }
     }
-    let name = Kind::IpcnsSem.file_of(id);
-    if dir.exists(&name)? {
-        let mut image = dir.reader(&name)?;
-        while let Some(e) = image.read::<pb::IpcSemEntry>()? {
-            if e.nsems > MOST_SEMAPHORES {
-                return Err(damaged(
-                    &name,
-                    "a set with more semaphores than any kernel allows",
-                ));
-            }
-            let bytes = image.payload(u64::from(e.nsems * 2).next_multiple_of(8))?;
-            let values = bytes
-                .chunks_exact(2)
-                .map(|b| u16::from_le_bytes([b[0], b[1]]));
-            let values: Vec<u16> = values.take(e.nsems as usize).collect();
-            ipc::make_semaphores(e.desc.id as i32, &perm(&e.desc), &values)
-                .map_err(|why| making("semaphore set", e.desc.id, why))?;
-        }
+    for (e, values) in sets(dir, id)? {
+        ipc::make_semaphores(e.desc.id as i32, &perm(&e.desc), &values)
+            .map_err(|why| making("semaphore set", e.desc.id, why))?;
     }
     let name = Kind::IpcnsMsg.file_of(id);
     if dir.exists(&name)? {
@@ -372,5 +386,5 @@ pub fn restore(dir: &ImageDir, id: u32) -> Result<()> {
             }
         }
     }
-    Ok(())
+    super::mqueues::restore(dir, id)
 }

@@ -4,6 +4,7 @@
 //! ([`restore`]), which fills them before any file of the tree is opened.
 pub mod ipc;
 pub mod mnt;
+pub mod mqueues;
 pub mod net;
 pub mod user;
 pub mod uts;

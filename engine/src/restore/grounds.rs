@@ -84,7 +84,6 @@ impl Grounds {
         g.joined.sort_by_key(|j| j.0);
         g.fresh.sort_by_key(|f| f.0);
         g.homes = Homes::of(images, g.makes(Ns::Mnt));
-        g.homes.check(images)?;
         if g.makes(Ns::Pid) {
             let used: std::collections::BTreeSet<u32> = images
                 .tasks
@@ -159,6 +158,11 @@ impl Grounds {
     pub fn made(&self, ns: Ns) -> Option<u32> {
         self.fresh.iter().find(|f| f.0 == ns).map(|f| f.1)
     }
+    /// Is the namespace of this id made anew, for the root or for tasks below it?
+    pub fn makes_id(&self, ns: Ns, id: u32) -> bool {
+        let mut nested = self.homes.all.iter().filter(|h| h.makes.contains(&ns));
+        self.made(ns) == Some(id) || nested.any(|h| h.ids.get(&ns) == Some(&id))
+    }
     /// Is this sort another than the engine's?
     pub fn has(&self, ns: Ns) -> bool {
         self.makes(ns) || self.joined.iter().any(|j| j.0 == ns)
@@ -172,10 +176,11 @@ impl Grounds {
         self.are_ours() && self.homes.are_one()
     }
     /// What the worker of a home does to come there, one after the other: first it enters what a task of the root's home is in,
-    /// then what homes before have made, then it makes the rest.
+    /// then what others have made, then it makes the rest. Cgroup namespaces are made before all workers.
     pub fn way_to(&self, home: usize) -> (Vec<Ns>, Vec<(Ns, u32)>, Vec<Ns>) {
         let way = self.homes.way(0, home);
-        let makes = self.homes.all[home].makes.clone();
+        let mut makes = self.homes.all[home].makes.clone();
+        makes.retain(|ns| *ns != Ns::Cgroup);
         let stay = |ns: &Ns| !way.iter().any(|w| w.0 == *ns);
         let enter = self.for_worker().into_iter().filter(stay).collect();
         let join = way.iter().copied().filter(|w| !makes.contains(&w.0));

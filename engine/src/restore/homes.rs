@@ -4,13 +4,12 @@
 //! in it, which makes the namespaces that no home before it has, and opens there what is found through them: files through
 //! mounts, sockets through networks. Tasks are born in the first home, that of the root, and go to theirs when they are there.
 use super::images::{Images, id_of};
-use crate::error::{Blame, Error, Result};
 use stasis_kernel::ns::Ns;
 use stasis_proto::pb;
 use std::collections::BTreeMap;
 
 /// Sorts of which a tree may have several, in the order in which they are entered.
-pub const SORTS: [Ns; 5] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts, Ns::Time];
+pub const SORTS: [Ns; 6] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts, Ns::Cgroup, Ns::Time];
 
 /// One set of namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -110,28 +109,10 @@ impl Homes {
         let differs = |(ns, id): (&Ns, &u32)| (from.get(ns) != Some(id)).then_some((*ns, *id));
         to.iter().filter_map(differs).collect()
     }
-    /// Tasks that share their directories cannot enter a mount namespace.
-    ///
-    /// # Errors
-    /// E5851: such a pair.
-    pub fn check(&self, images: &Images) -> Result<()> {
-        let mut seen: BTreeMap<u32, u32> = BTreeMap::new();
-        for t in images.tasks.iter().filter(|t| !t.is_zombie()) {
-            let home = self.of_task(t.entry.pid);
-            let moves = self.way(0, home).iter().any(|w| w.0 == Ns::Mnt);
-            if let Some(other) = seen.insert(t.ids.fs_id, t.entry.pid)
-                && moves
-            {
-                return Err(Error::new(
-                    "E5851",
-                    Blame::Image,
-                    format!("tasks {other} and {} share their directories", t.entry.pid),
-                )
-                .why("they are in another mount namespace than the root of the tree, and who shares cannot enter one")
-                .advice("let the second end before the dump, or dump the tree from the first process in that namespace"));
-            }
-        }
-        Ok(())
+    /// Does a task go to another mount namespace than that of the root?
+    pub fn moves_mounts(&self, pid: u32) -> bool {
+        let way = self.way(0, self.of_task(pid));
+        way.iter().any(|w| w.0 == Ns::Mnt)
     }
 }
 

@@ -19,6 +19,7 @@ mod perform;
 pub mod plan;
 mod privileges;
 mod regs;
+mod undo;
 mod vdso;
 
 use crate::error::Result;

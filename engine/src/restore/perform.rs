@@ -23,6 +23,7 @@ use crate::workers;
 use nix::errno::Errno;
 use stasis_cgroups::Groups;
 use stasis_kernel::call::{Arg, Call, FdRef, answer};
+use stasis_kernel::error::SysError;
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::{HostPid, RemoteFd};
@@ -460,6 +461,7 @@ impl<'a> Performance<'a> {
         if let Some(making) = g.making() {
             self.play(&[(0, &[making])], Phase::Birth)?;
         }
+        self.cgroup_namespaces(&groups, stub)?;
         let groups = self.groups.insert(groups);
         groups.place(stub, home)?;
         groups.set_properties()?;
@@ -481,6 +483,55 @@ impl<'a> Performance<'a> {
         }
         Ok(())
     }
+    /// Cgroup namespaces that only tasks below the root have: each is made by a process that is in the group which is its root.
+    /// That must be before controllers are enabled for groups below, and before anybody has a worker.
+    fn cgroup_namespaces(
+        &mut self,
+        groups: &stasis_cgroups::Groups<'_>,
+        stub: HostPid,
+    ) -> Result<()> {
+        let g = &self.plan.grounds;
+        for home in &g.homes.all {
+            let Some(id) = home
+                .ids
+                .get(&Ns::Cgroup)
+                .filter(|_| home.makes.contains(&Ns::Cgroup))
+            else {
+                continue;
+            };
+            let who = g.homes.who_is_in(Ns::Cgroup, *id);
+            let task = self
+                .images
+                .tasks
+                .iter()
+                .position(|t| Some(t.entry.pid) == who);
+            let users: &[Ns] = if g.has(Ns::User) { &[Ns::User] } else { &[] };
+            let way = Way::to(stub, users);
+            let maker = stasis_kernel::inner::start(&way, |channel| {
+                let mut go = [0; 1];
+                let told = nix::unistd::read(&channel, &mut go);
+                let made = told.and_then(|_| nix::sched::unshare(Ns::Cgroup.flag()));
+                let errno = made.map_or_else(|e| e as i32, |()| 0);
+                let _ = nix::unistd::write(&channel, &errno.to_le_bytes());
+                // until the engine has its handle
+                let _ = nix::unistd::read(&channel, &mut go);
+                0
+            })?;
+            let there = HostPid(maker.worker);
+            groups.place_ns_root(there, self.home(task.unwrap_or(0), 0))?;
+            let failed = |e| SysError::new("unshare", e, "CLONE_NEWCGROUP");
+            let mut errno = [0; 4];
+            nix::unistd::write(&maker.channel, b"+").map_err(failed)?;
+            nix::unistd::read(&maker.channel, &mut errno).map_err(failed)?;
+            match i32::from_le_bytes(errno) {
+                0 => self
+                    .host
+                    .insert(handle_name(Ns::Cgroup, *id), Ns::Cgroup.of(there)?),
+                e => return Err(failed(nix::errno::Errno::from_raw(e)).into()),
+            }
+        }
+        Ok(())
+    }
     /// Each home gets a worker, which makes what is in its namespaces.
     fn settle(&mut self, root: HostPid) -> Result<()> {
         let (plan, o, g) = (self.plan, self.o, &self.plan.grounds);
@@ -499,7 +550,13 @@ impl<'a> Performance<'a> {
         if let Some(m) = &plan.mounts {
             crate::namespaces::mnt::fetch(self.dir, m, &mut host)?;
         }
-        self.host = host;
+        // handles of cgroup namespaces
+        let mut before = std::mem::replace(&mut self.host, host);
+        for f in before.names().collect::<Vec<_>>() {
+            if let Some(fd) = before.take(f) {
+                self.host.insert(f, fd);
+            }
+        }
         for home in 0..g.homes.all.len() {
             if home == 0 && g.are_ours() {
                 self.workers.push(None);

@@ -4,12 +4,13 @@
 use super::family::{self, Deed, Family, Kin, Node};
 use super::grounds::Grounds;
 use super::habits::{self, Habits};
-use super::homes::network_of;
-use super::images::{Images, TASK_SIZE, TaskImages};
-use super::memory;
+use super::homes::{Homes, network_of};
+use super::images::{Images, TASK_SIZE, TaskImages, id_of};
 use super::privileges::{self, Privileges};
+use super::{memory, undo};
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{self, HostAct, PlanCx, Stage, TaskStage};
+use crate::namespaces::ipc;
 use crate::options::Options;
 use crate::phase::Phase;
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
@@ -232,6 +233,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
             plan.habits(&p, t, (k, &core)).map_err(on)?;
             plan.privileges(images, t, (k, &core)).map_err(on)?;
         }
+        p.arm.extend(undone(t, dir, &plan.grounds).map_err(on)?);
         for (_, stage, call) in cx.task.iter().filter(|r| r.0 == t.entry.pid) {
             match stage {
                 TaskStage::Placed => p.placed.push(call.clone()),
@@ -243,7 +245,13 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         }
         plan.tasks.push(p);
     }
-    waves(images, &spaces, &plan.family, &mut plan.tasks);
+    waves(
+        images,
+        &spaces,
+        &plan.grounds.homes,
+        &plan.family,
+        &mut plan.tasks,
+    )?;
     plan.helper_slots = (plan.slots..).take(plan.family.helpers.len()).collect();
     plan.slots += plan.family.helpers.len();
     plan.given = cx.given;
@@ -270,26 +278,71 @@ fn service_fd(used: &std::collections::BTreeSet<i32>) -> Result<i32> {
         })
 }
 
-/// Heirs are born when their parents' memory is in place, and with them all that come after them. `spaces`: the first task
-/// with each address space.
-fn waves(images: &Images, spaces: &BTreeMap<u32, usize>, family: &Family, tasks: &mut [TaskPlan]) {
+/// Rows by which the kernel remembers what SEM_UNDO would undo.
+fn undone(t: &TaskImages, dir: &ImageDir, grounds: &Grounds) -> Result<Vec<Call>> {
+    if t.tc.stasis.as_ref().is_none_or(|s| s.undo.is_empty()) {
+        return Ok(Vec::new());
+    }
+    let fresh = id_of(&t.ids, Ns::Ipc).filter(|id| grounds.makes_id(Ns::Ipc, *id));
+    let values = fresh.map(|id| ipc::semaphores(dir, id)).transpose()?;
+    undo::plan(t, values.as_ref())
+}
+
+/// Heirs are born when their parents' memory is in place, and with them all that come after them. So are tasks that share their
+/// directories in a mount namespace below the root's: who shares cannot enter one, so their parents are there before. `spaces`: the
+/// first task with each address space.
+///
+/// # Errors
+/// E5851: such tasks that cannot be born by one another.
+fn waves(
+    images: &Images,
+    spaces: &BTreeMap<u32, usize>,
+    homes: &Homes,
+    family: &Family,
+    tasks: &mut [TaskPlan],
+) -> Result<()> {
     let index: BTreeMap<u32, usize> = tasks.iter().enumerate().map(|(i, t)| (t.pid, i)).collect();
-    for i in (1..tasks.len()).filter(|i| family.plain[*i]) {
-        let p = index[&images.tasks[i].entry.ppid];
+    let mut folders = BTreeMap::from([(images.tasks[0].ids.fs_id, 0)]);
+    for i in 1..tasks.len() {
+        let t = &images.tasks[i];
+        let p = index[&t.entry.ppid];
+        let sharer = (!t.is_zombie()).then(|| *folders.entry(t.ids.fs_id).or_insert(i));
+        let shares = sharer.is_some_and(|s| s != i) && homes.moves_mounts(t.entry.pid);
+        let late = shares && family.plain[i] && images.tasks[p].ids.fs_id == t.ids.fs_id;
+        if shares && !late {
+            return Err(sharing(&images.tasks[sharer.unwrap_or(i)], t));
+        }
+        if !family.plain[i] {
+            continue;
+        }
         let Some(mut own) = tasks[i].memory.take() else {
-            tasks[i].wave = tasks[p].wave;
+            tasks[i].wave = tasks[p].wave + usize::from(late);
             continue;
         };
         let base = spaces[&images.tasks[p].ids.vm_id];
         if let Some(theirs) = &tasks[base].memory {
             let heir = own.is_heir_of(theirs);
-            if heir || tasks[p].wave > 0 {
+            if heir || late || tasks[p].wave > 0 {
                 own.inherit(base, theirs, heir);
                 tasks[i].wave = tasks[p].wave.max(tasks[base].wave) + 1;
             }
         }
         tasks[i].memory = Some(own);
     }
+    Ok(())
+}
+
+fn sharing(one: &TaskImages, other: &TaskImages) -> Error {
+    Error::new(
+        "E5851",
+        Blame::Image,
+        format!(
+            "tasks {} and {} share their directories",
+            one.entry.pid, other.entry.pid
+        ),
+    )
+    .why("they are in another mount namespace than the root of the tree, which who shares cannot enter, and neither is the other's parent")
+    .advice("let the second end before the dump, or dump the tree from the first process in that namespace")
 }
 
 /// Clocks of the time namespaces that workers make.

@@ -1,0 +1,199 @@
+//! The list of the kernel's own types (BTF, Documentation/bpf/btf.rst): numbers of functions, places of fields.
+//!
+//! A header, types one after the other, and their names. Of 150,000 types a handful is wanted, so the list is walked once for each
+//! question, and nothing is kept.
+use crate::bpf;
+use crate::error::{SysError, SysResult};
+use nix::errno::Errno;
+
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+const FUNC: u32 = 12;
+
+/// A type in the list.
+#[derive(Clone, Copy)]
+struct Type {
+    id: u32,
+    at: usize,
+    kind: u32,
+    /// Members are told with their width in bits.
+    bits: bool,
+    members: usize,
+}
+
+struct Types<'a> {
+    btf: &'a [u8],
+    next: usize,
+    end: usize,
+    names: usize,
+    id: u32,
+}
+
+impl<'a> Types<'a> {
+    fn of(btf: &'a [u8]) -> Option<Self> {
+        let mut all = Types {
+            btf,
+            next: 0,
+            end: 0,
+            names: 0,
+            id: 1,
+        };
+        let header = all.word(4)? as usize;
+        all.next = header + all.word(8)? as usize;
+        all.end = all.next + all.word(12)? as usize;
+        all.names = header + all.word(16)? as usize;
+        Some(all)
+    }
+    fn word(&self, at: usize) -> Option<u32> {
+        let bytes = self.btf.get(at..at + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    }
+    /// The name whose place is told at `at`.
+    fn name(&self, at: usize) -> Option<&'a [u8]> {
+        let from = self.btf.get(self.names + self.word(at)? as usize..)?;
+        from.split(|b| *b == 0).next()
+    }
+    fn step(&mut self) -> Option<Type> {
+        if self.next >= self.end {
+            return None;
+        }
+        let (at, id) = (self.next, self.id);
+        let info = self.word(at + 4)?;
+        let (kind, n) = (info >> 24 & 31, (info & 0xffff) as usize);
+        self.next += 12
+            + match kind {
+                // INT, VAR, DECL_TAG
+                1 | 14 | 17 => 4,
+                // ARRAY
+                3 => 12,
+                // STRUCT, UNION, DATASEC, ENUM64
+                STRUCT | UNION | 15 | 19 => 12 * n,
+                // ENUM, FUNC_PROTO
+                6 | 13 => 8 * n,
+                _ => 0,
+            };
+        self.id += 1;
+        Some(Type {
+            id,
+            at,
+            kind,
+            bits: info >> 31 == 1,
+            members: n,
+        })
+    }
+    /// Bytes from the start of a structure to a field, also one of a structure without a name inside; `all` are all types.
+    fn offset(&self, t: Type, field: &[u8], all: &[Type]) -> Option<u64> {
+        for m in 0..t.members {
+            let at = t.at + 12 + 12 * m;
+            let mut bit = self.word(at + 8)?;
+            if t.bits {
+                bit &= 0xff_ffff;
+            }
+            let name = self.name(at)?;
+            if name == field {
+                return Some(u64::from(bit / 8));
+            }
+            let inner = match name {
+                // 0 is no type; the first in the list is 1
+                [] => *all.get((self.word(at + 4)? as usize).checked_sub(1)?)?,
+                _ => continue,
+            };
+            let known = matches!(inner.kind, STRUCT | UNION) && inner.id != t.id;
+            if let Some(more) = known.then(|| self.offset(inner, field, all)).flatten() {
+                return Some(u64::from(bit / 8) + more);
+            }
+        }
+        None
+    }
+}
+
+/// The number of a function of the kernel that programs may call. `None`: the kernel has no such function, or no list.
+pub fn kernel_function(name: &str) -> Option<u32> {
+    let btf = bpf::kernel_types().ok()?;
+    let mut all = Types::of(&btf)?;
+    while let Some(t) = all.step() {
+        if t.kind == FUNC && all.name(t.at)? == name.as_bytes() {
+            return Some(t.id);
+        }
+    }
+    None
+}
+
+/// Bytes from the start of structures to fields of theirs, in the order in which they are asked for; of a field "" the size of the
+/// whole structure.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN; ENOENT: the kernel has no list; ENOSYS: it has no such structure or field.
+pub fn offsets<const N: usize>(wanted: [(&str, &str); N]) -> SysResult<[u64; N]> {
+    offsets_in(&bpf::kernel_types()?, wanted)
+}
+
+fn offsets_in<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> SysResult<[u64; N]> {
+    let unknown = |what: String| SysError::new("bpf(BTF)", Errno::ENOSYS, what);
+    let mut found = [None; N];
+    let mut list = Types::of(btf).ok_or_else(|| unknown("its header".into()))?;
+    let types: Vec<Type> = std::iter::from_fn(|| list.step()).collect();
+    for t in types.iter().filter(|t| t.kind == STRUCT) {
+        let name = list.name(t.at).unwrap_or_default();
+        for (i, (of, field)) in wanted.iter().enumerate() {
+            if found[i].is_none() && name == of.as_bytes() {
+                found[i] = match *field {
+                    "" => list.word(t.at + 8).map(u64::from),
+                    f => list.offset(*t, f.as_bytes(), &types),
+                };
+            }
+        }
+    }
+    let mut sure = [0; N];
+    for ((found, (of, field)), sure) in found.iter().zip(wanted).zip(&mut sure) {
+        *sure = found.ok_or_else(|| unknown(format!("struct {of}, {field}")))?;
+    }
+    Ok(sure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A list with `struct one { u32 a; struct { u64 b; }; }`, whose inner structure comes behind it.
+    fn sample() -> Vec<u8> {
+        let names = b"\0one\0a\0b\0";
+        let mut types = Vec::new();
+        let word = |v: u32, to: &mut Vec<u8>| to.extend(v.to_le_bytes());
+        for v in [1, STRUCT << 24 | 2, 16, 5, 9, 0, 0, 2, 64] {
+            word(v, &mut types);
+        }
+        for v in [0, STRUCT << 24 | 1, 8, 7, 9, 0] {
+            word(v, &mut types);
+        }
+        let mut all = vec![0x9f, 0xeb, 1, 0];
+        for v in [
+            24,
+            0,
+            types.len() as u32,
+            types.len() as u32,
+            names.len() as u32,
+        ] {
+            word(v, &mut all);
+        }
+        all.extend(types);
+        all.extend(names);
+        all
+    }
+
+    #[test]
+    fn fields_are_found_also_in_nameless_structures() {
+        let wanted = [("one", "b"), ("one", "a"), ("one", "")];
+        assert_eq!(offsets_in(&sample(), wanted).unwrap(), [8, 0, 16]);
+        let e = offsets_in(&sample(), [("one", "c")]).unwrap_err();
+        assert_eq!(e.errno, Errno::ENOSYS);
+    }
+
+    #[test]
+    fn a_damaged_list_is_no_panic() {
+        let all = sample();
+        for n in 0..all.len() {
+            let _ = offsets_in(&all[..n], [("one", "b")]);
+        }
+    }
+}
