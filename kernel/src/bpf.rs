@@ -2,6 +2,8 @@
 //!
 //! Loading an object file is a library's business. What is here is what must also work from another process than the one that
 //! loaded, and what a library does not have: programs of a few instructions that call functions of the kernel.
+//!
+//! Long because every command has its own piece of one union.
 use crate::error::SysError;
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

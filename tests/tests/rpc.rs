@@ -1,4 +1,6 @@
 //! The socket side of the drop-in: `criu swrk`, as runc, crun and go-criu use it.
+//!
+//! Long because every type of request has its test.
 
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;

@@ -374,8 +374,10 @@ impl Space {
             // who comes while others are saved is seen, too
             let mut saved = true;
             while saved {
-                let ranges = given_up(self.pid);
-                saved = ranges.iter().fold(false, |any, r| first(r.0, r.1) || any);
+                saved = false;
+                for (start, end) in given_up(self.pid) {
+                    saved |= first(start, end);
+                }
             }
         }
         let (mut faults, mut all) = (Vec::new(), Vec::new());

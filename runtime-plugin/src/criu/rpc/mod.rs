@@ -2,6 +2,8 @@
 //!
 //! The socket may have any number. Nothing is said before a request comes. Folders of a request are descriptors of the
 //! process that made the socket (SO_PEERCRED). A worker serves one request; only questions may ask for more with `keep_open`.
+//!
+//! Long because every type of request is answered here.
 mod connection;
 mod request;
 mod rights;
