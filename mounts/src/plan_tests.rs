@@ -294,6 +294,13 @@ proptest! {
 }
 
 #[test]
+fn more_mounts_than_a_namespace_may_have_are_refused() {
+    let many = (2..100_003).map(|id| entry(id, 1, pb::Fstype::Tmpfs, "/a"));
+    let all: Vec<_> = std::iter::once(root()).chain(many).collect();
+    assert_eq!(made(&all, &[]).expect_err("so many").code, "E5300");
+}
+
+#[test]
 fn a_disk_is_the_callers_and_only_its_type_is_the_images() {
     let disk = |kind: &str| pb::MntEntry {
         fsname: Some(kind.into()),

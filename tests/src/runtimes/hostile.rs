@@ -176,7 +176,7 @@ const TASKS: &[Lie] = &[
     Lie { name: "pid 0", tell: |t| t.tree(|p| p[1].pid = 0) },
     Lie { name: "a pid beyond all", tell: |t| t.tree(|p| p[1].pid = u32::MAX) },
     Lie { name: "two tasks with one pid", tell: |t| t.tree(|p| p[1].pid = p[2].pid) },
-    Lie { name: "a million threads", tell: |t| t.tree(|p| p[0].threads = (1..1_000_000).collect()) },
+    Lie { name: "a hundred thousand threads", tell: |t| t.tree(|p| p[0].threads = (1..100_000).collect()) },
     Lie { name: "the machine's mounts", tell: |t| t.of_the_machine(|own, root| root.mnt_ns_id = own.mnt_ns_id) },
     Lie { name: "the machine's processes", tell: |t| t.of_the_machine(|own, root| root.pid_ns_id = own.pid_ns_id) },
     Lie { name: "the machine's network", tell: |t| t.of_the_machine(|own, root| root.net_ns_id = own.net_ns_id) },
@@ -222,7 +222,6 @@ const MOUNTS: &[Lie] = &[
     Lie { name: "a mount below itself", tell: |t| t.mount("/dev/shm", |m| m.parent_mnt_id = m.mnt_id) },
     Lie { name: "mounts in a circle", tell: |t| t.mounts(|all| { let n = all.len(); let (a, b) = (all[n - 1].mnt_id, all[n - 2].mnt_id); all[n - 1].parent_mnt_id = b; all[n - 2].parent_mnt_id = a; }) },
     Lie { name: "two mounts of one number", tell: |t| t.mounts(|all| { let first = all[0].mnt_id; let n = all.len(); all[n - 1].mnt_id = first; }) },
-    Lie { name: "a hundred thousand mounts", tell: |t| t.mounts(|all| { let last = all[all.len() - 1].clone(); all.extend((0..100_001).map(|n| pb::MntEntry { mnt_id: 1_000_000 + n, ..last.clone() })); }) },
     Lie { name: "a mount from outside that nobody gives", tell: |t| t.mount("/dev/shm", |m| m.ext_key = Some("mystery".into())) },
     Lie { name: "a mount from outside, by its path", tell: |t| { let to = t.canary.display().to_string(); t.mount("/dev/shm", |m| m.ext_key = Some(to.clone())) } },
     Lie { name: "a disk nobody gives", tell: |t| t.mount("/dev/shm", |m| { m.fstype = pb::Fstype::Auto as u32; m.fsname = Some("ext4".into()); m.ext_key = Some("CRIU:EXTERNAL_DEV".into()); m.source = "/dev/vda".into(); }) },
@@ -251,11 +250,22 @@ impl Target<'_> {
 fn outside(folders: &[&Path]) -> Result<BTreeMap<String, String>> {
     fn walk(at: &Path, all: &mut BTreeMap<String, String>) -> Result<()> {
         let st = at.symlink_metadata()?;
-        let contents = match st.is_file() {
-            true => format!("{:?} at {}.{}", fs::read(at)?, st.mtime(), st.mtime_nsec()),
+        // whoever writes to a large one changes its times
+        let contents = match st.is_file() && st.len() < 4096 {
+            true => fs::read(at)?,
+            false => Vec::new(),
+        };
+        let contents = String::from_utf8_lossy(&contents);
+        let times = match st.is_file() {
+            true => format!("{} at {}.{}", st.len(), st.mtime(), st.mtime_nsec()),
             false => String::new(),
         };
-        let seen = format!("{:o} {} {} {contents}", st.mode(), st.uid(), st.gid());
+        let seen = format!(
+            "{:o} {} {} {times} {contents}",
+            st.mode(),
+            st.uid(),
+            st.gid()
+        );
         all.insert(at.display().to_string(), seen);
         if st.is_dir() {
             for e in fs::read_dir(at)? {
@@ -377,12 +387,15 @@ fn hostile(w: &World, lies: &[Lie]) -> Result<()> {
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     fresh()?;
     let (out, next) = Heard::pipe()?;
+    // what the engine has to say must not come between a number and the end of its line
+    let said = w.dir.join("said");
     let status = restore()
         .stdin(Stdio::null())
-        .stderr(out.try_clone()?)
+        .stderr(fs::File::create(&said)?)
         .stdout(out)
         .status()?;
-    ensure!(status.success(), "the images as they were: {}", next.text());
+    let said = fs::read_to_string(&said)?;
+    ensure!(status.success(), "the images as they were: {said}");
     goes_on(&before, &next.wait_numbers(3)?)?;
     end(&pidfile)
 }

@@ -524,10 +524,12 @@ fn bundle_alone(w: &World) -> Result<()> {
         .args(["--id", "c2", "--detach", "--pidfile"])
         .arg(&pidfile)
         .stdin(Stdio::null())
-        .stderr(out.try_clone()?)
+        .stderr(File::create(w.dir.join("said"))?)
         .stdout(out)
         .status()?;
-    ensure!(status.success(), "restore: {status}: {}", next.text());
+    // beside the numbers, as it could come between one and the end of its line
+    let said = fs::read_to_string(w.dir.join("said"))?;
+    ensure!(status.success(), "restore: {status}: {said}");
     goes_on(&before, &next.wait_numbers(3)?)?;
     let stages: Vec<String> = fs::read_to_string(&told)?
         .lines()
@@ -585,10 +587,12 @@ fn bundle_seccomp(w: &World) -> Result<()> {
         .args(["--id", "c2", "--detach", "--pidfile"])
         .arg(&pidfile)
         .stdin(Stdio::null())
-        .stderr(out.try_clone()?)
+        .stderr(File::create(w.dir.join("said"))?)
         .stdout(out)
         .status()?;
-    ensure!(status.success(), "restore: {status}: {}", next.text());
+    // beside the numbers, as it could come between one and the end of its line
+    let said = fs::read_to_string(w.dir.join("said"))?;
+    ensure!(status.success(), "restore: {status}: {said}");
     // the round that was under way when it was frozen may have a foot in both
     let after = next.wait_numbers(6)?;
     ensure!(after[1..].iter().all(|n| *n == 2), "after: {after:?}");
