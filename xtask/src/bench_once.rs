@@ -281,8 +281,8 @@ fn log(file: &Path) -> String {
 }
 
 fn reap() {
-    // a killed tree of 200 takes a moment to go
-    let until = Instant::now() + Duration::from_secs(5);
+    // a killed tree takes a moment to go, and seconds where much else runs
+    let until = Instant::now() + Duration::from_secs(60);
     loop {
         match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
             Err(_) => return,
