@@ -298,7 +298,8 @@ pub fn word_map(bytes: u32) -> Result<OwnedFd, SysError> {
     array_map(bytes, 0)
 }
 
-fn array_map(bytes: u32, flags: u32) -> Result<OwnedFd, SysError> {
+/// An array map with one value, with flags (`BPF_F_...`).
+pub(crate) fn array_map(bytes: u32, flags: u32) -> Result<OwnedFd, SysError> {
     const ARRAY: u32 = 2;
     let a = Attr::new().u32(0, ARRAY).u32(4, 4).u32(8, bytes).u32(12, 1);
     let mut a = a.u32(16, flags);
@@ -381,78 +382,6 @@ pub fn call(program: BorrowedFd<'_>) -> Result<i32, SysError> {
     #[allow(unsafe_code)]
     unsafe { a.call("bpf(PROG_TEST_RUN)", Command::ProgRun) }?;
     Ok(a.get(4) as i32)
-}
-
-/// Words that a program and its caller share.
-#[derive(Debug)]
-pub struct Shared {
-    map: OwnedFd,
-    words: std::ptr::NonNull<u64>,
-    count: usize,
-}
-
-// SAFETY: the memory is this value's alone, but for the program, which only runs when it is called.
-#[allow(unsafe_code)]
-unsafe impl Send for Shared {}
-
-impl Shared {
-    /// So many words, all 0.
-    ///
-    /// # Errors
-    /// EPERM without CAP_BPF.
-    pub fn new(count: usize) -> Result<Self, SysError> {
-        const MMAPABLE: u32 = 1 << 10;
-        let map = array_map(8 * count as u32, MMAPABLE)?;
-        let how = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a fresh mapping, at a place the kernel chooses.
-        #[allow(unsafe_code)]
-        let at = unsafe {
-            let none = std::ptr::null_mut();
-            libc::mmap(none, 8 * count, how, libc::MAP_SHARED, map.as_raw_fd(), 0)
-        };
-        let failed = || SysError::last("mmap", "a map of a program");
-        let words = std::ptr::NonNull::new(at.cast()).filter(|_| at != libc::MAP_FAILED);
-        let words = words.ok_or_else(failed)?;
-        Ok(Shared { map, words, count })
-    }
-    /// Two instructions that put their address into a register.
-    pub fn address(&self, register: u8) -> [Insn; 2] {
-        const LOAD: u8 = 0x18;
-        const MAP_VALUE: u8 = 2;
-        let first = Insn {
-            code: LOAD,
-            to: register,
-            from: MAP_VALUE,
-            off: 0,
-            imm: self.map.as_raw_fd(),
-        };
-        let second = Insn {
-            code: 0,
-            to: 0,
-            from: 0,
-            off: 0,
-            imm: 0,
-        };
-        [first, second]
-    }
-    /// The words.
-    pub fn words(&mut self) -> &mut [u64] {
-        // SAFETY: they are mapped as long as this value lives; the program runs only in calls of whoever borrows it no more.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::slice::from_raw_parts_mut(self.words.as_ptr(), self.count)
-        }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by this value, and nobody borrows it any more.
-        #[allow(unsafe_code)]
-        unsafe {
-            libc::munmap(self.words.as_ptr().cast(), 8 * self.count)
-        };
-    }
 }
 
 fn load(attr: Attr, name: &str, program: &[Insn]) -> Result<OwnedFd, SysError> {

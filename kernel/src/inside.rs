@@ -9,7 +9,7 @@
 //!
 //! Needs CAP_BPF and CAP_PERFMON in the first user namespace, and a kernel with CONFIG_DEBUG_INFO_BTF that is not locked down for
 //! confidentiality.
-use crate::bpf::{self, Insn, Shared};
+use crate::bpf::{self, Insn};
 use crate::btf;
 use crate::error::{SysError, SysResult};
 use nix::errno::Errno;
@@ -25,6 +25,70 @@ pub(crate) const MOST: usize = 1 << 20;
 
 /// An address in the kernel; 0 is none.
 pub(crate) type At = u64;
+
+/// Words that a program and its caller share.
+#[derive(Debug)]
+struct Shared {
+    map: OwnedFd,
+    words: std::ptr::NonNull<u64>,
+    count: usize,
+}
+
+// SAFETY: the memory is this value's alone, but for the program, which only runs when it is called.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// So many words, all 0.
+    ///
+    /// # Errors
+    /// EPERM without CAP_BPF.
+    fn new(count: usize) -> Result<Self, SysError> {
+        const MMAPABLE: u32 = 1 << 10;
+        let map = bpf::array_map(8 * count as u32, MMAPABLE)?;
+        let how = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping, at a place the kernel chooses.
+        let at = unsafe {
+            let none = std::ptr::null_mut();
+            libc::mmap(none, 8 * count, how, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
+        let failed = || SysError::last("mmap", "a map of a program");
+        let words = std::ptr::NonNull::new(at.cast()).filter(|_| at != libc::MAP_FAILED);
+        let words = words.ok_or_else(failed)?;
+        Ok(Shared { map, words, count })
+    }
+    /// Two instructions that put their address into a register.
+    fn address(&self, register: u8) -> [Insn; 2] {
+        const LOAD: u8 = 0x18;
+        const MAP_VALUE: u8 = 2;
+        let first = Insn {
+            code: LOAD,
+            to: register,
+            from: MAP_VALUE,
+            off: 0,
+            imm: self.map.as_raw_fd(),
+        };
+        let second = Insn {
+            code: 0,
+            to: 0,
+            from: 0,
+            off: 0,
+            imm: 0,
+        };
+        [first, second]
+    }
+    /// The words.
+    fn words(&mut self) -> &mut [u64] {
+        // SAFETY: they are mapped as long as this value lives; the program runs only in calls of whoever borrows it no more.
+        unsafe { std::slice::from_raw_parts_mut(self.words.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by this value, and nobody borrows it any more.
+        unsafe { libc::munmap(self.words.as_ptr().cast(), 8 * self.count) };
+    }
+}
 
 /// A way to read the kernel's memory.
 #[derive(Debug)]

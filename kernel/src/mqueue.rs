@@ -3,7 +3,7 @@
 //! Messages are read out of the kernel's memory ([`crate::inside`]): to receive one is to take it out, and who takes it out and dies
 //! has lost it.
 //!
-//! Long because what the kernel does not tell of a queue is found out in several ways.
+//! Long because what is read and how it is made again stand side by side.
 use crate::btf;
 use crate::error::{SysError, SysResult, check};
 use crate::inside::{At, Inside, MOST};
