@@ -14,8 +14,9 @@ use stasis_kernel::procfs::ProcDir;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::thread::JoinHandle;
 use tracing::debug;
 
 /// Nobody wants to keep connections, or the caller says that nobody sends.
@@ -25,34 +26,66 @@ fn needless(o: &Options) -> bool {
 
 /// The locks of a dump.
 #[derive(Debug, Default)]
-pub struct Locks {
+pub struct Made {
     /// Upon the tree's network namespace.
     pub own: Option<Lock>,
-    /// Upon the engine's, if that is another one. Runtimes throw a container's namespace away when it was checkpointed, and
-    /// bring up a new one before they ask for the restore: who sends meanwhile would be told that nobody is there (RST).
+    /// Upon the engine's, if tasks of the tree live in another one. Runtimes throw a container's namespace away when it was
+    /// checkpointed, and bring up a new one before they ask for the restore: who sends meanwhile would be told that nobody is
+    /// there (RST).
     pub crossing: Option<Lock>,
 }
 
+/// The locks of a dump while they are made, by a thread: loading programs takes some milliseconds, and nothing needs them before
+/// the first connection is looked at. Dropped, they are taken away.
+#[derive(Debug, Default)]
+pub struct Locks(Option<JoinHandle<Result<Made>>>);
+
 impl Locks {
-    /// Is anything to be held?
-    pub fn are_some(&self) -> bool {
-        self.own.is_some() || self.crossing.is_some()
+    /// Nobody wants to keep connections, or the caller says that nobody sends.
+    pub fn are_needless(&self) -> bool {
+        self.0.is_none()
+    }
+    /// They are there, and hold nothing yet.
+    ///
+    /// # Errors
+    /// The means that was asked for is not allowed, or none is.
+    pub fn ready(mut self) -> Result<Made> {
+        match self.0.take() {
+            None => Ok(Made::default()),
+            Some(thread) => thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        }
     }
 }
 
-/// Makes locks ready that hold nothing yet.
-///
-/// # Errors
-/// The means that was asked for is not allowed, or none is.
-pub fn prepare(o: &Options) -> Result<Locks> {
-    if needless(o) {
-        return Ok(Locks::default());
+impl Drop for Locks {
+    /// They must not come after the end of the dump.
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            let _ = thread.join();
+        }
     }
+}
+
+/// Begins to make locks ready for a tree with these tasks.
+pub fn prepare(o: &Options, tasks: Vec<HostPid>) -> Locks {
+    if needless(o) {
+        return Locks::default();
+    }
+    let o = o.clone();
+    let log = tracing::dispatcher::get_default(Clone::clone);
+    Locks(Some(std::thread::spawn(move || {
+        tracing::dispatcher::with_default(&log, || make(&o, &tasks))
+    })))
+}
+
+fn make(o: &Options, tasks: &[HostPid]) -> Result<Made> {
     let root = HostPid(o.pid);
     let theirs = ProcDir::open(root)?.ns("net")?;
-    let ours = theirs == ProcDir::open(HostPid::own())?.ns("net")?;
+    let engine = ProcDir::open(HostPid::own())?.ns("net")?;
     let external = &o.namespaces.external;
-    let shared = ours
+    let shared = theirs == engine
         || external
             .iter()
             .any(|(n, ino, _)| n == "net" && *ino == theirs);
@@ -60,7 +93,11 @@ pub fn prepare(o: &Options) -> Result<Locks> {
         true => Scope::Connections,
         false => Scope::WholeNamespace,
     };
-    let crossing = match !ours && o.after == After::Default {
+    let elsewhere = |t: &HostPid| {
+        let there = ProcDir::open(*t).ok().and_then(|p| p.ns("net").ok());
+        there.is_some_and(|n| n != engine)
+    };
+    let crossing = match o.after == After::Default && tasks.iter().any(elsewhere) {
         // without it the peers' packets are lost or answered, as they were before there was such a lock
         true => netlock::prepare_crossing().unwrap_or_else(|e| {
             debug!("connections that cross this network namespace are not held in it: {e}");
@@ -68,10 +105,38 @@ pub fn prepare(o: &Options) -> Result<Locks> {
         }),
         false => None,
     };
-    Ok(Locks {
+    Ok(Made {
         own: netlock::prepare(o, root, scope)?,
         crossing,
     })
+}
+
+/// A lock for all of a network namespace that tasks below the root have for themselves, closed. The quickest one, since it is met when
+/// all stands still. It goes with the engine: so does such a namespace with its tasks.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn nested(o: &Options, place: BorrowedFd<'_>) -> Result<Option<Lock>> {
+    let mut lock = quickly(o, |means| {
+        netlock::prepare_in(means, place, Scope::WholeNamespace)
+    })?;
+    if let Some(lock) = &mut lock {
+        close(lock, &[])?;
+    }
+    Ok(lock)
+}
+
+/// Where nothing was made ready: nftables is in place soonest. Another means only if the caller named it, or where it is refused.
+fn quickly(
+    o: &Options,
+    make: impl Fn(NetworkLock) -> Result<Option<Lock>>,
+) -> Result<Option<Lock>> {
+    if o.network.lock == NetworkLock::Auto
+        && let Ok(lock) = make(NetworkLock::Nftables)
+    {
+        return Ok(lock);
+    }
+    make(o.network.lock)
 }
 
 /// Closes it.
@@ -184,22 +249,14 @@ pub fn hold(
         close(&mut lock, &all)?;
         return Ok(Some(lock));
     }
-    // the tree is away: what is in place soonest is best
-    let quick = match o.network.lock {
-        NetworkLock::Auto => Some(NetworkLock::Nftables),
-        _ => None,
-    };
-    let try_with = |means| -> Result<Option<Lock>> {
+    // the tree is away
+    quickly(o, |means| {
         let mut lock = netlock::prepare_in(means, place.as_fd(), Scope::Connections)?;
         if let Some(lock) = &mut lock {
             close(lock, &all)?;
         }
         Ok(lock)
-    };
-    match quick.map(try_with) {
-        Some(Ok(lock)) => Ok(lock),
-        _ => try_with(o.network.lock),
-    }
+    })
 }
 
 /// The lock that a dump has left where the tree's connections cross the engine's network namespace. Whoever holds it opens it;

@@ -4,6 +4,7 @@
 //! [`Lock::prepare`] puts everything in place while the tree runs; [`Lock::arm`] closes it, [`Lock::open`] opens it, both by one
 //! word (eBPF) or one netlink message (nftables). A lock goes with its process, however that ends, unless it was kept
 //! ([`Lock::keep`]): then it waits for whoever adopts it ([`Lock::adopt`]).
+mod clsact;
 mod ebpf;
 mod nft;
 mod state;
@@ -25,9 +26,9 @@ use tracing::{debug, warn};
 
 /// Packets of sockets with this mark (SO_MARK) pass every lock.
 pub const PASS_MARK: u32 = 0x5741_5353;
-/// Putting a program on a side of a device takes the kernel about 10 ms. With more devices than this the choice of the means,
-/// where it is free, falls on nftables.
-const DEVICES: usize = 8;
+/// Putting programs on a device takes the kernel about half a millisecond. With more devices than this the choice of the means, where
+/// it is free, falls on nftables.
+const DEVICES: usize = 64;
 
 /// How packets are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +85,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Puts a lock in place that holds nothing yet. Takes 10 ms for each device with eBPF, which is why it is done before the
-    /// freeze.
+    /// Puts a lock in place that holds nothing yet. With eBPF that takes some milliseconds, in which nothing need stand still.
     ///
     /// # Errors
     /// The means that was asked for is not allowed, or none is.
@@ -224,7 +224,7 @@ impl Lock {
             None => Ok(()),
         }
     }
-    /// Opens it and takes everything away. With eBPF that takes 10 ms for each device, so it is done when the tree runs.
+    /// Opens it and takes everything away. With eBPF that takes a while for each device, so it is done when the tree runs.
     ///
     /// # Errors
     /// The kernel refuses to open it.
@@ -380,6 +380,10 @@ pub fn all_in(place: BorrowedFd<'_>) -> Result<Vec<Lock>, Error> {
         let mut found: BTreeMap<u64, Lock> = BTreeMap::new();
         for (state, mut net) in mine {
             net.look(&devices);
+            // KERNEL: programs live on for a moment when they were taken away (net/sched/cls_bpf.c, cls_bpf_delete_prog_work())
+            if net.devices.is_empty() {
+                continue;
+            }
             found.insert(state.id, lock(state, &here, Some(net), None)?);
         }
         for (state, net) in nft::all()? {

@@ -9,18 +9,24 @@
  *   maps N             N mappings of a page, every other one with something in it
  *   beat N             as dirty, and FILE.beat counts every 100 us, which shows when it came back to life
  *   writer N M         as dirty; one word of a random page of the first M MiB is written after another: FILE.beat counts
+ *   connections N      N TCP connections to a process that is not a child any more, with four unread bytes in each
  *
  * Writes "ready" to FILE when the state is built. At SIGTERM it checks the state, writes "ok" or what is wrong to FILE,
  * and ends. FILE is opened anew each time, so it is no part of the state.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <net/if.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -222,16 +228,22 @@ static void threads(long n)
 		fail("no such task");
 }
 
-static void files(long n, long m, long k)
+static void many_files(void)
 {
-	int *fds = calloc(n, sizeof(*fds)), (*ends)[2] = calloc(m, sizeof(*ends));
-	int (*pairs)[2] = calloc(k, sizeof(*pairs));
 	struct rlimit lim;
-	char buf[4096];
 
 	getrlimit(RLIMIT_NOFILE, &lim);
 	lim.rlim_cur = lim.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &lim);
+}
+
+static void files(long n, long m, long k)
+{
+	int *fds = calloc(n, sizeof(*fds)), (*ends)[2] = calloc(m, sizeof(*ends));
+	int (*pairs)[2] = calloc(k, sizeof(*pairs));
+	char buf[4096];
+
+	many_files();
 	for (long i = 0; i < n; i++) {
 		snprintf(buf, sizeof(buf), "%s.%ld", report, i);
 		fds[i] = open(buf, O_RDWR | O_CREAT, 0600);
@@ -275,6 +287,83 @@ static void maps(long n)
 			fail("a mapping differs");
 }
 
+static int loopback(struct sockaddr_in *at)
+{
+	struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+	socklen_t len = sizeof(*at);
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	*at = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &lo) || bind(fd, (void *)at, len) || listen(fd, 1024))
+		fail("a listening socket");
+	if (getsockname(fd, (void *)at, &len))
+		fail("getsockname");
+	return fd;
+}
+
+/* sends what comes back, until all connections have ended */
+static void echo(const struct sockaddr_in *at, long n)
+{
+	int poll = epoll_create1(0);
+
+	for (long i = 0; i < n; i++) {
+		struct epoll_event e = { .events = EPOLLIN };
+
+		e.data.fd = socket(AF_INET, SOCK_STREAM, 0);
+		if (connect(e.data.fd, (void *)at, sizeof(*at)) || write(e.data.fd, "abcd", 4) != 4)
+			_exit(2);
+		epoll_ctl(poll, EPOLL_CTL_ADD, e.data.fd, &e);
+	}
+	for (long open = n; open > 0;) {
+		struct epoll_event e;
+		char c;
+
+		if (epoll_wait(poll, &e, 1, -1) != 1)
+			continue;
+		if (read(e.data.fd, &c, 1) != 1 || write(e.data.fd, &c, 1) != 1) {
+			close(e.data.fd);
+			open--;
+		}
+	}
+	_exit(0);
+}
+
+static void connections(long n)
+{
+	struct sockaddr_in at;
+	int *fds = calloc(n, sizeof(*fds));
+	int listener;
+	pid_t mid;
+
+	many_files();
+	listener = loopback(&at);
+	mid = fork();
+	if (!mid) {
+		close(listener);
+		if (fork())
+			_exit(0);
+		setsid();
+		echo(&at, n);
+	}
+	if (waitpid(mid, NULL, 0) != mid)
+		fail("the other end does not start");
+	for (long i = 0; i < n; i++) {
+		char c[4];
+
+		fds[i] = accept(listener, NULL, NULL);
+		if (fds[i] < 0 || recv(fds[i], c, 4, MSG_PEEK | MSG_WAITALL) != 4)
+			fail("accept");
+	}
+	say("ready");
+	wait_told();
+	for (long i = 0; i < n; i++) {
+		char c[8];
+
+		if (write(fds[i], "x", 1) != 1 || recv(fds[i], c, 5, MSG_WAITALL) != 5 || memcmp(c, "abcdx", 5))
+			fail("a connection differs");
+	}
+}
+
 int main(int argc, char **argv)
 {
 	struct sigaction sa = { .sa_handler = on_term };
@@ -301,6 +390,8 @@ int main(int argc, char **argv)
 		files(n, m, k);
 	} else if (!strcmp(argv[1], "maps")) {
 		maps(n);
+	} else if (!strcmp(argv[1], "connections")) {
+		connections(n);
 	} else if (!strcmp(argv[1], "dirty")) {
 		uint64_t *mem = fill(n * 256);
 

@@ -58,6 +58,11 @@ const CASES: &[Case] = &[
         "1000 files + 500 pipes + 200 socket pairs",
         Load::Own(["files", "1000", "500", "200"]),
     ),
+    how(
+        "1000 connections",
+        Load::Own(["connections", "1000", "0", "0"]),
+        How::Connected,
+    ),
     case(
         "1 GiB dirty anonymous",
         Load::Own(["dirty", "1024", "0", "0"]),

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 pub enum How {
     /// By the command line of criu.
     Plain,
+    /// The same, with connections whose other ends live on.
+    Connected,
     /// The same, but memory comes when the tree runs.
     Lazy,
     /// The tree runs on; ours saves its memory meanwhile.
@@ -65,7 +67,12 @@ pub fn once(case: &Case, program: &Path, engine: &Path, own: bool) -> Result<Run
     let load = case.load.start(program, dir)?;
     let mut more = Vec::new();
     let dump = dump(case, engine, own, &load, &images, &mut more)?;
-    reap();
+    let all = match case.how {
+        // its own group
+        How::Connected => Pid::from_raw(-load.pid.as_raw()),
+        _ => Pid::from_raw(-1),
+    };
+    reap(all);
     let stats: pb::StatsEntry = ImageDir::open(&images)?.read_one("stats-dump")?;
     let stats = stats.dump.context("stats-dump without a dump")?;
     let frozen_us = stats.frozen_time.into();
@@ -74,7 +81,7 @@ pub fn once(case: &Case, program: &Path, engine: &Path, own: bool) -> Result<Run
     }
     let restore = restore(case, engine, own, &load, &images, &mut more)?;
     load.check()?;
-    reap();
+    reap(all);
     fs::remove_dir_all(dir)?;
     Ok(Run {
         dump,
@@ -120,6 +127,10 @@ fn dump(
                 )?
             }
             How::Plain | How::Lazy => measured(engine, &[&criu[..], &["dump.log"]].concat())?,
+            How::Connected => measured(
+                engine,
+                &[&criu[..], &["dump.log", "--tcp-established"]].concat(),
+            )?,
         });
         Ok(())
     };
@@ -215,6 +226,7 @@ fn restore(
         How::Lazy => measured(engine, &[&criu[..], &["--lazy-pages", "-W", at]].concat()),
         How::Packed(_) => measured_as("stasis", engine, &["restore", "-d", "-D", at]),
         How::Plain | How::Snapshot => measured(engine, &criu),
+        How::Connected => measured(engine, &[&criu[..], &["--tcp-established"]].concat()),
     };
     let (cost, first) = match lazy {
         true => first_beat(load, act)?,
@@ -280,11 +292,12 @@ fn log(file: &Path) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-fn reap() {
+/// Waits until these children are gone.
+fn reap(which: Pid) {
     // a killed tree takes a moment to go, and seconds where much else runs
     let until = Instant::now() + Duration::from_secs(60);
     loop {
-        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+        match waitpid(which, Some(WaitPidFlag::WNOHANG)) {
             Err(_) => return,
             Ok(WaitStatus::StillAlive) if Instant::now() > until => return,
             Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(1)),

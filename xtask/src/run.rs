@@ -42,13 +42,13 @@ pub fn release_binary() -> Result<PathBuf> {
     Ok(target.join("release/stasis"))
 }
 
-/// This program again as the first process of fresh pid and mount namespaces, which end with it.
+/// This program again as the first process of fresh pid, mount and network namespaces, which end with it.
 ///
 /// # Errors
 /// When unshare(1) is missing, not allowed, or the inner run fails.
 pub fn inside(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<()> {
     let status = Command::new("unshare")
-        .args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child"])
+        .args(["--mount", "--pid", "--net", "--fork", "--mount-proc", "--kill-child"])
         .arg(std::env::current_exe()?)
         .args(args)
         .status()

@@ -109,7 +109,7 @@ fn dump_here(o: &Options) -> Result<Done> {
     let staged = o.archive.is_some() || !o.recipients.is_empty();
     let whole = m.parent.is_none() && !elsewhere && !staged && m.compress.is_none();
     let mut ready = Ready::make(HostPid(o.pid), &dir, whole);
-    ready.locks = crate::network::prepare(o).map_err(|e| e.at(Phase::Prepare))?;
+    ready.locks = crate::network::prepare(o, std::mem::take(&mut ready.tasks));
     // what is killed then need not be tracked
     let on = o.memory.track && o.after != After::Default;
     let mut tracking = Tracking::prepare(o, on, &dir).map_err(|e| e.at(Phase::Prepare))?;

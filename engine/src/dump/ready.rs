@@ -17,9 +17,11 @@ const LARGE: u64 = 16 << 20;
 pub struct Ready {
     /// Sequences of the root's text.
     pub gadgets: GadgetCache,
+    /// The tree's tasks, but for those that were made meanwhile, or by another thread than the first of their parent.
+    pub tasks: Vec<HostPid>,
     /// By task: number of its pages image, and the image.
     pub room: BTreeMap<HostPid, (u32, File)>,
-    /// The network locks, which hold nothing yet.
+    /// The network locks, which hold nothing yet, or will be there soon.
     pub locks: crate::network::Locks,
 }
 
@@ -57,6 +59,7 @@ impl Ready {
                 r.room.insert(pid, (id, file));
             }
         }
+        r.tasks = found;
         r
     }
 }

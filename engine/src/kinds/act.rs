@@ -364,6 +364,8 @@ pub enum Undo {
     Connection(OwnedFd),
     /// The network lock. Its drop takes it away.
     Lock(Box<std::cell::RefCell<stasis_netlock::Lock>>),
+    /// One of a network namespace that ends with its tasks.
+    NestedLock(Box<std::cell::RefCell<stasis_netlock::Lock>>),
 }
 
 impl Undo {
@@ -383,7 +385,9 @@ impl Undo {
             Undo::Terminal(t) => t.put_back(),
             Undo::Connection(_) => Ok(()),
             // taking it away takes longer, and is done when the tree runs
-            Undo::Lock(lock) => crate::network::open(&mut lock.borrow_mut()),
+            Undo::Lock(lock) | Undo::NestedLock(lock) => {
+                crate::network::open(&mut lock.borrow_mut())
+            }
         }
     }
     /// The tree is being killed, as it was meant to be: what must outlive the engine does so from now on.

@@ -9,16 +9,18 @@
 //! The image counts as CRIU does: `inq_seq` and `outq_seq` are behind the last byte of their queue, a FIN counts as one, but is
 //! in neither length.
 use super::inet_options::state;
-use super::{DumpCx, Seen, Undo, inet_address as address, tcp_queue};
+use super::{DumpCx, Seen, Undo, inet_address as address, tcp_queue, unixsk_diag};
 use crate::error::{Blame, Error, Result};
+use crate::netlock::Tuple;
 use crate::network;
 use nix::errno::Errno;
 use stasis_kernel::error::SysError;
 use stasis_kernel::fds;
+use stasis_kernel::ids::HostPid;
 use stasis_kernel::repair::{self, Connection};
 use stasis_proto::{Kind, pb};
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// TCPI_OPT_*: what both ends have agreed on (linux/tcp.h).
 pub(super) mod agreed {
@@ -94,26 +96,7 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
             all.push((key.1 as u32, fd, place));
         }
     }
-    let locks = std::mem::take(&mut cx.locks);
-    if locks.are_some() {
-        let known = all.iter().map(|c| c.0);
-        let mine: BTreeSet<u32> = known.collect();
-        let tuples = cx.entries.iter().filter_map(|e| {
-            let sk = e.isk.as_deref()?;
-            let listens = sk.state == state::LISTEN && sk.proto == libc::IPPROTO_TCP as u32;
-            (listens || mine.contains(&e.id)).then_some(())?;
-            let at = |w: &[u32], port| address::from_words(e, sk.family as i32, w, port).ok();
-            let local = at(&sk.src_addr, sk.src_port)?;
-            network::tuple(sk.state, local, at(&sk.dst_addr, sk.dst_port)?)
-        });
-        let tuples: Vec<_> = tuples.collect();
-        for (n, lock) in [locks.own, locks.crossing].into_iter().enumerate() {
-            let Some(mut lock) = lock else { continue };
-            network::close(&mut lock, &tuples)?;
-            cx.locked[n] = Some(lock.id());
-            cx.undo.push(Undo::Lock(Box::new(lock.into())));
-        }
-    }
+    lock(cx, &all)?;
     // before others are looked at: their own ends may be among those
     tcp_queue::finish(cx)?;
     let sockets: Vec<_> = all.iter().map(|c| c.1.as_fd()).collect();
@@ -141,6 +124,50 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
         }
         cx.undo.push(Undo::Connection(fd));
         crate::kill_point();
+    }
+    Ok(())
+}
+
+/// Packets of the connections, and for those who wait for some, are held from now on.
+fn lock(cx: &mut DumpCx, connections: &[(u32, OwnedFd, String)]) -> Result<()> {
+    let locks = std::mem::take(&mut cx.locks);
+    if locks.are_needless() {
+        return Ok(());
+    }
+    let locks = locks.ready()?;
+    let root = stasis_kernel::procfs::ProcDir::open(HostPid(cx.options.pid))?.ns("net")?;
+    let root = cx.namespaces.get(&root).map(|n| n.1);
+    let mine: BTreeSet<u32> = connections.iter().map(|c| c.0).collect();
+    // with the namespace they are in
+    let tuples = cx.entries.iter().filter_map(|e| {
+        let sk = e.isk.as_deref()?;
+        let listens = sk.state == state::LISTEN && sk.proto == libc::IPPROTO_TCP as u32;
+        (listens || mine.contains(&e.id)).then_some(())?;
+        let at = |w: &[u32], port| address::from_words(e, sk.family as i32, w, port).ok();
+        let local = at(&sk.src_addr, sk.src_port)?;
+        let t = network::tuple(sk.state, local, at(&sk.dst_addr, sk.dst_port)?)?;
+        Some((e.id, sk.ns_id, t))
+    });
+    let tuples: Vec<_> = tuples.collect();
+    let (at_root, nested): (Vec<_>, Vec<_>) = tuples.iter().partition(|t| t.1 == root);
+    let only = |of: &[(u32, Option<u32>, Tuple)]| of.iter().map(|t| t.2).collect::<Vec<_>>();
+    for (n, lock, of) in [(0, locks.own, only(&at_root)), (1, locks.crossing, only(&tuples))] {
+        let Some(mut lock) = lock else { continue };
+        network::close(&mut lock, &of)?;
+        cx.locked[n] = Some(lock.id());
+        cx.undo.push(Undo::Lock(Box::new(lock.into())));
+    }
+    let mut done = BTreeSet::new();
+    for (id, ns, _) in nested {
+        let Some((_, socket, _)) = connections.iter().find(|c| c.0 == id) else {
+            continue;
+        };
+        if done.insert(ns)
+            && let Some(place) = unixsk_diag::namespace(socket)
+            && let Some(lock) = network::nested(cx.options, place.as_fd())?
+        {
+            cx.undo.push(Undo::NestedLock(Box::new(lock.into())));
+        }
     }
     Ok(())
 }

@@ -1512,17 +1512,17 @@ pub fn perform(
     if let Some(Err(e)) = p.daemon.as_mut().map(Daemon::over) {
         tracing::warn!("the tree runs, but: {e}");
     }
+    for lock in [p.lock.take(), p.crossing.take()].into_iter().flatten() {
+        if let Err(e) = lock.release() {
+            tracing::warn!("the tree runs, but what is left of its network lock does not go: {e}");
+        }
+    }
     if let Err(e) = o.events.tell(Moment::PostResume(pid)) {
         tracing::warn!("the tree runs, but: {e}");
     }
     report.warnings.append(&mut p.warnings);
     if let Err(e) = p.open(&[Stage::Last]) {
         tracing::warn!("the tree runs, but: {e}");
-    }
-    for lock in [p.lock.take(), p.crossing.take()].into_iter().flatten() {
-        if let Err(e) = lock.release() {
-            tracing::warn!("the tree runs, but what is left of its network lock does not go: {e}");
-        }
     }
     info!("restored {} tasks, root {pid}", plan.tasks.len());
     Ok(pid)
