@@ -24,6 +24,7 @@ enum Command {
     Info = 15,
     ProgQuery = 16,
     BtfById = 19,
+    MapUpdateBatch = 26,
     LinkCreate = 28,
 }
 
@@ -57,6 +58,13 @@ impl Attr {
     }
     fn ptr<T>(mut self, at: usize, value: *const T) -> Self {
         self.0[at / 8] = value as u64;
+        self
+    }
+    /// Text with at least one NUL behind it.
+    fn name(mut self, at: usize, name: &str) -> Self {
+        for (i, b) in name.bytes().take(NAME - 1).enumerate() {
+            self.0[(at + i) / 8] |= u64::from(b) << ((at + i) % 8 * 8);
+        }
         self
     }
     fn get(&self, at: usize) -> u32 {
@@ -225,6 +233,8 @@ pub fn program_info(program: BorrowedFd<'_>) -> Result<ProgramInfo, SysError> {
 /// `struct bpf_map_info`: type, id, key size, value size, entries, flags, name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapInfo {
+    /// Bytes of a key.
+    pub key_size: u32,
     /// Bytes of a value.
     pub value_size: u32,
     /// Its name, of at most 15 bytes.
@@ -247,6 +257,7 @@ pub fn map_info(map: BorrowedFd<'_>) -> Result<MapInfo, SysError> {
     let name: Vec<u8> = info[3..5].iter().flat_map(|w| w.to_ne_bytes()).collect();
     let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
     Ok(MapInfo {
+        key_size: info[1] as u32,
         value_size: (info[1] >> 32) as u32,
         name: String::from_utf8_lossy(&name[..end]).into_owned(),
     })
@@ -290,10 +301,45 @@ pub fn write_word<const N: usize>(map: BorrowedFd<'_>, value: &[u8; N]) -> Resul
     set_word(map, value)
 }
 
+/// What a map is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapShape {
+    /// BPF_MAP_TYPE_*.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many there may be.
+    pub entries: u32,
+    /// BPF_F_*.
+    pub flags: u32,
+}
+
+/// Names of programs and maps have so many bytes, with a NUL.
+const NAME: usize = 16;
+
+/// A map. Only the first 15 bytes of its name count.
+///
+/// # Errors
+/// EPERM without CAP_BPF; as bpf(2).
+pub fn create_map(name: &str, s: MapShape) -> Result<OwnedFd, SysError> {
+    let mut a = Attr::new()
+        .u32(0, s.kind)
+        .u32(4, s.key_size)
+        .u32(8, s.value_size)
+        .u32(12, s.entries)
+        .u32(16, s.flags)
+        .name(28, name);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    unsafe { a.call("bpf(MAP_CREATE)", Command::MapCreate) }.map(fd)
+}
+
 /// An array map with one value of so many bytes.
 ///
 /// # Errors
-/// EPERM without CAP_BPF.
+/// As for [`create_map`].
 pub fn word_map(bytes: u32) -> Result<OwnedFd, SysError> {
     array_map(bytes, 0)
 }
@@ -301,11 +347,58 @@ pub fn word_map(bytes: u32) -> Result<OwnedFd, SysError> {
 /// An array map with one value, with flags (`BPF_F_...`).
 pub(crate) fn array_map(bytes: u32, flags: u32) -> Result<OwnedFd, SysError> {
     const ARRAY: u32 = 2;
-    let a = Attr::new().u32(0, ARRAY).u32(4, 4).u32(8, bytes).u32(12, 1);
-    let mut a = a.u32(16, flags);
-    // SAFETY: no pointers.
-    #[allow(unsafe_code)]
-    unsafe { a.call("bpf(MAP_CREATE)", Command::MapCreate) }.map(fd)
+    let shape = MapShape {
+        kind: ARRAY,
+        key_size: 4,
+        value_size: bytes,
+        entries: 1,
+        flags,
+    };
+    create_map("", shape)
+}
+
+/// Puts values under keys of a map, all by one system call if it is of a kind that takes them so (hashes and arrays do, those
+/// of programs do not).
+///
+/// # Errors
+/// EINVAL: keys and values do not have the map's sizes, or are not as many; as bpf(2).
+pub fn update(map: BorrowedFd<'_>, keys: &[u8], values: &[u8]) -> Result<(), SysError> {
+    let info = map_info(map)?;
+    let (key, value) = (info.key_size as usize, info.value_size as usize);
+    let n = keys.len().checked_div(key).unwrap_or(0);
+    if n * key != keys.len() || n * value != values.len() {
+        let e = Errno::EINVAL;
+        return Err(SysError::new("bpf(MAP_UPDATE_BATCH)", e, "another size"));
+    }
+    if n > 1 {
+        let mut a = Attr::new()
+            .ptr(16, keys.as_ptr())
+            .ptr(24, values.as_ptr())
+            .u32(32, n as u32)
+            .u32(36, map.as_raw_fd() as u32);
+        // SAFETY: both hold as many elements of the map's sizes as is told, and live through the call.
+        #[allow(unsafe_code)]
+        let all = unsafe { a.call("bpf(MAP_UPDATE_BATCH)", Command::MapUpdateBatch) };
+        match all {
+            Ok(_) => return Ok(()),
+            // ENOTSUPP, which has no name here: one by one
+            Err(e) if e.errno == Errno::UnknownErrno || e.errno == Errno::EINVAL => {}
+            Err(e) => return Err(e),
+        }
+    }
+    for (k, v) in keys
+        .chunks_exact(key.max(1))
+        .zip(values.chunks_exact(value.max(1)))
+    {
+        let mut a = Attr::new()
+            .u32(0, map.as_raw_fd() as u32)
+            .ptr(8, k.as_ptr())
+            .ptr(16, v.as_ptr());
+        // SAFETY: key and value have the map's sizes, and live through the call.
+        #[allow(unsafe_code)]
+        unsafe { a.call("bpf(MAP_UPDATE_ELEM)", Command::MapUpdate) }?;
+    }
+    Ok(())
 }
 
 /// [`write_word`] for a map that is known to have values of this size: one system call, no memory.
@@ -392,10 +485,8 @@ fn load(attr: Attr, name: &str, program: &[Insn]) -> Result<OwnedFd, SysError> {
         let mut a = Attr(attr.0)
             .u32(4, words.len() as u32)
             .ptr(8, words.as_ptr())
-            .ptr(16, license.as_ptr());
-        for (i, b) in name.bytes().take(15).enumerate() {
-            a.0[(48 + i) / 8] |= u64::from(b) << (i % 8 * 8);
-        }
+            .ptr(16, license.as_ptr())
+            .name(48, name);
         if !log.is_empty() {
             a = a
                 .u32(24, 1)

@@ -86,7 +86,7 @@ struct Record {
     /// SO_REUSEADDR and SO_PEEK_OFF as they were: repair mode and reading change them.
     reuse: i32,
     peek: i32,
-    /// Where the bytes go, and for how many there is room.
+    /// Where the bytes go, those of the receive queue first, and for how many there is room.
     at: usize,
     receive_room: usize,
     send_room: usize,
@@ -203,7 +203,7 @@ unsafe fn read_one(r: &mut Record, data: *mut u8) {
             }
         };
         (r.inq_seq, r.received) = queue(RECV_QUEUE, r.at, r.receive_room, r.inq_len > 0)?;
-        let at = r.at + r.receive_room;
+        let at = r.at + r.received;
         (r.outq_seq, r.sent) = queue(SEND_QUEUE, at, r.send_room, r.outq_len > 0)?;
         Ok(())
     })();
@@ -323,13 +323,19 @@ fn portion(
         unsafe { list.add(i).write(*r) };
     }
     let clean = by_copy(|engine| {
+        // what was read lies close together: a page that is touched costs more than what is in it
+        let mut end = 0;
         for i in 0..n {
             // SAFETY: no pointers.
             if unsafe { libc::getppid() } != engine {
                 break;
             }
-            // SAFETY: `list` and the data behind it are in the mapping that both have, and only the copy writes now.
-            unsafe { read_one(&mut *list.add(i), shared.at.add(table)) };
+            // SAFETY: `list` is in the mapping that both have, and only the copy writes now.
+            let r = unsafe { &mut *list.add(i) };
+            r.at = end;
+            // SAFETY: the data lies behind the list; those before it have not taken more than the rooms they had.
+            unsafe { read_one(r, shared.at.add(table)) };
+            end += r.received + r.sent;
         }
     })?;
     for i in 0..n {
@@ -583,7 +589,7 @@ fn connection(r: &Record, shared: &Shared, table: usize, clean: bool) -> SysResu
         timestamp: r.timestamp,
         window: r.window,
         receive: shared.bytes(table + r.at, r.received.min(r.receive_room)),
-        send: shared.bytes(table + r.at + r.receive_room, r.sent.min(r.send_room)),
+        send: shared.bytes(table + r.at + r.received, r.sent.min(r.send_room)),
     })
 }
 

@@ -7,6 +7,7 @@ use crate::fds;
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 /// Process, user and group as a socket tells them (`struct ucred`, unix(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,7 +49,7 @@ pub struct Message {
     pub bytes: Vec<u8>,
     /// Open files that travel with it: further descriptors of them.
     pub files: Vec<OwnedFd>,
-    /// Credentials that travel with it; only told by sockets with SO_PASSCRED.
+    /// Credentials that travel with it; only told by sockets with SO_PASSCRED, or, while the sender lives, with SO_PASSPIDFD.
     pub cred: Option<Ucred>,
     /// `sun_path` of the sender: empty if it has no name.
     pub from: Vec<u8>,
@@ -102,6 +103,7 @@ pub fn peek(socket: BorrowedFd<'_>, room: usize, flags: i32) -> SysResult<Option
             e => return Err(SysError::new("recvmsg(MSG_PEEK)", e, "")),
         }
     };
+    let mut pidfd = None;
     // SAFETY: the kernel filled `control` with well-formed headers of `msg_controllen` bytes, which the CMSG macros
     // walk; descriptors in it are fresh and known to nobody else.
     unsafe {
@@ -120,7 +122,7 @@ pub fn peek(socket: BorrowedFd<'_>, room: usize, flags: i32) -> SysResult<Option
                     SCM_PIDFD if len >= 4 => {
                         let fd = data.cast::<RawFd>().read_unaligned();
                         if fd >= 0 {
-                            drop(OwnedFd::from_raw_fd(fd));
+                            pidfd = Some(OwnedFd::from_raw_fd(fd));
                         }
                     }
                     libc::SCM_CREDENTIALS => {
@@ -136,12 +138,29 @@ pub fn peek(socket: BorrowedFd<'_>, room: usize, flags: i32) -> SysResult<Option
         let what = format!("only {} descriptors arrived", m.files.len());
         return Err(SysError::new("recvmsg(MSG_PEEK)", Errno::EMSGSIZE, what));
     }
+    if m.cred.is_none() {
+        m.cred = pidfd.and_then(|p| sender(p.as_fd()));
+    }
     m.cut = (n > room).then_some(n);
     m.bytes.truncate(n);
     let named = (msg.msg_namelen as usize).min(size_of::<libc::sockaddr_un>());
     let path = named.saturating_sub(FAMILY);
     m.from = addr.sun_path[..path].iter().map(|c| *c as u8).collect();
     Ok(Some(m))
+}
+
+/// Who a pidfd beside a message stands for, if that process lives. Its user and group are those it has now: a socket that is told pidfds
+/// only is not told the others.
+fn sender(pidfd: BorrowedFd<'_>) -> Option<Ucred> {
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid = told.lines().find_map(|l| l.strip_prefix("Pid:"))?;
+    let pid: i32 = pid.trim().parse().ok().filter(|p| *p > 0)?;
+    let m = std::fs::metadata(format!("/proc/{pid}")).ok()?;
+    Some(Ucred {
+        pid,
+        uid: m.uid(),
+        gid: m.gid(),
+    })
 }
 
 /// `struct sockaddr_un` for this `sun_path`, which is up to 108 bytes.

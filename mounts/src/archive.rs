@@ -5,7 +5,8 @@
 //! nothing is changed. **Unpack** makes every entry below the mount's root, one component at a time, without following any link
 //! or leaving the mount: an archive is as hostile as the rest of an image. Both go through a buffer of fixed size.
 //!
-//! Names of unix sockets are not in it: they come back with their sockets.
+//! Names of unix sockets, which the format has no entries for, are in records of our own, one global header each, which GNU tar skips
+//! with a warning. They come back as names that nobody listens to; a socket of the tree that has one takes its place.
 //!
 //! Long because reading and writing the format stand together.
 use crate::error::{Blame, Error, Result};
@@ -45,6 +46,8 @@ static XATTRS: &[&str] = &[
 ];
 /// Records of extended attributes, as star and GNU tar write them.
 const XATTR_KEY: &str = "SCHILY.xattr.";
+/// Record of a unix socket's name: `MODE UID GID MTIME PATH`, the mode in octal.
+const SOCKET_KEY: &str = "STASIS.socket";
 /// Pieces of a sparse file in a header, and in each header that continues it.
 const PIECES: usize = 4;
 const MORE_PIECES: usize = 21;
@@ -147,10 +150,7 @@ impl<W: Write> Packer<'_, W> {
                     let inside = self::names(sub.try_clone().map_err(unwritten)?, &full)?;
                     stack.push((sub, full, inside));
                 }
-                libc::S_IFSOCK => tracing::debug!(
-                    "the socket {} comes back with its owner",
-                    full.escape_ascii()
-                ),
+                libc::S_IFSOCK => self.socket(&full, &st)?,
                 _ => self.entry(&full, &st, dir.as_fd(), OsStr::from_bytes(name.as_bytes()))?,
             }
         }
@@ -263,6 +263,21 @@ impl<W: Write> Packer<'_, W> {
         h.set_entry_type(EntryType::XHeader);
         h.set_mode(0o600);
         self.block(&mut h, b"./PaxHeaders", &all)
+    }
+    fn socket(&mut self, path: &[u8], st: &FileStat) -> Result<()> {
+        let about = format!(
+            "{:o} {} {} {} ",
+            st.st_mode & 0o7777,
+            self.ids.user(st.st_uid),
+            self.ids.group(st.st_gid),
+            seconds(st.st_mtime, st.st_mtime_nsec)
+        );
+        let mut all = Vec::new();
+        record(&mut all, SOCKET_KEY, &[about.as_bytes(), path].concat());
+        let mut h = Header::new_ustar();
+        h.set_entry_type(EntryType::XGlobalHeader);
+        h.set_mode(0o600);
+        self.block(&mut h, b"./GlobalHead", &all)
     }
     /// A header with what belongs to it, behind it.
     fn block(&mut self, h: &mut Header, name: &[u8], data: &[u8]) -> Result<()> {
@@ -541,7 +556,11 @@ pub fn unpack(root: BorrowedFd<'_>, from: impl Read, image: &str, devices: &Devi
             EntryType::GNULongName => e.path = Some(u.text(size)?),
             EntryType::GNULongLink => e.link = Some(u.text(size)?),
             EntryType::XHeader => e.pax.extend(u.records(size)?),
-            EntryType::XGlobalHeader => drop(u.records(size)?),
+            EntryType::XGlobalHeader => {
+                if let Some(about) = u.records(size)?.get(SOCKET_KEY) {
+                    u.socket(about)?;
+                }
+            }
             _ => {
                 let done = std::mem::take(&mut e);
                 u.entry(&h, size, done)?;
@@ -564,6 +583,25 @@ struct Unpacker<'a, R: Read> {
     /// Folders made, with their times.
     folders: Vec<(Vec<u8>, TimeSpec)>,
     buffer: Vec<u8>,
+}
+
+/// Owner and mode of what was made; the mode last, since a new owner takes bits of it away.
+fn own(
+    path: &[u8],
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    (uid, gid): (u32, u32),
+    mode: Option<u32>,
+) -> Result<()> {
+    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    nix::unistd::fchownat(dir, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
+        .map_err(|e| unmade(path, "fchownat", e))?;
+    if let Some(mode) = mode {
+        let mode = Mode::from_bits_truncate(mode);
+        nix::sys::stat::fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)
+            .map_err(|e| unmade(path, "fchmodat", e))?;
+    }
+    Ok(())
 }
 
 fn set_time(dir: BorrowedFd<'_>, name: &CStr, mtime: TimeSpec) -> nix::Result<()> {
@@ -759,31 +797,33 @@ impl<R: Read> Unpacker<'_, R> {
                 ));
             }
         }
-        let owner = (
-            Some(Uid::from_raw(uid as u32)),
-            Some(Gid::from_raw(gid as u32)),
-        );
-        done(
-            "fchownat",
-            nix::unistd::fchownat(d, n, owner.0, owner.1, AtFlags::AT_SYMLINK_NOFOLLOW),
-        )?;
-        if kind != EntryType::Symlink {
-            done(
-                "fchmodat",
-                nix::sys::stat::fchmodat(
-                    d,
-                    n,
-                    Mode::from_bits_truncate(mode),
-                    FchmodatFlags::FollowSymlink,
-                ),
-            )?;
-        }
+        let mode = (kind != EntryType::Symlink).then_some(mode);
+        own(&path, d, n, (uid as u32, gid as u32), mode)?;
         self.attributes(&e.pax, d, n, &path)?;
         match kind {
             EntryType::Directory => self.folders.push((path, mtime)),
             _ => done("utimensat", set_time(d, n, mtime))?,
         }
         Ok(())
+    }
+    /// The name of a unix socket, from its record.
+    fn socket(&self, about: &[u8]) -> Result<()> {
+        let mut words = about.splitn(5, |b| *b == b' ');
+        let mut word = || words.next().and_then(|w| std::str::from_utf8(w).ok());
+        let parsed = (|| {
+            let mode = u32::from_str_radix(word()?, 8).ok()? & 0o7777;
+            let owner = (word()?.parse().ok()?, word()?.parse().ok()?);
+            Some((mode, owner, time(word()?.as_bytes())?))
+        })();
+        let (Some((mode, owner, mtime)), Some(path)) = (parsed, words.next()) else {
+            return Err(broken(self.image, "the record of a socket cannot be read"));
+        };
+        let (dir, name) = self.parent(path)?;
+        let (d, n) = (dir.as_fd(), name.as_c_str());
+        nix::sys::stat::mknodat(d, n, SFlag::S_IFSOCK, Mode::from_bits_truncate(0o600), 0)
+            .map_err(|e| unmade(path, "mknodat", e))?;
+        own(path, d, n, owner, Some(mode))?;
+        set_time(d, n, mtime).map_err(|e| unmade(path, "utimensat", e))
     }
     fn attributes(
         &self,

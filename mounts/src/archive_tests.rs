@@ -109,7 +109,8 @@ fn list(at: &Path, exact: bool) -> Vec<String> {
         } else if m.is_file() {
             line += &format!(" {} with {} blocks", m.len(), m.blocks());
         } else {
-            assert!(m.file_type().is_fifo() || m.file_type().is_char_device());
+            let t = m.file_type();
+            assert!(t.is_fifo() || t.is_char_device() || t.is_socket());
         }
         all.push(line);
     }
@@ -369,5 +370,64 @@ fn times_before_1970() {
         let text = seconds(s, ns);
         let back = time(text.as_bytes()).expect("a time");
         assert_eq!((back.tv_sec(), back.tv_nsec()), (s, ns), "{text}");
+    }
+}
+
+#[test]
+fn names_of_sockets_come_back() {
+    let from = folder();
+    let (d, s) = (from.path().join("d"), from.path().join("d/a socket"));
+    fs::create_dir(&d).expect("a folder");
+    drop(std::os::unix::net::UnixListener::bind(&s).expect("a socket"));
+    fs::set_permissions(&s, fs::Permissions::from_mode(0o4751)).expect("chmod");
+    let old = TimeSpec::new(12345, 250_000_000);
+    for p in [&s, &d] {
+        let flags = UtimensatFlags::NoFollowSymlink;
+        nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, p, &old, &old, flags).expect("times");
+    }
+    let archive = packed(from.path());
+    let (to, done) = unpacked(&archive);
+    done.expect("unpacked");
+    let (was, is) = (
+        fs::symlink_metadata(&s).expect("metadata"),
+        fs::symlink_metadata(to.path().join("d/a socket")).expect("metadata"),
+    );
+    assert!(is.file_type().is_socket());
+    let about = |m: &fs::Metadata| (m.mode(), m.uid(), m.gid(), m.mtime(), m.mtime_nsec());
+    assert_eq!(about(&is), about(&was));
+    assert_eq!(list(&to.path().join("d"), true), list(&d, true));
+    // others skip it
+    let file = folder();
+    fs::write(file.path().join("a.tgz"), &archive).expect("a file");
+    fs::create_dir(file.path().join("out")).expect("a folder");
+    let at = |n: &str| file.path().join(n).display().to_string();
+    tar(&["-xzf", &at("a.tgz"), "-C", &at("out")]);
+    assert!(file.path().join("out/d").is_dir());
+}
+
+#[test]
+fn names_of_sockets_stay_inside() {
+    for (about, code) in [
+        ("755 0 0 0.000000000 ../x", "E5306"),
+        ("755 0 0 0.000000000 /x", "E5306"),
+        ("755 0 0 x", "E5305"),
+        ("", "E5305"),
+    ] {
+        let mut record_of = Vec::new();
+        record(&mut record_of, SOCKET_KEY, about.as_bytes());
+        let mut p = Packer {
+            out: GzEncoder::new(Vec::new(), Compression::fast()),
+            ids: &Ids::default(),
+            links: BTreeMap::new(),
+            buffer: Vec::new(),
+        };
+        let mut h = Header::new_ustar();
+        h.set_entry_type(EntryType::XGlobalHeader);
+        h.set_mode(0o600);
+        p.block(&mut h, b"./GlobalHead", &record_of).expect("a header");
+        let archive = p.out.finish().expect("an archive");
+        let (to, done) = unpacked(&archive);
+        assert_eq!(done.expect_err(about).code, code, "{about}");
+        assert_eq!(fs::read_dir(to.path()).expect("a folder").count(), 0);
     }
 }

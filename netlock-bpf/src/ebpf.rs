@@ -2,19 +2,21 @@
 use crate::Error;
 use crate::clsact;
 use crate::state::{SIZE, State};
-use crate::tuple::{KEY, Tuple};
-use aya::maps::{HashMap, Map, MapData, ProgramArray};
-use aya::programs::{Program, SchedClassifier};
-use aya::{Ebpf, EbpfLoader};
+use crate::tuple::Tuple;
+use aya_obj::Object;
 use nix::errno::Errno;
-use stasis_kernel::bpf::{self, Side};
+use stasis_kernel::bpf::{self, Insn, MapShape, Side};
 use stasis_kernel::error::SysError;
 use stasis_kernel::netlink::Netlink;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lock.o"));
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lock.o"));
 
 const STATE: &str = "stasis_state";
+const TUPLES: &str = "stasis_tuples";
+/// The dead man's switch.
+const ALIVE: &str = "stasis_alive";
 const ENTRY_IN: &str = "stasis_lock_in";
 const ENTRY_OUT: &str = "stasis_lock_out";
 /// Both entries and what they jump to, in the order of the dead man's switch.
@@ -23,9 +25,9 @@ const HOLD: [&str; 2] = ["stasis_hold_in", "stasis_hold_out"];
 /// The programs of one lock.
 #[derive(Debug)]
 pub struct Net {
-    /// The loaded object, and the dead man's switch, which holds as long as this process has it open; `None` if another process
-    /// loaded it.
-    loaded: Option<(Ebpf, Map)>,
+    /// The connections to be held, and the dead man's switch, which holds as long as this process has it open; `None` if another
+    /// process loaded it.
+    loaded: Option<(OwnedFd, OwnedFd)>,
     state: OwnedFd,
     entries: [(OwnedFd, Side); 2],
     ids: [u32; 2],
@@ -36,21 +38,8 @@ pub struct Net {
 impl Net {
     /// Loads the programs and puts them on devices of the namespace the caller is in. Not armed.
     pub fn prepare(state: &State, devices: &[u32]) -> Result<Self, Error> {
-        let load = |e: &dyn std::error::Error| Error::Load(chain(e));
-        // the programs need no relocation against the kernel's own types, whose parsing takes 30 ms
-        let mut ebpf = EbpfLoader::new()
-            .btf(None)
-            .load(OBJECT)
-            .map_err(|e| load(&e))?;
-        for (_, p) in ebpf.programs_mut() {
-            let p: &mut SchedClassifier = p.try_into().map_err(|e| load(&e))?;
-            p.load().map_err(|e| load(&e))?;
-        }
-        let program = |name: &str| -> Result<OwnedFd, Error> {
-            let p = ebpf.program(name).ok_or(Error::Object)?;
-            let fd = p.fd().map_err(|e| load(&e))?;
-            Ok(fd.as_fd().try_clone_to_owned()?)
-        };
+        let (mut maps, mut programs) = load()?;
+        let mut program = |name: &str| programs.remove(name).ok_or(Error::Object);
         let entries = [
             (program(ENTRY_IN)?, Side::Ingress),
             (program(ENTRY_OUT)?, Side::Egress),
@@ -59,14 +48,15 @@ impl Net {
             bpf::program_info(entries[0].0.as_fd())?.id,
             bpf::program_info(entries[1].0.as_fd())?.id,
         ];
-        let map = match ebpf.map(STATE) {
-            Some(Map::Array(m)) => m.fd().as_fd().try_clone_to_owned()?,
-            _ => return Err(Error::Object),
-        };
-        let switch = alive(&mut ebpf)?;
+        let mut map = |name: &str| maps.remove(name).ok_or(Error::Object);
+        let (tuples, switch) = (map(TUPLES)?, map(ALIVE)?);
+        for (i, name) in HOLD.iter().enumerate() {
+            let held = (program(name)?.as_raw_fd() as u32).to_ne_bytes();
+            bpf::update(switch.as_fd(), &(i as u32).to_ne_bytes(), &held)?;
+        }
         let mut net = Self {
-            loaded: Some((ebpf, switch)),
-            state: map,
+            loaded: Some((tuples, switch)),
+            state: map(STATE)?,
             entries,
             ids,
             devices: Vec::new(),
@@ -118,17 +108,12 @@ impl Net {
     }
     /// Names the connections of a lock with that scope.
     pub fn add(&mut self, tuples: &[Tuple]) -> Result<(), Error> {
-        let Some((ebpf, _)) = &mut self.loaded else {
+        let Some((map, _)) = &self.loaded else {
             return Err(Error::Object);
         };
-        let map = ebpf.map_mut("stasis_tuples").ok_or(Error::Object)?;
-        let mut map: HashMap<&mut MapData, [u8; KEY], u32> =
-            HashMap::try_from(map).map_err(|e| Error::Load(chain(&e)))?;
-        for t in tuples {
-            map.insert(t.key(), 1, 0)
-                .map_err(|e| Error::Load(chain(&e)))?;
-        }
-        Ok(())
+        let keys: Vec<_> = tuples.iter().flat_map(Tuple::key).collect();
+        let values = 1u32.to_ne_bytes().repeat(tuples.len());
+        Ok(bpf::update(map.as_fd(), &keys, &values)?)
     }
     /// Replaces the record, and with it the word that locks.
     pub fn write(&mut self, state: &State) -> Result<(), Error> {
@@ -163,20 +148,54 @@ impl Net {
     }
 }
 
-/// Puts the programs that hold packets into the dead man's switch.
-fn alive(ebpf: &mut Ebpf) -> Result<Map, Error> {
-    let load = |e: &dyn std::error::Error| Error::Load(chain(e));
-    let mut map = ebpf.take_map("stasis_alive").ok_or(Error::Object)?;
-    for (i, name) in HOLD.iter().enumerate() {
-        let p = ebpf.program(name).ok_or(Error::Object)?;
-        let Program::SchedClassifier(p) = p else {
-            return Err(Error::Object);
+/// Maps or programs by name.
+type Loaded = BTreeMap<String, OwnedFd>;
+
+/// Makes the object's maps and loads its programs. They need no relocation against the kernel's own types, so those are not read,
+/// which takes 30 ms and cannot be left out with aya's own loader.
+fn load() -> Result<(Loaded, Loaded), Error> {
+    let bad = |e: &dyn std::error::Error| Error::Load(chain(e));
+    let mut object = Object::parse(OBJECT).map_err(|e| bad(&e))?;
+    let mut maps = Loaded::new();
+    for (name, m) in &object.maps {
+        let shape = MapShape {
+            kind: m.map_type(),
+            key_size: m.key_size(),
+            value_size: m.value_size(),
+            entries: m.max_entries(),
+            flags: m.map_flags(),
         };
-        let fd = p.fd().map_err(|e| load(&e))?;
-        let mut array = ProgramArray::try_from(&mut map).map_err(|e| load(&e))?;
-        array.set(i as u32, fd, 0).map_err(|e| load(&e))?;
+        maps.insert(name.clone(), bpf::create_map(name, shape)?);
     }
-    Ok(map)
+    let sections: HashSet<usize> = object.functions.keys().map(|k| k.0).collect();
+    let known = std::mem::take(&mut object.maps);
+    let places = known
+        .iter()
+        .filter_map(|(name, m)| Some((name.as_str(), maps.get(name)?.as_raw_fd(), m)));
+    object
+        .relocate_maps(places, &sections)
+        .map_err(|e| bad(&e))?;
+    object.relocate_calls(&sections).map_err(|e| bad(&e))?;
+    let mut programs = Loaded::new();
+    for (name, p) in &object.programs {
+        let f = object
+            .functions
+            .get(&p.function_key())
+            .ok_or(Error::Object)?;
+        let text: Vec<Insn> = f
+            .instructions
+            .iter()
+            .map(|i| Insn {
+                code: i.code,
+                to: i.dst_reg(),
+                from: i.src_reg(),
+                off: i.off,
+                imm: i.imm,
+            })
+            .collect();
+        programs.insert(name.clone(), bpf::load_classifier(name, &text)?);
+    }
+    Ok((maps, programs))
 }
 
 /// All locks of this sort that the system has, in whatever namespace.

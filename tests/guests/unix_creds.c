@@ -1,13 +1,18 @@
-/* Credentials: beside messages in a queue, and of the peer of a connection: also of a sender that has ended. */
+/* Credentials: beside messages in a queue (as numbers, or as a pidfd), and of the peer of a connection: also of a sender that has ended. */
 #include "guest.h"
 #include <sys/socket.h>
 #include <sys/un.h>
 
-static int dg[2], last;
+/* linux/socket.h, since 6.5 */
+#define SO_PASSPIDFD_ 76
+#define SCM_PIDFD_ 4
+
+static int dg[2], by_fd[2], last;
 
 static void child(UNUSED void *arg)
 {
 	SAME("sent", send(dg[0], "child", 5, 0), 5);
+	SAME("sent", send(by_fd[0], "child", 5, 0), 5);
 	guest_child_ready_wait();
 }
 
@@ -30,6 +35,32 @@ static void comes(const char *text, int pid, int uid)
 	SAME("uid of the sender", u.uid, uid);
 }
 
+/* the sender is told by a pidfd alone */
+static void comes_by_fd(int pid)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} c;
+	char buf[16] = "", line[256];
+	struct iovec iov = { buf, sizeof(buf) };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = c.buf, .msg_controllen = sizeof(c.buf) };
+	int fd, told = 0;
+	FILE *f;
+
+	MUST(recvmsg(by_fd[1], &m, MSG_DONTWAIT));
+	CHECK(CMSG_FIRSTHDR(&m) && CMSG_FIRSTHDR(&m)->cmsg_type == SCM_PIDFD_, "the message has no pidfd");
+	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(fd));
+	snprintf(line, sizeof(line), "/proc/self/fdinfo/%d", fd);
+	f = fopen(line, "r");
+	CHECK(f, "no %s", line);
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, "Pid: %d", &told);
+	fclose(f);
+	close(fd);
+	SAME("process of the pidfd", told, pid);
+}
+
 static void peer(const char *what, int fd, int pid, int uid)
 {
 	struct ucred c = { 0 };
@@ -46,12 +77,15 @@ int main(int argc, char **argv)
 	int l, c, s, status, uid = 4711;
 	socklen_t len;
 	pid_t kid, gone;
+	int has_pidfd;
 
 	guest_init(argc, argv);
 	len = offsetof(struct sockaddr_un, sun_path) + 1 + snprintf(a.sun_path + 1, 90, "%s-cred", guest_dir);
 	MUST(socketpair(AF_UNIX, SOCK_DGRAM, 0, dg));
 	MUST(setsockopt(dg[1], SOL_SOCKET, SO_PASSCRED, &(int){ 1 }, sizeof(int)));
 	SAME("sent", send(dg[0], "root", 4, 0), 4);
+	MUST(socketpair(AF_UNIX, SOCK_DGRAM, 0, by_fd));
+	has_pidfd = !setsockopt(by_fd[1], SOL_SOCKET, SO_PASSPIDFD_, &(int){ 1 }, sizeof(int));
 	kid = guest_child(child, NULL);
 	l = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
 	MUST(bind(l, (void *)&a, len));
@@ -73,6 +107,8 @@ int main(int argc, char **argv)
 	comes("root", getpid(), SPOIL("uid") ? 1 : 0);
 	comes("child", SPOIL("pid") ? getpid() : kid, 0);
 	comes("gone", gone, uid);
+	if (has_pidfd)
+		comes_by_fd(SPOIL("pidfd") ? getpid() : kid);
 	peer("peer of the accepted", s, SPOIL("peer") ? getpid() : gone, uid);
 	peer("peer of the client", c, getpid(), 0);
 	guest_child_finish(kid);

@@ -18,6 +18,7 @@ for f in ipv4/conf/va/rp_filter ipv6/conf/va/forwarding ipv4/tcp_retries2 ipv4/p
 	echo "$f $(cat /proc/sys/net/$f)"
 done
 if [ -z "$1" ]; then
+	sed 's/^\(ipv4 *2 udp *17\) [0-9]*/\1/' /proc/net/nf_conntrack | sed 's/ use=.*//' | grep 'dport=99 '
 	iptables-nft-save | grep -v '^[#:]'
 	ip6tables-nft-save | grep -v '^[#:]'
 fi
@@ -55,7 +56,23 @@ if [ -z "$1" ]; then
 	iptables-nft -t nat -A POSTROUTING -s 10.2.0.0/24 -j MASQUERADE
 	iptables-nft -A INPUT -m state --state ESTABLISHED -j ACCEPT
 	ip6tables-nft -A OUTPUT -m state --state INVALID -j REJECT
+	# a connection that is translated
+	iptables-nft -t nat -A OUTPUT -p udp --dport 99 -j REDIRECT --to-ports 100
+	echo 600 >/proc/sys/net/netfilter/nf_conntrack_udp_timeout
+	python3 "$(dirname "$0")/udp.py"
 fi
+EOF
+# from port 4000 to port 99; with "hear" it must arrive at port 100
+cat >"$dir/udp.py" <<'EOF'
+import socket, sys
+s, t = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in "st")
+s.bind(("127.0.0.1", 4000))
+if sys.argv[1:]:
+    t.bind(("127.0.0.1", 100))
+    t.settimeout(10)
+s.sendto(b"x", ("127.0.0.1", 99))
+if sys.argv[1:]:
+    t.recv(1)
 EOF
 setsid unshare -n sleep 1000 </dev/null >/dev/null 2>&1 &
 pid=$!
@@ -73,5 +90,6 @@ sleep 3
 there show >"$dir/after"
 wc -l <"$dir/before"
 diff "$dir/before" "$dir/after" || { echo "FAIL it differs"; exit 1; }
+[ -n "$plain" ] || nsenter -t $pid -n python3 "$dir/udp.py" hear || { echo "FAIL a translated connection is not translated any more"; exit 1; }
 grep -q 'weight 3' "$dir/after" && grep -q 'lookup 78' "$dir/after" && echo "OK the same"
 kill -9 $pid

@@ -300,6 +300,7 @@ fn connection(
             row.any(),
             format!("the connection to {peer} comes back closed"),
         );
+        sockopts::plan_buffers(cx, file, &e.opts);
         return Ok(());
     }
     if !o.tcp_established {
@@ -395,7 +396,9 @@ fn options_before_bind(cx: &mut PlanCx, file: FdRef, s: Sort, e: &pb::InetSkEntr
         o.so_reuseport == Some(true),
     );
     // repair mode has a rule of its own, and the end of it brings the real value
-    for row in (!repaired).then_some(addr).into_iter().chain([port]) {
+    let addr = (!repaired && o.reuseaddr == Some(true)).then_some(addr);
+    let port = (o.so_reuseport == Some(true)).then_some(port);
+    for row in addr.into_iter().chain(port) {
         cx.host(row, "whether others may have its address");
     }
     // before SO_PRIORITY, which IP_TOS changes
@@ -403,6 +406,9 @@ fn options_before_bind(cx: &mut PlanCx, file: FdRef, s: Sort, e: &pb::InetSkEntr
         options::plan_ip(cx, file, s, ip)?;
     }
     sockopts::plan(cx, file, o)?;
+    if !repaired {
+        sockopts::plan_buffers(cx, file, o);
+    }
     if let Some(t) = e.tcp_opts.as_ref().filter(|_| s.is_tcp()) {
         options::plan_tcp(cx, file, t);
     }

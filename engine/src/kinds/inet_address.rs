@@ -6,10 +6,13 @@ use super::sockopts::get;
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
 use stasis_kernel::call::{Arg, Call, FdRef};
+use stasis_kernel::error::SysError;
+use stasis_kernel::netlink::{Messages, Netlink};
 use stasis_proto::pb;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 const SOCKADDR_IN: usize = 16;
 const SOCKADDR_IN6: usize = 28;
@@ -192,6 +195,48 @@ pub fn device_index(socket: BorrowedFd<'_>, name: &str) -> Result<u32> {
     Ok(index.map_or(0, u32::from_le_bytes))
 }
 
+/// How long an address may be looked for on the link before it counts (duplicate address detection, RFC 4862: about two seconds).
+const DETECTION: Duration = Duration::from_secs(5);
+
+/// bind(2), again and again while a device of the namespace has the address, but not for use yet: who brings up a namespace for a
+/// restore seldom waits for that.
+pub(super) fn patiently<R>(
+    address: &SocketAddr,
+    mut bind: impl FnMut() -> std::result::Result<R, SysError>,
+) -> std::result::Result<R, SysError> {
+    let until = Instant::now() + DETECTION;
+    loop {
+        match bind() {
+            Err(e) if e.errno == Errno::EADDRNOTAVAIL && Instant::now() < until => {
+                if !tentative(address.ip()).unwrap_or(false) {
+                    return Err(e);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            r => return r,
+        }
+    }
+}
+
+/// Is this an address of the caller's network namespace that is not for use yet?
+fn tentative(ip: IpAddr) -> std::result::Result<bool, SysError> {
+    const RTM_GETADDR: u16 = 22;
+    /// Length of `struct ifaddrmsg`, whose third byte has flags.
+    const IFADDRMSG: usize = 8;
+    const IFA_ADDRESS: u16 = 1;
+    const IFA_F_TENTATIVE: u8 = 0x40;
+    let IpAddr::V6(ip) = ip else {
+        return Ok(false);
+    };
+    let mut ask = [0; IFADDRMSG];
+    ask[0] = libc::AF_INET6 as u8;
+    let all = Netlink::route()?.dump("rtnetlink(RTM_GETADDR)", RTM_GETADDR, &ask)?;
+    Ok(Messages(&all).flatten().any(|m| {
+        m.u8(2) & IFA_F_TENTATIVE != 0
+            && m.attrs(IFADDRMSG).get(IFA_ADDRESS) == Some(&ip.octets()[..])
+    }))
+}
+
 /// Binds a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
@@ -209,7 +254,7 @@ impl Bind {
         let b = sockaddr(&address);
         let len = Arg::Int(b.len() as u64);
         let row = Call::new(libc::SYS_bind, vec![Arg::Fd(self.file), Arg::In(b), len]);
-        on.host.play(&row).map_err(|e| {
+        patiently(&address, || on.host.play(&row).map(drop)).map_err(|e| {
             let advice = match e.errno {
                 Errno::EADDRINUSE => "end the process that has the address (ss -anp tells); if only an ended connection has it (TIME-WAIT), wait a minute; or restore in a network namespace of its own",
                 Errno::EADDRNOTAVAIL => "give the address to a device, or say which took its place (--tcp-remap OLD=NEW)",

@@ -194,6 +194,7 @@ impl FileKind for Netlink {
             cx.host(row, "its peer");
         }
         sockopts::plan(cx, file, &e.opts)?;
+        sockopts::plan_buffers(cx, file, &e.opts);
         sockopts::plan_extra(cx, file, &e.opts.stasis, NETLINK_OPTIONS)?;
         sockopts::plan_filter(cx, file, &e.opts)?;
         settle(cx, file, e.flags, &e.fown);

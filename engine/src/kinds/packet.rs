@@ -295,6 +295,7 @@ impl FileKind for Packet {
             }
         }
         sockopts::plan(cx, file, &e.opts)?;
+        sockopts::plan_buffers(cx, file, &e.opts);
         sockopts::plan_extra(cx, file, &e.opts.stasis, PACKET_OPTIONS)?;
         if e.protocol != 0 || e.ifindex != 0 {
             // struct sockaddr_ll: family, protocol, device, and what bind(2) does not look at

@@ -328,16 +328,14 @@ fn filter(seen: &Seen) -> Result<Vec<u64>> {
         .collect())
 }
 
-/// Rows that give a socket its options, but for those of [`reuse_rows`], [`plan_device`] and [`plan_filter`].
+/// Rows that give a socket its options, but for those of [`reuse_rows`], [`plan_buffers`], [`plan_device`] and [`plan_filter`].
 ///
 /// # Errors
 /// An image that lists an option no table has, or with another length.
 pub fn plan(cx: &mut PlanCx, file: FdRef, o: &pb::SkOptsEntry) -> Result<()> {
-    // before the receive buffer, which the kernel makes larger when it could not hold so much
     if let Some(n) = o.so_rcvlowat.filter(|n| *n != 1) {
         set(cx, file, libc::SO_RCVLOWAT, "SO_RCVLOWAT", n);
     }
-    plan_buffers(cx, file, o);
     if let Some(n) = o.so_priority.filter(|n| *n != 0) {
         set(cx, file, libc::SO_PRIORITY, "SO_PRIORITY", n);
     }
@@ -410,7 +408,7 @@ pub fn device_row(file: FdRef, o: &pb::SkOptsEntry) -> Option<Call> {
     ))
 }
 
-/// The sizes of a socket's buffers.
+/// The sizes of a socket's buffers. Behind SO_RCVLOWAT of [`plan`]: the kernel makes a buffer larger when it could not hold so much.
 pub fn plan_buffers(cx: &mut PlanCx, file: FdRef, o: &pb::SkOptsEntry) {
     let buffers = Buffers {
         file,
@@ -560,7 +558,7 @@ impl Buffers {
             }
             let forced = set_int_row(self.file, SOCKET, force.0, force.1, half);
             match on.host.play(&forced) {
-                Ok(_) => {}
+                Ok(_) => continue,
                 Err(e) if e.is_denied() => {
                     on.host
                         .play(&set_int_row(self.file, SOCKET, plain, text, half))?;

@@ -19,7 +19,7 @@ use stasis_kernel::fds;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::repair::{self, Connection};
 use stasis_proto::{Kind, pb};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// TCPI_OPT_*: what both ends have agreed on (linux/tcp.h).
@@ -102,15 +102,11 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
     let sockets: Vec<_> = all.iter().map(|c| c.1.as_fd()).collect();
     crate::kill_point();
     let read = repair::read(&sockets)?;
+    let places: BTreeMap<u32, usize> = cx.entries.iter().map(|e| e.id).zip(0..).collect();
     for ((id, fd, place), c) in all.into_iter().zip(read) {
         let c = c.map_err(|e| refused(&place, &e))?;
         let (state, record) = record(&c, &place)?;
-        let Some(sk) = cx
-            .entries
-            .iter_mut()
-            .find(|e| e.id == id)
-            .and_then(|e| e.isk.as_mut())
-        else {
+        let Some(sk) = places.get(&id).and_then(|at| cx.entries[*at].isk.as_mut()) else {
             return Err(Error::bug(format!("no entry {id} for {place}")));
         };
         // an ACK or a FIN may have come since it was described
@@ -151,7 +147,10 @@ fn lock(cx: &mut DumpCx, connections: &[(u32, OwnedFd, String)]) -> Result<()> {
     let tuples: Vec<_> = tuples.collect();
     let (at_root, nested): (Vec<_>, Vec<_>) = tuples.iter().partition(|t| t.1 == root);
     let only = |of: &[(u32, Option<u32>, Tuple)]| of.iter().map(|t| t.2).collect::<Vec<_>>();
-    for (n, lock, of) in [(0, locks.own, only(&at_root)), (1, locks.crossing, only(&tuples))] {
+    for (n, lock, of) in [
+        (0, locks.own, only(&at_root)),
+        (1, locks.crossing, only(&tuples)),
+    ] {
         let Some(mut lock) = lock else { continue };
         network::close(&mut lock, &of)?;
         cx.locked[n] = Some(lock.id());

@@ -13,7 +13,7 @@
 //! A send queue larger than the buffer would block, and an unset window would have the retransmit timer end the
 //! connection, so buffers come first and windows before what was never sent.
 use super::act::Stagehand;
-use super::inet_address::{scoped, sockaddr};
+use super::inet_address::{patiently, scoped, sockaddr};
 use super::inet_options::state;
 use super::sockopts::{Buffers, get, set_int_row, set_row};
 use super::tcp::{agreed, got_fin, sent_fin};
@@ -86,6 +86,11 @@ fn room(bytes: u32) -> u32 {
     bytes.saturating_mul(4).saturating_add(OVERHEAD)
 }
 
+/// May so many bytes be too many for a buffer of this size, with the kernel's bookkeeping of them?
+fn crowded(bytes: u32, buffer: u32) -> bool {
+    bytes > 0 && bytes.saturating_mul(4).saturating_add(4096) > buffer
+}
+
 impl Connect {
     fn cannot(&self, why: impl fmt::Display) -> Error {
         Error::new(
@@ -119,6 +124,9 @@ impl Connect {
     }
     /// Both queues.
     fn queues(&self, dir: &ImageDir) -> Result<(Vec<u8>, Vec<u8>)> {
+        if (self.stream.inq_len, self.stream.outq_len) == (0, 0) {
+            return Ok(Default::default());
+        }
         let mut r = dir.reader(&self.image)?;
         let entry: Option<pb::TcpStreamEntry> = r.read()?;
         let Some(e) = entry else {
@@ -160,6 +168,8 @@ impl Connect {
         }
         // KERNEL: connect(2) computes the size of segments, and what is agreed on later does not change it
         // (net/ipv4/tcp_output.c, tcp_connect_init())
+        // and what it begins with depends on the buffers
+        self.buffers.perform(on)?;
         let mss = self.segments();
         self.int(on, libc::TCP_MAXSEG, "TCP_MAXSEG", mss as i32)?;
         self.address(on, libc::SYS_connect, &self.peer)?;
@@ -172,13 +182,19 @@ impl Connect {
             lock: None,
             file,
         };
-        roomy.perform(on)?;
+        let crowded =
+            crowded(s.inq_len, self.buffers.receive) || crowded(s.outq_len, self.buffers.send);
+        if crowded {
+            roomy.perform(on)?;
+        }
         self.fill(on, RECV_QUEUE, &receive)?;
         let sent = send.len() - self.unsent() as usize;
         self.fill(on, SEND_QUEUE, &send[..sent])?;
         self.windows(on)?;
-        // and before anything can come
-        self.buffers.perform(on)?;
+        if crowded {
+            // before anything can come
+            self.buffers.perform(on)?;
+        }
         if sent_fin(self.state) && !self.fin_waits() && self.state != state::LAST_ACK {
             self.send_fin(on)?;
         }
@@ -274,7 +290,8 @@ impl Connect {
     fn address(&self, on: &mut Stagehand<'_>, nr: i64, a: &SocketAddr) -> Result<()> {
         let b = sockaddr(a);
         let len = Arg::Int(b.len() as u64);
-        self.play(on, Call::new(nr, vec![Arg::Fd(self.file), Arg::In(b), len]))
+        let row = Call::new(nr, vec![Arg::Fd(self.file), Arg::In(b), len]);
+        patiently(a, || on.host.play(&row).map(drop)).map_err(|e| self.refused(&e))
     }
     /// What both ends agreed on when the connection was made.
     fn agree(&self, on: &mut Stagehand<'_>) -> Result<()> {
@@ -398,6 +415,7 @@ impl Wake {
         let c = &self.of;
         if c.state == state::SYN_SENT {
             c.play(on, c.repair(false))?;
+            c.buffers.perform(on)?;
             self.real_options(on)?;
             let b = sockaddr(&c.peer);
             let len = Arg::Int(b.len() as u64);
@@ -420,7 +438,8 @@ impl Wake {
             return again;
         }
         c.play(on, c.repair(false))?;
-        if c.unsent() > 0 {
+        let unsent = c.unsent() > 0;
+        if unsent {
             let (_, send) = c.queues(on.dir)?;
             let sent = send.len() - c.unsent() as usize;
             let roomy = Buffers {
@@ -434,16 +453,23 @@ impl Wake {
         if c.fin_waits() {
             c.shut(on)?;
         }
+        if unsent {
+            c.buffers.perform(on)?;
+        }
         self.real_options(on)
     }
+    /// KERNEL: the end of repair mode takes SO_REUSEADDR away (net/ipv4/tcp.c, do_tcp_setsockopt()).
     fn real_options(&self, on: &mut Stagehand<'_>) -> Result<()> {
-        self.of.buffers.perform(on)?;
+        if !self.reuse {
+            return Ok(());
+        }
+        let file = self.of.file;
         let row = set_int_row(
-            self.of.file,
+            file,
             libc::SOL_SOCKET,
             libc::SO_REUSEADDR,
             "SO_REUSEADDR",
-            self.reuse.into(),
+            1,
         );
         self.of.play(on, row)
     }

@@ -701,6 +701,7 @@ impl<'a> World<'a> {
             let o = &s.u.opts;
             sockopts::known(&o.stasis, &[sockopts::SOCKET_OPTIONS, sockopts::LOCK])?;
             sockopts::plan(cx, s.file, o)?;
+            sockopts::plan_buffers(cx, s.file, o);
             if o.reuseaddr == Some(true) {
                 let [addr, _] = sockopts::reuse_rows(s.file, true, false);
                 cx.host(addr, "option of a socket");

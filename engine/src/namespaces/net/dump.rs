@@ -1,6 +1,8 @@
 //! What is in a network namespace, written down.
 use super::parts::Part;
-use super::{ADDRESS_MAGIC, IFINFOMSG, ROUTE_MAGIC, RULE_MAGIC, filter, ifla, rtm, sysctls};
+use super::{
+    ADDRESS_MAGIC, IFINFOMSG, ROUTE_MAGIC, RULE_MAGIC, filter, ifla, rtm, sysctls, tracked,
+};
 use crate::error::{Blame, Error, Result};
 use crate::kinds::DumpCx;
 use stasis_kernel::error::SysError;
@@ -147,7 +149,7 @@ fn look(ns_id: u32, bare: bool, named: &[String]) -> Result<Seen> {
     let hops = or_none(ask(hop, rtm::GETNEXTHOP, SHORT, any, 0))?;
     seen.next_hops = Part::NextHop.keep(&hops, all);
     seen.filter = filter::rules()?;
-    seen.tracked = filter::tracked()?;
+    seen.tracked = tracked::read()?;
     seen.sysctls = sysctls::all_others();
     Ok(seen)
 }

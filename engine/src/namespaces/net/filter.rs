@@ -1,4 +1,4 @@
-//! What netfilter holds in a namespace: rules of nftables, and connections that are tracked.
+//! What netfilter holds in a namespace: rules of nftables. Tracked connections are in `tracked.rs`.
 //!
 //! Rules are kept as the kernel's own messages and said again in one batch, so nothing of them is parsed and nothing lost. CRIU
 //! keeps them as text for libnftables, which only libnftables reads well: from CRIU's images such text is taken if it is but
@@ -11,15 +11,11 @@ use stasis_kernel::netlink::{
     Attrs, Body, Messages, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, Netlink,
 };
 
-const NFNL_SUBSYS_CTNETLINK: u16 = 1;
-const NFNL_SUBSYS_CTNETLINK_EXP: u16 = 2;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 /// Bytes of `struct nfgenmsg`.
-const NFGENMSG: usize = 4;
-/// `IPCTNL_MSG_CT_GET`, `IPCTNL_MSG_EXP_GET`.
-const CT_GET: u16 = 1;
+pub(super) const NFGENMSG: usize = 4;
 /// Tables of network locks: they hold packets of this very dump.
 const LOCK: &str = "stasis-lock-";
 
@@ -72,7 +68,7 @@ const ORDER: [&Sort; 7] = [&TABLE, &CHAIN, &OBJECT, &SET, &ELEMENTS, &FLOW_TABLE
 /// A bit of NFTA_TABLE_FLAGS: the table is a process's own, who makes it again.
 const OWNED: u32 = 2;
 
-fn subsystem(kind: u16) -> u16 {
+pub(super) fn subsystem(kind: u16) -> u16 {
     kind >> 8
 }
 
@@ -191,60 +187,6 @@ fn raw(a: Attrs<'_>) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// Tracked connections and expectations of the namespace the caller is in.
-///
-/// # Errors
-/// The kernel cannot be asked.
-pub fn tracked() -> Result<(Vec<u8>, Vec<u8>)> {
-    let mut nl = match Netlink::netfilter() {
-        Ok(nl) => nl,
-        Err(e) if e.errno == Errno::EPROTONOSUPPORT => return Ok(Default::default()),
-        Err(e) => return Err(e.into()),
-    };
-    let mut ask = |subsystem: u16| match nl.dump(
-        "ctnetlink(dump)",
-        subsystem << 8 | CT_GET,
-        &[0; NFGENMSG],
-    ) {
-        Ok(all) => Ok(all),
-        // built without it
-        Err(e) if matches!(e.errno, Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Vec::new()),
-        Err(e) => Err(Error::from(e)),
-    };
-    Ok((ask(NFNL_SUBSYS_CTNETLINK)?, ask(NFNL_SUBSYS_CTNETLINK_EXP)?))
-}
-
-/// Makes tracked connections, or expectations, in the namespace the caller is in.
-///
-/// # Errors
-/// The image has other messages than such; or the kernel refuses them.
-pub fn track(all: &[u8]) -> Result<()> {
-    if all.is_empty() {
-        return Ok(());
-    }
-    let mut nl = Netlink::netfilter()?;
-    for m in Messages(all) {
-        let m = m.map_err(|e| damaged(e.to_string()))?;
-        let known = [NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_CTNETLINK_EXP];
-        // IPCTNL_MSG_CT_NEW and IPCTNL_MSG_EXP_NEW are 0
-        if !known.contains(&subsystem(m.kind()))
-            || m.kind() & 0xff != 0
-            || m.body().len() < NFGENMSG
-        {
-            return Err(damaged(format!(
-                "a message of type {:#x} is about no connection",
-                m.kind()
-            )));
-        }
-        match nl.act("ctnetlink(new)", m.kind(), NLM_F_CREATE, m.body()) {
-            Ok(()) => {}
-            Err(e) if e.errno == Errno::EEXIST => {}
-            Err(e) => return Err(refused("a tracked connection", &e)),
-        }
-    }
-    Ok(())
-}
-
 /// What stands in `nftables-N.img` when the rules are in `netns-N.img`: no text that libnftables takes.
 pub const NOT_FOR_CRIU: &str =
     "rules are in the image of the network namespace: restore with stasis\n";
@@ -269,7 +211,7 @@ pub fn only_locks(text: &str) -> bool {
     })
 }
 
-fn damaged(why: String) -> Error {
+pub(super) fn damaged(why: String) -> Error {
     Error::new(
         "E5606",
         Blame::Image,
@@ -286,7 +228,7 @@ pub fn text(name: &str) -> Error {
         .advice("empty that file, and load the rules by an action script at post-setup-namespaces")
 }
 
-fn refused(what: &str, e: &SysError) -> Error {
+pub(super) fn refused(what: &str, e: &SysError) -> Error {
     Error::new("E6607", Blame::Host, format!("cannot make {what}"))
         .why(e)
         .advice("this kernel must have the parts of netfilter that were used where it was dumped")
@@ -314,7 +256,6 @@ mod tests {
     fn other_messages_are_refused() {
         let m = stasis_kernel::netlink::message(16, 0, 0, &[0; 16]);
         assert_eq!(make_rules(&m).expect_err("a link").code, "E5606");
-        assert_eq!(track(&m).expect_err("a link").code, "E5606");
         make_rules(&[]).expect("nothing");
     }
 }

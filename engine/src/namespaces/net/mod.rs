@@ -13,6 +13,7 @@ mod links;
 mod parts;
 mod restore;
 mod sysctls;
+mod tracked;
 
 use stasis_kernel::error::SysError;
 use std::os::fd::BorrowedFd;

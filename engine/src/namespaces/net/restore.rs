@@ -1,7 +1,7 @@
 //! The contents of a network namespace, made again in a fresh one.
 use super::links::{Made, Workshop};
 use super::parts::Part;
-use super::{ADDRESS_MAGIC, ROUTE_MAGIC, RULE_MAGIC, filter, rtm, sysctls};
+use super::{ADDRESS_MAGIC, ROUTE_MAGIC, RULE_MAGIC, filter, rtm, sysctls, tracked};
 use crate::error::{Blame, Error, Result};
 use crate::options::Options;
 use stasis_kernel::error::SysError;
@@ -246,8 +246,8 @@ fn make(w: &mut Workshop<'_>, images: &Images, bare: bool) -> Result<()> {
             )?;
         }
         filter::make_rules(stasis.nftables.as_deref().unwrap_or(&[]))?;
-        filter::track(&images.tracked)?;
-        filter::track(&images.expected)?;
+        tracked::make(&images.tracked)?;
+        tracked::make(&images.expected)?;
         let others: Vec<_> = stasis
             .sysctls
             .into_iter()
