@@ -51,8 +51,9 @@ impl Net {
         let mut map = |name: &str| maps.remove(name).ok_or(Error::Object);
         let (tuples, switch) = (map(TUPLES)?, map(ALIVE)?);
         for (i, name) in HOLD.iter().enumerate() {
-            let held = (program(name)?.as_raw_fd() as u32).to_ne_bytes();
-            bpf::update(switch.as_fd(), &(i as u32).to_ne_bytes(), &held)?;
+            let held = program(name)?;
+            let (key, value) = (i as u32, held.as_raw_fd() as u32);
+            bpf::update(switch.as_fd(), &key.to_ne_bytes(), &value.to_ne_bytes())?;
         }
         let mut net = Self {
             loaded: Some((tuples, switch)),
