@@ -424,7 +424,8 @@ fn names_of_sockets_stay_inside() {
         let mut h = Header::new_ustar();
         h.set_entry_type(EntryType::XGlobalHeader);
         h.set_mode(0o600);
-        p.block(&mut h, b"./GlobalHead", &record_of).expect("a header");
+        p.block(&mut h, b"./GlobalHead", &record_of)
+            .expect("a header");
         let archive = p.out.finish().expect("an archive");
         let (to, done) = unpacked(&archive);
         assert_eq!(done.expect_err(about).code, code, "{about}");

@@ -48,7 +48,14 @@ pub fn release_binary() -> Result<PathBuf> {
 /// When unshare(1) is missing, not allowed, or the inner run fails.
 pub fn inside(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<()> {
     let status = Command::new("unshare")
-        .args(["--mount", "--pid", "--net", "--fork", "--mount-proc", "--kill-child"])
+        .args([
+            "--mount",
+            "--pid",
+            "--net",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+        ])
         .arg(std::env::current_exe()?)
         .args(args)
         .status()
