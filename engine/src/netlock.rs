@@ -29,7 +29,7 @@ impl From<stasis_netlock::Error> for Error {
     }
 }
 
-/// Puts a lock in place for the tree of a task, if the caller wants one. With eBPF this takes 10 ms for each device, so it is done
+/// Puts a lock in place for the tree of a task, if the caller wants one. With eBPF this takes some milliseconds, so it is done
 /// while the tree runs. Locks that a dead engine left in the same namespace go at this occasion.
 ///
 /// # Errors

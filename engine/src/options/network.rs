@@ -60,7 +60,7 @@ pub struct NetworkOptions {
     pub netdevs: Vec<(String, String)>,
     /// `--weak-sysctls`: sysctls that are missing or refused are no error.
     pub weak_sysctls: bool,
-    /// A lock that is ready already, which holds nothing yet: making one takes 10 ms for each device.
+    /// A lock that is ready already, which holds nothing yet: making one takes some milliseconds.
     pub ready: ReadyLock,
     /// Local addresses that changed: what sockets had, and what they get.
     pub addresses: Vec<(std::net::IpAddr, std::net::IpAddr)>,
