@@ -18,9 +18,17 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What go-criu has room for: a longer response is an error there.
 const GO_CRIU_BUFFER: usize = 8192;
+
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// While this is held no worker is started: the socket of one that is about to be would be inherited by any other child.
+pub fn no_worker_starts() -> MutexGuard<'static, ()> {
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How a runtime starts its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +59,7 @@ impl Worker {
     /// # Errors
     /// It cannot be started.
     pub fn start(engine: &Engine, manner: Manner, stdio: Option<[Stdio; 3]>) -> Result<Self> {
+        let _alone = no_worker_starts();
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,

@@ -6,7 +6,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use stasis_proto::pb::{CriuFeatures, CriuOpts, CriuReq, CriuReqType, InheritFd};
 use stasis_tests::engine::Engine;
-use stasis_tests::rpc::{Manner, Worker, request};
+use stasis_tests::rpc::{Manner, Worker, no_worker_starts, request};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -170,7 +170,10 @@ fn sleeper_at(input: Stdio) -> i32 {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     // setsid(1) forks only if it leads a group, and here it does not
-    let child = c.spawn().unwrap();
+    let child = {
+        let _alone = no_worker_starts();
+        c.spawn().unwrap()
+    };
     let pid = child.id() as i32;
     // the tests wait for it by its number
     std::mem::forget(child);
@@ -449,11 +452,24 @@ fn a_caller_may_ask_for_its_own_dump() {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut child = c.spawn().unwrap();
+    let mut child = {
+        let _alone = no_worker_starts();
+        c.spawn().unwrap()
+    };
     let pid = child.id() as i32;
     // the dump ends it, without an answer
-    let status = child.wait().unwrap();
     let told = || log(&images, "dump.log");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if answer.exists() || std::time::Instant::now() > until => {
+                let _ = child.kill();
+                panic!("it was not dumped: {}", told());
+            }
+            None => std::thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    };
     assert_eq!(
         std::os::unix::process::ExitStatusExt::signal(&status),
         Some(9),
