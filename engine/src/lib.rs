@@ -56,3 +56,5 @@ pub fn kill_point() {
 pub use restore::folder as open_images;
 pub use restore::restore;
 pub use restore::show_plan as plan;
+#[cfg(target_env = "gnu")]
+pub use stasis_kernel::memory::give_back_soon;

@@ -21,6 +21,9 @@ pub mod flight;
 pub mod host;
 /// Numbers that must not be mixed up: pids, addresses and descriptors of other processes.
 pub mod ids;
+/// The engine's own memory.
+#[cfg(target_env = "gnu")]
+pub mod memory;
 /// Mounts: rows of the mount API.
 pub mod mnt;
 /// Names for numbers, for every message a person reads.

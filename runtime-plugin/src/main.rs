@@ -88,6 +88,8 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    #[cfg(target_env = "gnu")]
+    stasis_engine::give_back_soon();
     let args: Vec<_> = std::env::args_os().collect();
     let named = args.first().map(Path::new).and_then(Path::file_name);
     let criu = match args.get(1) {
