@@ -285,7 +285,9 @@ fn scope(slice: &str, prefix: &str, name: &str) -> Result<PathBuf> {
     let stem = slice
         .strip_suffix(".slice")
         .filter(|s| plain(s) || *s == "-");
-    let stem = stem.filter(|_| plain(&unit)).ok_or_else(bad)?;
+    let stem = stem
+        .filter(|_| plain(name) && plain(&unit))
+        .ok_or_else(bad)?;
     let mut group = PathBuf::from("/");
     let mut above = String::new();
     for part in stem.split('-').filter(|_| stem != "-") {

@@ -29,6 +29,7 @@ fn onto_fresh(o: &pb::SkOptsEntry) -> OwnedFd {
     let mut cx = PlanCx::new(&options, &dir, &files, &holders);
     known(&o.stasis, &[SOCKET_OPTIONS, LOCK]).unwrap();
     plan(&mut cx, FdRef(1), o).unwrap();
+    plan_buffers(&mut cx, FdRef(1), o);
     plan_device(&mut cx, FdRef(1), o);
     plan_filter(&mut cx, FdRef(1), o).unwrap();
     let mut host = Host::default();
