@@ -149,15 +149,21 @@ pub fn peek(socket: BorrowedFd<'_>, room: usize, flags: i32) -> SysResult<Option
     Ok(Some(m))
 }
 
-/// Who a pidfd beside a message stands for, if that process lives. Its user and group are those it has now: a socket that is told pidfds
-/// only is not told the others.
+/// Who a pidfd beside a message stands for, if that process lives; its number is the one in the caller's pid namespace, also if /proc is
+/// of an outer one. Its user and group are those it has now: a socket that is told pidfds only is not told the others.
 fn sender(pidfd: BorrowedFd<'_>) -> Option<Ucred> {
-    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid = told.lines().find_map(|l| l.strip_prefix("Pid:"))?;
-    let pid: i32 = pid.trim().parse().ok().filter(|p| *p > 0)?;
-    let m = std::fs::metadata(format!("/proc/{pid}")).ok()?;
+    // numbers from the pid namespace of /proc inwards (proc_pid_status(5))
+    let numbers = |file: &str| -> Option<Vec<i32>> {
+        let told = std::fs::read_to_string(format!("/proc/self/{file}")).ok()?;
+        let line = told.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+        line.split_whitespace().map(|w| w.parse().ok()).collect()
+    };
+    let all = numbers(&format!("fdinfo/{}", pidfd.as_raw_fd()))?;
+    let outer = all.first().filter(|p| **p > 0)?;
+    let depth = numbers("status")?.len() - 1;
+    let m = std::fs::metadata(format!("/proc/{outer}")).ok()?;
     Some(Ucred {
-        pid,
+        pid: *all.get(depth)?,
         uid: m.uid(),
         gid: m.gid(),
     })

@@ -55,6 +55,10 @@ const CASES: &[Case] = &[
     ),
     case("500 threads", Load::Own(["threads", "500", "0", "0"])),
     case(
+        "1000 files + 500 pipes",
+        Load::Own(["files", "1000", "500", "0"]),
+    ),
+    case(
         "1000 files + 500 pipes + 200 socket pairs",
         Load::Own(["files", "1000", "500", "200"]),
     ),

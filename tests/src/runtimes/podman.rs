@@ -3,7 +3,7 @@
 //! Long because it has one function per scenario.
 
 use super::Scenario;
-use super::world::{Heard, World, goes_on, numbers, wait};
+use super::world::{Heard, World, counts_on, goes_on, numbers, wait};
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::net::TcpStream;
@@ -122,6 +122,10 @@ impl<'a> Podman<'a> {
         })
         .with_context(|| self.run(&["logs", name]).unwrap_or_default())
     }
+    fn counts_on(&self, name: &str, last: u64) -> Result<()> {
+        counts_on(last, || Ok(numbers(&self.run(&["logs", name])?)))
+            .with_context(|| self.run(&["logs", name]).unwrap_or_default())
+    }
     /// The container's address on the bridge.
     ///
     /// # Errors
@@ -235,11 +239,7 @@ fn export(w: &World) -> Result<()> {
             "{form}: it is {}",
             p.status(&name)?
         );
-        let after = p.counted(&name, 3)?;
-        ensure!(
-            after.contains(&(last + 1)),
-            "{form}: {last}, then {after:?}"
-        );
+        p.counts_on(&name, last).context(form)?;
         p.run(&["container", "restore", "--import", &tar, "--name", "other"])?;
         p.counted("other", 3)?;
         p.run(&["rm", "-f", &name, "other"])?;
@@ -555,8 +555,7 @@ fn pod(w: &World) -> Result<()> {
         "--pod",
         &second,
     ])?;
-    let after = p.counted("c2", 3)?;
-    ensure!(after.contains(&(last + 1)), "{last}, then {after:?}");
+    p.counts_on("c2", last)?;
     ensure!(
         p.run(&["exec", "c2", "hostname"])?.trim() == "p2",
         "not the other pod's UTS namespace"
@@ -600,8 +599,7 @@ fn pre_checkpoint(w: &World) -> Result<()> {
         "--import",
         &full,
     ])?;
-    let after = p.counted("c1", 3)?;
-    ensure!(after.contains(&(last + 1)), "{last}, then {after:?}");
+    p.counts_on("c1", last)?;
     Ok(())
 }
 

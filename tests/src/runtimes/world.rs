@@ -223,6 +223,17 @@ pub fn wait<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Resul
     }
 }
 
+/// Waits until what counts has gone on from `last`; `numbers` may give the earlier ones, too.
+///
+/// # Errors
+/// It does not within the time of [`wait`].
+pub fn counts_on(last: u64, mut numbers: impl FnMut() -> Result<Vec<u64>>) -> Result<()> {
+    let next = last + 1;
+    wait(&format!("number {next}"), || {
+        Ok(numbers()?.contains(&next).then_some(()))
+    })
+}
+
 /// `after` must go on where `before` stopped: nothing twice, nothing left out.
 ///
 /// # Errors
