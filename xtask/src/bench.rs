@@ -9,12 +9,13 @@
 use crate::bench_chart::{self, Bar};
 use crate::bench_load::{self, Load};
 use crate::bench_once::{How, Run, once};
-use crate::run::{close_inherited, inside, release_binary};
+use crate::run::{close_inherited, inside, loud, release_binary};
 use anyhow::{Context, Result};
 use clap::Args;
 use nix::mount::{MsFlags, mount};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// A row of the table.
 pub struct Case {
@@ -136,6 +137,8 @@ impl Bench {
             return inside(args.chain(["--inside".into(), ours.into_os_string()]));
         };
         close_inherited()?;
+        // CRIU looks at the kernel over it
+        loud(Command::new("ip").args(["link", "set", "lo", "up"]))?;
         let mut engines = vec![("stasis", ours.clone())];
         if let Some(a) = &self.against {
             if self.only_against {
