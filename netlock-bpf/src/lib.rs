@@ -84,6 +84,20 @@ pub struct Lock {
     released: bool,
 }
 
+/// What is known of a lock that holds nothing yet.
+fn fresh(place: &OwnedFd, scope: Scope) -> Result<State, Error> {
+    Ok(State {
+        armed: false,
+        scope,
+        mark: PASS_MARK,
+        kept: false,
+        open_to_all: false,
+        id: fresh_id()?,
+        owner: Owner::own()?,
+        place: state::inode(place)?,
+    })
+}
+
 impl Lock {
     /// Puts a lock in place that holds nothing yet. With eBPF that takes some milliseconds, in which nothing need stand still.
     ///
@@ -91,16 +105,7 @@ impl Lock {
     /// The means that was asked for is not allowed, or none is.
     pub fn prepare(place: BorrowedFd<'_>, scope: Scope, means: Means) -> Result<Self, Error> {
         let place = place.try_clone_to_owned()?;
-        let state = State {
-            armed: false,
-            scope,
-            mark: PASS_MARK,
-            kept: false,
-            open_to_all: false,
-            id: fresh_id()?,
-            owner: Owner::own()?,
-            place: state::inode(&place)?,
-        };
+        let state = fresh(&place, scope)?;
         let (bpf, nft) = ns::visit(&[(Ns::Net, place.as_fd())], || nets(&state, means))??;
         debug!("network lock {:016x}: {:?}", state.id, means_of(&bpf, &nft));
         Ok(Self {
@@ -118,16 +123,7 @@ impl Lock {
     /// nftables is not allowed.
     pub fn prepare_crossing(place: BorrowedFd<'_>) -> Result<Self, Error> {
         let place = place.try_clone_to_owned()?;
-        let state = State {
-            armed: false,
-            scope: Scope::Connections,
-            mark: PASS_MARK,
-            kept: false,
-            open_to_all: false,
-            id: fresh_id()?,
-            owner: Owner::own()?,
-            place: state::inode(&place)?,
-        };
+        let state = fresh(&place, Scope::Connections)?;
         let nft = ns::visit(&[(Ns::Net, place.as_fd())], || nft::Net::prepare(true))??;
         Ok(Self {
             state,

@@ -181,101 +181,83 @@ pub fn request(t: CriuReqType, opts: Option<CriuOpts>) -> CriuReq {
     }
 }
 
-/// DUMP as runc 1.1.5 sends it for a container without bind mounts.
-pub fn runc_dump(images: &File, pid: i32, rootfs: &Path, cgroup: Option<&str>) -> CriuOpts {
+/// What runtimes say in every DUMP and RESTORE.
+fn always(images: &File, log: &str) -> CriuOpts {
     CriuOpts {
         images_dir_fd: images.as_raw_fd(),
         work_dir_fd: Some(images.as_raw_fd()),
-        pid: Some(pid),
         log_level: Some(4),
-        log_file: Some("dump.log".into()),
-        root: Some(rootfs.display().to_string()),
-        leave_running: Some(false),
+        log_file: Some(log.into()),
         ext_unix_sk: Some(false),
         tcp_established: Some(false),
         shell_job: Some(false),
         file_locks: Some(false),
+        manage_cgroups: Some(true),
+        ..Default::default()
+    }
+}
+
+/// What runc says besides.
+fn runc_always(images: &File, log: &str) -> CriuOpts {
+    CriuOpts {
         notify_scripts: Some(true),
         auto_dedup: Some(false),
         lazy_pages: Some(false),
         empty_ns: Some(0x4000_0000),
-        manage_cgroups: Some(true),
-        freeze_cgroup: cgroup.map(Into::into),
         orphan_pts_master: Some(true),
+        ..always(images, log)
+    }
+}
+
+/// DUMP as runc 1.1.5 sends it for a container without bind mounts.
+pub fn runc_dump(images: &File, pid: i32, rootfs: &Path, cgroup: Option<&str>) -> CriuOpts {
+    CriuOpts {
+        pid: Some(pid),
+        root: Some(rootfs.display().to_string()),
+        leave_running: Some(false),
+        freeze_cgroup: cgroup.map(Into::into),
         ext_mnt: vec![
             ext("/proc/kcore", "/dev/null"),
             ext("/proc/keys", "/dev/null"),
         ],
-        ..Default::default()
+        ..runc_always(images, "dump.log")
     }
 }
 
 /// RESTORE as runc 1.1.5 sends it; `stdio`: the files of 0 to 2 in descriptors.json.
 pub fn runc_restore(images: &File, root: &Path, stdio: &[String]) -> CriuOpts {
     CriuOpts {
-        images_dir_fd: images.as_raw_fd(),
-        work_dir_fd: Some(images.as_raw_fd()),
         evasive_devices: Some(true),
-        log_level: Some(4),
-        log_file: Some("restore.log".into()),
         rst_sibling: Some(true),
         root: Some(root.display().to_string()),
-        manage_cgroups: Some(true),
-        notify_scripts: Some(true),
-        shell_job: Some(false),
-        ext_unix_sk: Some(false),
-        tcp_established: Some(false),
-        file_locks: Some(false),
-        empty_ns: Some(0x4000_0000),
-        orphan_pts_master: Some(true),
-        auto_dedup: Some(false),
-        lazy_pages: Some(false),
         ext_mnt: vec![ext("/dev/null", "/dev/null"), ext("/dev/null", "/dev/null")],
         inherit_fd: inherited(stdio),
-        ..Default::default()
+        ..runc_always(images, "restore.log")
     }
 }
 
 /// DUMP as crun 1.8.1 sends it through libcriu: fewer fields, no notifications.
 pub fn crun_dump(images: &File, pid: i32, root: &str, cgroup: Option<&str>) -> CriuOpts {
     CriuOpts {
-        images_dir_fd: images.as_raw_fd(),
-        work_dir_fd: Some(images.as_raw_fd()),
         pid: Some(pid),
-        log_level: Some(4),
-        log_file: Some("dump.log".into()),
         root: Some(root.into()),
         leave_running: Some(false),
-        ext_unix_sk: Some(false),
-        tcp_established: Some(false),
-        shell_job: Some(false),
-        file_locks: Some(false),
-        manage_cgroups: Some(true),
         manage_cgroups_mode: Some(stasis_proto::pb::CriuCgMode::Soft as i32),
         freeze_cgroup: cgroup.map(Into::into),
         orphan_pts_master: Some(true),
-        ..Default::default()
+        ..always(images, "dump.log")
     }
 }
 
 /// RESTORE as crun 1.8.1 sends it.
 pub fn crun_restore(images: &File, root: &Path, stdio: &[String]) -> CriuOpts {
     CriuOpts {
-        images_dir_fd: images.as_raw_fd(),
-        work_dir_fd: Some(images.as_raw_fd()),
-        log_level: Some(4),
-        log_file: Some("restore.log".into()),
         rst_sibling: Some(true),
         root: Some(root.display().to_string()),
-        manage_cgroups: Some(true),
         notify_scripts: Some(true),
-        ext_unix_sk: Some(false),
-        tcp_established: Some(false),
-        shell_job: Some(false),
-        file_locks: Some(false),
         orphan_pts_master: Some(true),
         inherit_fd: inherited(stdio),
-        ..Default::default()
+        ..always(images, "restore.log")
     }
 }
 
