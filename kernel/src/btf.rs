@@ -119,6 +119,26 @@ pub fn kernel_function(name: &str) -> Option<u32> {
     None
 }
 
+/// Makes a structure `Places` with bytes from the start of structures to fields of theirs, and how it is found: `ours: "struct" "field"`
+/// ([`offsets`]).
+macro_rules! places {
+    ($($ours:ident: $of:literal $field:literal,)+) => {
+        /// Where the fields lie that are read.
+        #[derive(Debug)]
+        struct Places {
+            $($ours: u64,)+
+        }
+
+        impl Places {
+            fn new() -> $crate::error::SysResult<Self> {
+                let [$($ours),+] = $crate::btf::offsets([$(($of, $field)),+])?;
+                Ok(Self { $($ours),+ })
+            }
+        }
+    };
+}
+pub(crate) use places;
+
 /// Bytes from the start of structures to fields of theirs, in the order in which they are asked for; of a field "" the size of the
 /// whole structure.
 ///

@@ -101,55 +101,16 @@ pub struct Inside {
     at: Places,
 }
 
-/// Where the fields lie that lead from the caller to others.
-#[derive(Debug)]
-struct Places {
-    files: u64,
-    table: u64,
-    slots: u64,
-    thread_pid: u64,
-    level: u64,
-    numbers: u64,
-    number: u64,
-    space: u64,
-    size: u64,
-}
-
-impl Places {
-    fn new() -> SysResult<Self> {
-        let [
-            files,
-            table,
-            slots,
-            thread_pid,
-            level,
-            numbers,
-            number,
-            space,
-            size,
-        ] = btf::offsets([
-            ("task_struct", "files"),
-            ("files_struct", "fdt"),
-            ("fdtable", "fd"),
-            ("task_struct", "thread_pid"),
-            ("pid", "level"),
-            ("pid", "numbers"),
-            ("upid", "nr"),
-            ("upid", "ns"),
-            ("upid", ""),
-        ])?;
-        Ok(Places {
-            files,
-            table,
-            slots,
-            thread_pid,
-            level,
-            numbers,
-            number,
-            space,
-            size,
-        })
-    }
+btf::places! {
+    files: "task_struct" "files",
+    table: "files_struct" "fdt",
+    slots: "fdtable" "fd",
+    thread_pid: "task_struct" "thread_pid",
+    level: "pid" "level",
+    numbers: "pid" "numbers",
+    number: "upid" "nr",
+    space: "upid" "ns",
+    size: "upid" "",
 }
 
 /// `words`: address, length, answer. With address 0 the answer is the address of the caller's `task_struct`.

@@ -160,7 +160,7 @@ fn sender(pidfd: BorrowedFd<'_>) -> Option<Ucred> {
     };
     let all = numbers(&format!("fdinfo/{}", pidfd.as_raw_fd()))?;
     let outer = all.first().filter(|p| **p > 0)?;
-    let depth = numbers("status")?.len() - 1;
+    let depth = numbers("status")?.len().checked_sub(1)?;
     let m = std::fs::metadata(format!("/proc/{outer}")).ok()?;
     Some(Ucred {
         pid: *all.get(depth)?,
