@@ -145,10 +145,25 @@ fn enter(places: &[(Ns, BorrowedFd<'_>)]) -> Result<(), SysError> {
 
 /// The user namespace that owns a namespace (ioctl_ns(2), NS_GET_USERNS).
 fn owner(ns: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
-    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    related(ns, 0xb701, "ioctl(NS_GET_USERNS)")
+}
+
+/// The namespace that a pid or user namespace was made in (ioctl_ns(2), NS_GET_PARENT).
+///
+/// # Errors
+/// EPERM: it is above the caller's own; EINVAL: of another sort.
+pub fn parent(ns: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
+    related(ns, 0xb702, "ioctl(NS_GET_PARENT)")
+}
+
+fn related(
+    ns: BorrowedFd<'_>,
+    request: libc::Ioctl,
+    name: &'static str,
+) -> Result<OwnedFd, SysError> {
     // SAFETY: no argument; it gives a new descriptor.
-    let fd = unsafe { libc::ioctl(ns.as_raw_fd(), NS_GET_USERNS) };
-    check(fd.into(), "ioctl(NS_GET_USERNS)", || "a namespace's owner")?;
+    let fd = unsafe { libc::ioctl(ns.as_raw_fd(), request) };
+    check(fd.into(), name, || "a namespace")?;
     // SAFETY: a fresh descriptor that nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -183,6 +183,8 @@ pub enum Kind {
     Plugins,
     /// `mqueues.img`: `stasis_mqueue_entry`, an extension.
     Mqueues,
+    /// `namespaces.img`: `stasis_namespace_entry`, an extension.
+    Namespaces,
     /// `stats-dump`: `stats_entry`.
     StatsDump,
     /// `stats-restore`: `stats_entry`.
@@ -451,6 +453,7 @@ pub const IMAGES: &[ImageType] = &[
     row(Kind::Tracking, "STASIS_TRACKING", "tracking.img", Id::None, "", 0x5374_5472, Framing::Common, Some("stasis_tracking_entry"), None, Payload::None),
     row(Kind::Plugins, "STASIS_PLUGINS", "plugins.img", Id::None, "", 0x5374_506c, Framing::Common, Some("stasis_plugin_entry"), None, Payload::None),
     row(Kind::Mqueues, "STASIS_MQUEUES", "mqueues.img", Id::None, "", 0x5374_4d71, Framing::Common, Some("stasis_mqueue_entry"), None, Payload::None),
+    row(Kind::Namespaces, "STASIS_NAMESPACES", "namespaces.img", Id::None, "", 0x5374_6e73, Framing::Common, Some("stasis_namespace_entry"), None, Payload::None),
     row(Kind::StatsDump, "STATS", "stats-dump", Id::None, "", 0x5709_3306, Framing::Service, Some("stats_entry"), None, Payload::None),
     row(Kind::StatsRestore, "STATS", "stats-restore", Id::None, "", 0x5709_3306, Framing::Service, Some("stats_entry"), None, Payload::None),
     row(Kind::IrmapCache, "IRMAP_CACHE", "irmap-cache", Id::None, "", 0x5700_4059, Framing::Service, Some("irmap_cache_entry"), None, Payload::None),

@@ -62,6 +62,7 @@ macro_rules! with_guests {
             tun: [] [];
             mounts: [] [];
             nested_ns: [] [];
+            nested_pid: [] [];
             nested_timens: [] [];
             nested_cgroup: [] [];
             nested_fs: [] [];
@@ -184,6 +185,7 @@ macro_rules! with_works {
             tun: dump_restore, leave_running, generations, contained;
             mounts: dump_restore, leave_running, generations, contained, contained_user;
             nested_timens: dump_restore, leave_running, generations, contained, contained_user;
+            nested_pid: dump_restore, leave_running, generations, contained, contained_user;
             nested_ns: dump_restore, leave_running, generations, contained, contained_user;
             nested_cgroup: dump_restore, leave_running, generations, contained, contained_user;
             nested_fs: dump_restore, leave_running, generations, contained, contained_user;

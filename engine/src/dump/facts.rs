@@ -2,6 +2,7 @@
 //!
 //! ptrace binds a tracee to one thread of the engine, reading /proc does not. Half of a dump's time is /proc, so a second
 //! processor takes that half.
+use super::pidspaces::{Level, PidSpaces};
 use super::snapshot::Snapshot;
 use super::task::Task;
 use crate::error::{Error, Result};
@@ -45,8 +46,10 @@ pub struct Facts {
 /// What status tells of one thread, in a few bytes: there may be tens of thousands of them.
 #[derive(Clone)]
 pub struct OfThread {
-    /// As it sees itself.
+    /// Its number in the pid namespace of the tree's first process.
     pub own: u32,
+    /// Those it has in namespaces below that.
+    pub inner: Box<[u32]>,
     /// Name.
     pub name: Box<[u8]>,
     /// Pending for this thread.
@@ -92,8 +95,15 @@ pub struct Creds {
 }
 
 impl OfThread {
+    /// All its numbers, from the one it is known by inwards.
+    pub fn numbers(&self) -> Vec<u32> {
+        std::iter::once(self.own)
+            .chain(self.inner.iter().copied())
+            .collect()
+    }
     /// `before`: the thread before it.
-    pub fn of(st: &Status, before: Option<&Self>) -> Self {
+    pub fn of(st: &Status, before: Option<&Self>, level: Level) -> Self {
+        let numbers = PidSpaces::numbers(level, st);
         let creds = Creds {
             uid: st.uid,
             gid: st.gid,
@@ -102,7 +112,8 @@ impl OfThread {
             no_new_privs: st.no_new_privs,
         };
         Self {
-            own: st.ns_pid.last().copied().unwrap_or(st.pid.0) as u32,
+            own: numbers[0],
+            inner: numbers[1..].into(),
             name: st.name.clone().into(),
             sig_pnd: st.sig_pnd,
             seccomp: Seccomp::of(st),
@@ -130,15 +141,14 @@ fn gather(
     pid: HostPid,
     leader: Status,
     others: &[HostPid],
-    snapshot: Option<&Snapshot>,
-    groups: bool,
+    (snapshot, groups, level): (Option<&Snapshot>, bool, Level),
 ) -> Result<Facts> {
     let proc = ProcDir::open(pid)?;
     let mut threads = Vec::with_capacity(others.len() + 1);
-    threads.push(OfThread::of(&leader, None));
+    threads.push(OfThread::of(&leader, None, level));
     for tid in others {
         let st = proc.task_status(*tid)?;
-        threads.push(OfThread::of(&st, threads.last()));
+        threads.push(OfThread::of(&st, threads.last(), level));
     }
     let known = match snapshot {
         Some(s) => s.mappings(pid)?,
@@ -194,10 +204,11 @@ pub fn gather_all<'s>(
             (t.pid, st.clone(), others.collect())
         })
         .collect();
+    let level = status.first().map(Level::of).unwrap_or_default();
     let (to, from) = sync_channel(AHEAD);
     scope.spawn(move || {
         for (pid, leader, others) in all {
-            let facts = gather(pid, leader, &others, snapshot, groups)
+            let facts = gather(pid, leader, &others, (snapshot, groups, level))
                 .map_err(|e: Error| e.on(format!("task {}", pid.0)));
             // the dump has ended early: nobody listens
             if to.send(facts).is_err() {

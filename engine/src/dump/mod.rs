@@ -8,6 +8,7 @@ mod files;
 mod mapped;
 mod memory;
 pub mod mm;
+mod pidspaces;
 mod places;
 mod pre;
 mod preflight;
@@ -21,6 +22,7 @@ mod thread;
 mod tracking;
 mod undo;
 
+pub(crate) use pidspaces::Level;
 pub(crate) use places::{is_nested, is_own};
 pub use pre::pre_dump;
 pub use preflight::preflight;
@@ -39,6 +41,7 @@ use facts::{Facts, Seccomp};
 use files::OpenFiles;
 pub(crate) use memory::Left;
 use memory::Sink;
+use pidspaces::PidSpaces;
 use places::Places;
 use process::{Asking, GadgetCache, Tapes};
 use ready::Ready;
@@ -51,7 +54,7 @@ use stasis_kernel::procfs::{MapsLine, ProcDir, Status, VmFlags};
 use stasis_proto::archive::Out;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use task::Task;
@@ -361,20 +364,22 @@ fn write(
     let mut status = Vec::new();
     for t in held.iter() {
         let st = t.proc.status()?;
-        pids.insert(t.pid, *st.ns_tgid.last().unwrap_or(&t.pid.0) as u32);
+        let level = Level::of(status.first().unwrap_or(&st));
+        pids.insert(t.pid, level.number(&st.ns_tgid));
         status.push(st);
     }
     family::check(o, held, &status).map_err(tree)?;
     let mut d = Dumping::new(o, dir, &pids, ready, tracking)?;
     d.snapshot = snapshot;
     d.cgroups = crate::cgroups::collector(&o.cgroups, freezer, held).map_err(tree)?;
-    d.survey(held).map_err(tree)?;
+    d.survey(held, &status).map_err(tree)?;
     let groups = d.cgroups.as_ref().is_some_and(Collector::is_by_thread);
     let written = std::thread::scope(|scope| {
         let facts = facts::gather_all(scope, held, &status, snapshot, groups);
         let (own, theirs) = (HostPid::own(), held.first().map(|t| t.pid));
         let strangers = theirs.map(|root| {
             let members = pids.keys().copied().collect();
+            let mut spaces: BTreeSet<u64> = d.spaces.inodes().collect();
             scope.spawn(move || -> Result<()> {
                 let of = |pid| {
                     ProcDir::open(pid)
@@ -383,9 +388,10 @@ fn write(
                         .map_err(Error::from)
                 };
                 let ns = of(root)?;
-                match ns == of(own)? {
+                spaces.extend((ns != of(own)?).then_some(ns));
+                match spaces.is_empty() {
                     true => Ok(()),
-                    false => strangers::none_in(ns, &members),
+                    false => strangers::none_in(&spaces, &members),
                 }
             })
         });
@@ -671,6 +677,7 @@ pub struct Dumping<'a> {
     /// What is written behind the tracer's back.
     backlog: Backlog,
     places: Places,
+    spaces: PidSpaces,
     mapped: BTreeMap<MappedKey, (u32, bool)>,
     /// Control groups, unless they are none of our business.
     cgroups: Option<Collector>,
@@ -717,6 +724,7 @@ impl<'a> Dumping<'a> {
             seccomp: Vec::new(),
             backlog: Backlog::start(dir)?,
             places: Places::new()?,
+            spaces: PidSpaces::default(),
             mapped: BTreeMap::new(),
             cgroups: None,
             undo: BTreeMap::new(),
@@ -732,7 +740,9 @@ impl<'a> Dumping<'a> {
     }
     /// Mounts, before all files: those are found through mounts. Which networks there are, before all sockets. And what only a look
     /// at all tasks at once tells.
-    fn survey(&mut self, held: &[Task]) -> Result<()> {
+    fn survey(&mut self, held: &[Task], status: &[Status]) -> Result<()> {
+        self.spaces = PidSpaces::look(held, status, &mut self.places)?;
+        self.cx.level = self.spaces.level();
         for t in held.iter().filter(|t| t.zombie.is_none()) {
             for ns in [Ns::Mnt, Ns::Net] {
                 let there = t.proc.ns(ns.name())?;
@@ -746,19 +756,28 @@ impl<'a> Dumping<'a> {
         crate::namespaces::mnt::dump(&mut self.cx, &self.places.mounts())
     }
     /// A task's place in the tree; gives its own pid.
-    fn entry(&mut self, t: &Task, st: &Status, threads: Vec<u32>) -> u32 {
+    ///
+    /// `threads`: their numbers, from the one each is known by inwards. `children`: see [`PidSpaces::extension`].
+    fn entry(
+        &mut self,
+        t: &Task,
+        st: &Status,
+        threads: &[Vec<u32>],
+        children: Option<u64>,
+    ) -> Result<u32> {
         crate::kill_point();
         let pid = self.cx.pids[&t.pid];
-        let own = |v: &[i32]| v.last().copied().unwrap_or(0) as u32;
+        let level = self.cx.level;
         let parent = t.parent.and_then(|p| self.cx.pids.get(&p));
         self.pstree.push(pb::PstreeEntry {
             pid,
             ppid: parent.copied().unwrap_or(0),
-            pgid: own(&st.ns_pgid),
-            sid: own(&st.ns_sid),
-            threads,
+            pgid: level.number(&st.ns_pgid),
+            sid: level.number(&st.ns_sid),
+            threads: threads.iter().filter_map(|t| t.first()).copied().collect(),
+            stasis: self.spaces.extension(t.pid, threads, st, children)?,
         });
-        pid
+        Ok(pid)
     }
     /// Describes the next of the tasks that are being asked.
     fn next_of(&mut self, asked: &mut VecDeque<Begun>) -> Result<()> {
@@ -776,8 +795,11 @@ impl<'a> Dumping<'a> {
     ) -> Result<Begun<'t>> {
         f.rules = suspend_seccomp(t, f.threads.iter().map(|s| s.seccomp), self.cx.options)?;
         let st = &f.leader;
-        let pid = self.entry(t, st, f.threads.iter().map(|s| s.own).collect());
         let on = |e: Error| on_task(t, st, e);
+        let numbers: Vec<_> = f.threads.iter().map(facts::OfThread::numbers).collect();
+        let pid = self
+            .entry(t, st, &numbers, pidspaces::births(&f.namespaces))
+            .map_err(on)?;
         let known = self.places.meet(t.pid, &f.namespaces, pid).map_err(on)?;
         self.cx.namespaces = self.places.by_inode();
         if t.parent.is_none() && self.places.is_own(Ns::User) {
@@ -923,7 +945,7 @@ impl<'a> Dumping<'a> {
         })
     }
     fn zombie(&mut self, t: &Task, st: &Status, code: i32) -> Result<()> {
-        let pid = self.entry(t, st, vec![self.cx.pids[&t.pid]]);
+        let pid = self.entry(t, st, &[PidSpaces::numbers(self.cx.level, st)], None)?;
         let stat = t.proc.stat()?;
         let core = pb::CoreEntry {
             mtype: pb::core_entry::March::X8664 as i32,
@@ -1077,6 +1099,7 @@ impl<'a> Dumping<'a> {
         self.shared_contents().map_err(|e| e.at(Phase::Memory))?;
         crate::kill_point();
         self.dir.write_all(&Kind::Pstree.file(), &self.pstree)?;
+        self.spaces.write(self.dir)?;
         crate::kinds::finish(&mut self.cx)?;
         for t in held.iter().filter(|t| t.zombie.is_none()) {
             let own = self.cx.pids.get(&t.pid).copied().unwrap_or(t.pid.0 as u32);
@@ -1149,6 +1172,11 @@ impl<'a> Dumping<'a> {
             lsmtype: Some(self.lsm as i32),
             network_lock_method: Some(3),
             stasis_memory: memory::announce(self.cx.options),
+            stasis_nested_pids: self
+                .pstree
+                .iter()
+                .any(|t| t.stasis.is_some())
+                .then_some(true),
             plugins_entry: {
                 let plugins = crate::plugins::used(&self.cx);
                 (!plugins.is_empty()).then_some(pb::PluginsEntry { plugins })

@@ -16,7 +16,15 @@ const FIRST_OWN: u32 = 10;
 const FIRST_NESTED: u32 = 20;
 
 /// Sorts of which a tree may have several.
-const NESTED: [Ns; 6] = [Ns::Mnt, Ns::Net, Ns::Ipc, Ns::Uts, Ns::Cgroup, Ns::Time];
+const NESTED: [Ns; 7] = [
+    Ns::Pid,
+    Ns::Mnt,
+    Ns::Net,
+    Ns::Ipc,
+    Ns::Uts,
+    Ns::Cgroup,
+    Ns::Time,
+];
 
 /// A namespace of the tree's own.
 struct Space {
@@ -108,12 +116,14 @@ impl Places {
             let Some(ino) = of(ns.name()) else { continue };
             ids.insert(ns, self.space(task, ns, ino)?);
             let children = of(&format!("{}_for_children", ns.name()));
-            if children.is_some_and(|c| c != ino) {
+            // pids: see `PidSpaces`
+            if ns != Ns::Pid && children.is_some_and(|c| c != ino) {
                 return Err(elsewhere(&format!("{}_for_children", ns.name()))
                     .why("its children would be born in a namespace that it is not in itself"));
             }
         }
-        if own_pid != 1 && self.own.iter().any(|s| (s.ns, s.task) == (Ns::Pid, task)) {
+        let of_root = |s: &Space| s.ns == Ns::Pid && s.task == task && !is_nested(s.id);
+        if own_pid != 1 && self.own.iter().any(of_root) {
             return Err(Error::new(
                 "E4801",
                 Blame::Container,
@@ -206,6 +216,10 @@ impl Places {
         for s in self.own.iter().filter(|s| s.ns == ns) {
             let mut external = cx.options.namespaces.external.iter();
             match external.find(|(name, i, _)| name == ns.name() && *i == s.ino) {
+                // its first process is in the tree: nobody else can have made it
+                Some(_) if ns == Ns::Pid && is_nested(s.id) => {
+                    return Err(elsewhere(ns.name()).why("a pid namespace in which the tree begins none is not one for the caller to give"));
+                }
                 Some((_, _, key)) => left_to_caller(cx, ns, s.id, key)?,
                 None => crate::namespaces::dump(cx, ns, s.id, s.task)?,
             }
@@ -214,7 +228,7 @@ impl Places {
     }
 }
 
-fn elsewhere(name: &str) -> Error {
+pub(super) fn elsewhere(name: &str) -> Error {
     Error::new(
         "E4011",
         Blame::Container,

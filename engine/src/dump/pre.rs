@@ -136,11 +136,11 @@ fn one(
         watch.protect(&mut scanner, s)?;
     }
     watch.begin()?;
-    let own = f.leader.ns_tgid.last().copied().unwrap_or(pid.0);
+    let own = f.threads[0].own;
     Ok(Listed {
         pid,
-        own: own as u32,
-        image: Kind::Pagemap.file_of(own as u32),
+        own,
+        image: Kind::Pagemap.file_of(own),
         runs,
     })
 }

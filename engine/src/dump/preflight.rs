@@ -22,6 +22,7 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
     let mut found = Vec::new();
     let mut tasks = Vec::new();
     let mut pids = BTreeMap::new();
+    let mut level = None;
     let mut todo = vec![(HostPid(o.pid), None)];
     while let Some((pid, parent)) = todo.pop() {
         let Ok(proc) = ProcDir::open(pid) else {
@@ -35,7 +36,8 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
             continue;
         };
         let Ok(status) = proc.status() else { continue };
-        pids.insert(pid, status.ns_tgid.last().copied().unwrap_or(pid.0) as u32);
+        let level = *level.get_or_insert_with(|| super::Level::of(&status));
+        pids.insert(pid, level.number(&status.ns_tgid));
         todo.extend(
             proc.children()
                 .unwrap_or_default()
@@ -44,17 +46,13 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
         );
         tasks.push(Task::new(pid, parent, proc));
     }
-    let family = super::session(o).and_then(|()| {
-        let status: Vec<_> = tasks.iter().map(|t| t.proc.status()).collect();
-        // one that ended meanwhile is not compared, nor is anything then
-        match status
-            .into_iter()
-            .collect::<std::result::Result<Vec<_>, _>>()
-        {
-            Ok(status) => super::family::check(o, &tasks, &status),
-            Err(_) => Ok(()),
-        }
-    });
+    // one that ended meanwhile is not compared, nor is anything then
+    let status: Vec<_> = tasks.iter().map(|t| t.proc.status()).collect();
+    let status = status
+        .into_iter()
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .unwrap_or_default();
+    let family = super::session(o).and_then(|()| super::family::check(o, &tasks, &status));
     found.extend(family.err());
     stasis_kernel::limits::raise_nofile();
     let scratch = Scratch::new()?;
@@ -62,7 +60,7 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
     let mut tracking = super::tracking::Tracking::default();
     let ready = super::ready::Ready::default();
     let mut d = Dumping::new(o, &dir, &pids, ready, &mut tracking)?;
-    found.extend(d.survey(&tasks).err());
+    found.extend(d.survey(&tasks, &status).err());
     for t in &tasks {
         let name = t.proc.comm().unwrap_or_default();
         let place = format!("task {} ({})", t.pid.0, String::from_utf8_lossy(&name));
@@ -150,6 +148,8 @@ fn look(d: &mut Dumping, t: &Task, found: &mut Vec<Error>) -> Result<()> {
     let ns = t.proc.ns_links()?;
     let own = st.ns_tgid.last().copied().unwrap_or(0) as u32;
     add(d.places.meet(t.pid, &ns, own).map(drop));
+    let births = super::pidspaces::births(&ns);
+    add(d.spaces.extension(t.pid, &[], &st, births).map(drop));
     d.cx.namespaces = d.places.by_inode();
     for s in &t.proc.smaps()? {
         add(super::mm::entry(d, t, s, &stat).map(drop));

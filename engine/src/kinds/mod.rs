@@ -133,8 +133,10 @@ pub struct DumpCx<'a> {
     pub options: &'a Options,
     /// The image folder.
     pub dir: &'a ImageDir,
-    /// pid (host view) of every task of the tree, with the pid it has in its own namespace.
+    /// pid (host view) of every task of the tree, with the pid it has in the namespace of the first one.
     pub pids: &'a BTreeMap<HostPid, u32>,
+    /// Which of the numbers that /proc tells is that one.
+    pub level: crate::dump::Level,
     /// Writers of images that many kinds or files share (pipes-data.img, ...), opened at the first record.
     pub writers: BTreeMap<String, ImageWriter>,
     /// (task, slot) to open file id, of every slot met so far; complete when [`FileKind::late`] entries are dumped.
@@ -179,12 +181,19 @@ pub struct DumpCx<'a> {
 }
 
 impl<'a> DumpCx<'a> {
+    /// The first process of the tree.
+    pub fn root(&self) -> Option<HostPid> {
+        let named = HostPid(self.options.pid);
+        let known = self.pids.contains_key(&named).then_some(named);
+        known.or_else(|| self.pids.keys().next().copied())
+    }
     /// A dump of these tasks into this folder that has met nothing yet.
     pub fn new(options: &'a Options, dir: &'a ImageDir, pids: &'a BTreeMap<HostPid, u32>) -> Self {
         Self {
             options,
             dir,
             pids,
+            level: Default::default(),
             writers: BTreeMap::new(),
             slots: BTreeMap::new(),
             done: BTreeMap::new(),
@@ -318,7 +327,7 @@ pub struct PlanCx<'a> {
     pub dir: &'a ImageDir,
     /// All file entries by id.
     pub files: &'a BTreeMap<u32, pb::FileEntry>,
-    /// For every file id the (pid, slot) pairs that hold it, pids as the restored tasks see themselves.
+    /// For every file id the (pid, slot) pairs that hold it, pids as the first task's pid namespace has them.
     pub holders: &'a BTreeMap<u32, Vec<(u32, i32)>>,
     /// Host acts planned so far. Played in order of the stages, inside a stage in the order of this list.
     pub host: Vec<HostAct>,
@@ -341,6 +350,8 @@ pub struct PlanCx<'a> {
     pub warnings: Vec<String>,
     /// The sets of namespaces in which tasks live.
     pub homes: crate::restore::Homes,
+    /// Pid namespaces, and the numbers of tasks in them.
+    pub spaces: crate::restore::spaces::Spaces,
     /// The one in which acts planned next are performed.
     pub home: usize,
     stage: Stage,
@@ -370,6 +381,7 @@ impl<'a> PlanCx<'a> {
             mounts: None,
             warnings: Vec::new(),
             homes: Default::default(),
+            spaces: Default::default(),
             home: 0,
             stage: Stage::First,
             temps: 0,

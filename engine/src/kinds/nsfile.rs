@@ -66,7 +66,10 @@ impl FileKind for NsFile {
             .ok_or_else(|| malformed(entry, "a namespace of no known sort"))?;
         let tree = cx.image::<pb::PstreeEntry>("pstree.img")?;
         let root = tree.first().map_or(0, |t| t.pid);
-        let there = cx.homes.who_is_in(ns, e.ns_id).unwrap_or(root);
+        let nested = cx.spaces.first_of_id(e.ns_id).filter(|_| ns == Ns::Pid);
+        let there = nested
+            .or_else(|| cx.homes.who_is_in(ns, e.ns_id))
+            .unwrap_or(root);
         let file = cx.file(entry.id);
         let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
         let open = Call::new(

@@ -112,7 +112,7 @@ fn session(seen: &Seen, how: Sort, cx: &DumpCx) -> Result<(u32, u32)> {
         all.push((dir.stat()?, dir));
     }
     let mut found = (0, 0);
-    let inner = |v: &[i32]| v.last().copied().unwrap_or(0).max(0) as u32;
+    let inner = |v: &[i32]| cx.level.number(v);
     let mine = all.iter().find(|(stat, _)| match how {
         // the terminal behind /dev/tty is that of the task
         Sort::Other(TtyType::Ctty, _) => stat.pid == seen.pid && stat.tty_nr != 0,

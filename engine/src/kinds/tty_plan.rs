@@ -314,7 +314,8 @@ fn control(
     let take = ioctl_row(at(), TIOCSCTTY, Arg::Int(0));
     cx.task(i.sid, TaskStage::Placed, take);
     if i.pgrp != 0 && tree.iter().any(|t| t.pgid == i.pgrp) {
-        let group = Arg::In(i.pgrp.to_le_bytes().to_vec());
+        let group = cx.spaces.seen_by(i.sid, i.pgrp);
+        let group = Arg::In(group.to_le_bytes().to_vec());
         cx.task(i.sid, TaskStage::Placed, ioctl_row(at(), TIOCSPGRP, group));
     } else if i.pgrp != 0 {
         cx.warnings.push(format!(

@@ -206,6 +206,7 @@ fn the_session_leader_takes_the_terminal_in_a_lent_slot() {
         pgid,
         sid: 5,
         threads: vec![pid],
+        stasis: None,
     };
     dir.write_all("pstree.img", &[task(5, 5), task(6, 6)])
         .unwrap();

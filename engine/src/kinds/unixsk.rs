@@ -190,11 +190,11 @@ fn clear_up(cx: &mut DumpCx) -> Result<()> {
         }
         !mine
     });
-    let Some(root) = cx.pids.keys().next().filter(|_| !sockets.is_empty()) else {
+    let Some(root) = cx.root().filter(|_| !sockets.is_empty()) else {
         return Ok(());
     };
     let mut answer = vec![0u8; sockets.len() * 4];
-    let way = Way::to(*root, &[Ns::Pid]);
+    let way = Way::to(root, &[Ns::Pid]);
     let mut there = stasis_kernel::inner::start(&way, |channel| {
         for ((_, fd), to) in sockets.iter().zip(answer.chunks_exact_mut(4)) {
             let c = sockopts::get(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, 12);
@@ -567,14 +567,14 @@ pub fn senders(
     found: &[Vec<Message>],
 ) -> Result<Option<Vec<u32>>> {
     let unclear = |m: &Message| m.cred.is_some_and(|c| c.pid != 0 && inside(c, cx).pid == 0);
-    let Some(root) = cx.pids.keys().next() else {
+    let Some(root) = cx.root() else {
         return Ok(None);
     };
     let all: Vec<&Message> = found.iter().flatten().collect();
     if !all.iter().any(|m| unclear(m)) {
         return Ok(None);
     }
-    let way = Way::to(*root, &[Ns::Pid]);
+    let way = Way::to(root, &[Ns::Pid]);
     let mut there = stasis_kernel::inner::start(&way, |channel| {
         let Ok(found) = look(sockets) else { return 1 };
         let pid = |m: &Message| m.cred.map_or(0, |c| c.pid).to_le_bytes();

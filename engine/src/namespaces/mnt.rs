@@ -9,7 +9,7 @@ use crate::error::{Blame, Error, Result};
 use crate::kinds::DumpCx;
 use crate::options::Options;
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, lstat};
+use nix::sys::stat::{Mode, lstat, stat};
 use stasis_kernel::error::SysError;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::HostPid;
@@ -39,6 +39,8 @@ pub struct MntNs {
 struct Visit {
     infos: Vec<MountInfo>,
     devices: BTreeMap<i32, u64>,
+    /// By mount of a proc file system: the inode number of the pid namespace that it shows.
+    procs: BTreeMap<i32, u64>,
     root: OwnedFd,
 }
 
@@ -69,6 +71,7 @@ pub fn dump(cx: &mut DumpCx, places: &[Place]) -> Result<()> {
         let groups = Ns::Cgroup.of(p.task)?;
         let there = [(Ns::Cgroup, groups.as_fd()), (Ns::Mnt, handle.as_fd())];
         let seen = ns::visit(&there, || visit(&proc))??;
+        nested_procs(cx, &seen)?;
         all.push((handle, seen));
     }
     let host = ProcDir::open(HostPid::own())?.mountinfo()?;
@@ -124,11 +127,39 @@ fn visit(proc: &File) -> Result<Visit> {
     }
     let root = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|e| SysError::new("openat", e, "/"))?;
+    let proc = |m: &&MountInfo| m.fstype == b"proc" && m.root == b"/";
+    let shown = |m: &MountInfo| {
+        // process 1 of a proc file system is the first of the pid namespace that it shows
+        let mut path = m.mountpoint.clone();
+        path.extend_from_slice(b"/1/ns/pid");
+        let st = stat(Path::new(std::ffi::OsStr::from_bytes(&path))).ok()?;
+        Some((m.id, st.st_ino))
+    };
+    let procs = infos.iter().filter(proc).filter_map(shown).collect();
     Ok(Visit {
         infos,
         devices,
+        procs,
         root,
     })
+}
+
+/// Refuses what shows a pid namespace below that of the first process.
+fn nested_procs(cx: &DumpCx, seen: &Visit) -> Result<()> {
+    for (id, ino) in &seen.procs {
+        let known = cx.namespaces.get(ino);
+        if known.is_some_and(|(ns, id)| *ns == Ns::Pid && crate::dump::is_nested(*id)) {
+            let at = seen.infos.iter().find(|m| m.id == *id);
+            let at = at.map_or_else(String::new, |m| {
+                String::from_utf8_lossy(&m.mountpoint).into()
+            });
+            let what = format!("cannot dump mount {id} ({at})");
+            return Err(Error::new("E4311", Blame::Container, what)
+                .why("it shows the processes of a pid namespace below that of the root of the tree")
+                .advice("unmount it before the dump, or dump the processes in that namespace as a tree of their own"));
+        }
+    }
+    Ok(())
 }
 
 /// Owners as the task's user namespace numbers them.

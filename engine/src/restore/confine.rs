@@ -115,6 +115,7 @@ mod tests {
             plugins: Vec::new(),
             devices: Vec::new(),
             own_namespaces: Vec::new(),
+            spaces: Default::default(),
         };
         by(&mut images, &[9; 8]);
         let chain = |(mode, last): (i32, Option<u32>)| {

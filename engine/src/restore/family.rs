@@ -12,7 +12,11 @@
 //! which then ends while the parent is a subreaper. Leaders of sessions and groups that are gone are played by helpers
 //! with their pids.
 //!
+//! A pid namespace is made by the birth of its first task; others are born in it by a task above that has said so before
+//! (setns(2)). Who cannot see its own group, because that is led from above, must be born in it.
+//!
 //! Long because sessions, creators, adoptions and groups are decided over one set of people.
+use super::spaces::{Space, Spaces};
 use crate::error::{Blame, Error, Result};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -34,6 +38,8 @@ pub struct Kin {
     pub exit_signal: u32,
     /// Kernel objects: address space, descriptor table, directories, signal actions. `None` for zombies, which share nothing.
     pub objects: Option<[u32; 4]>,
+    /// Its pid namespace.
+    pub space: Space,
 }
 
 /// Something a task of the unfinished tree does.
@@ -49,7 +55,11 @@ pub enum Deed {
         share: [bool; 4],
         /// Its exit signal. With `CLONE_PARENT` it is inherited from the caller.
         exit_signal: u32,
+        /// Whether it is the first of a pid namespace (`CLONE_NEWPID`).
+        founds: bool,
     },
+    /// Its children are born in the pid namespace of this one from now on: a first process, or itself.
+    BearIn(Node),
     /// setsid.
     Session,
     /// setpgid to this group.
@@ -72,8 +82,8 @@ pub type Tape = (Node, Vec<Deed>);
 /// The whole story behind the birth of the first task.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Family {
-    /// Helpers: the pid each must have; `None`: any that nobody has or will have.
-    pub helpers: Vec<Option<u32>>,
+    /// Helpers: the pid each must have, where it is one of a task; `None`: any that nobody has or will have. And their pid namespaces.
+    pub helpers: Vec<(Option<u32>, Space)>,
     /// Whether a task may be born late, by a parent that has its memory already. Not those whose birth has a part in
     /// another's session.
     pub plain: Vec<bool>,
@@ -122,10 +132,13 @@ impl Person {
     }
 }
 
-struct Planner {
+struct Planner<'a> {
+    spaces: &'a Spaces,
     people: Vec<Person>,
     tasks: usize,
-    helpers: Vec<Option<u32>>,
+    helpers: Vec<(Option<u32>, Space)>,
+    /// Groups that must be there while tasks are born, because some of those cannot see them.
+    hidden: BTreeSet<u32>,
     /// A helper, whom it bears, who shall adopt that.
     adoptions: Vec<(Node, Node, Node)>,
     /// Objects that tasks with a creator have, by sort.
@@ -138,12 +151,12 @@ struct Planner {
 ///
 /// # Errors
 /// E5040 when no sequence of calls is known that makes such a tree.
-pub fn plan(tasks: &[Kin]) -> Result<Family> {
+pub fn plan(tasks: &[Kin], spaces: &Spaces) -> Result<Family> {
     // where a leader was born is a guess: a wrong one shows when somebody cannot be born, and is turned round
     let mut guesses: BTreeMap<Node, Option<u32>> = BTreeMap::new();
     let mut first = None;
     loop {
-        let stuck = match guess(tasks, &guesses) {
+        let stuck = match guess(tasks, spaces, &guesses) {
             Ok(f) => return Ok(f),
             Err(s) => s,
         };
@@ -164,13 +177,19 @@ pub fn plan(tasks: &[Kin]) -> Result<Family> {
     }
 }
 
-fn guess(tasks: &[Kin], guesses: &BTreeMap<Node, Option<u32>>) -> Result<Family, Stuck> {
+fn guess(
+    tasks: &[Kin],
+    spaces: &Spaces,
+    guesses: &BTreeMap<Node, Option<u32>>,
+) -> Result<Family, Stuck> {
     let index: BTreeMap<u32, Node> = tasks.iter().enumerate().map(|(i, t)| (t.pid, i)).collect();
     let Some(root) = tasks.first() else {
         return Ok(Family::default());
     };
     let outer = (root.sid != root.pid).then_some(root.sid);
     let mut p = Planner {
+        spaces,
+        hidden: BTreeSet::new(),
         people: Vec::new(),
         tasks: tasks.len(),
         helpers: Vec::new(),
@@ -199,14 +218,16 @@ fn guess(tasks: &[Kin], guesses: &BTreeMap<Node, Option<u32>>) -> Result<Family,
     p.check_groups(&index)?;
     p.early_births(&index, guesses);
     p.gone_leaders(&index)?;
+    p.hidden_groups(&index)?;
     p.creators()?;
+    let (births, groups) = p.births()?;
     let mut f = Family {
         plain: p.plain(),
-        births: p.births(),
+        births,
         ..Family::default()
     };
     p.adopt(&mut f.rest);
-    p.groups(&index, &mut f.rest);
+    p.groups(&groups, &mut f.rest)?;
     f.helpers = p.helpers;
     for stages in [&mut f.births, &mut f.rest] {
         stages
@@ -241,7 +262,7 @@ impl Stuck {
     }
 }
 
-impl Planner {
+impl Planner<'_> {
     fn check_groups(&self, index: &BTreeMap<u32, Node>) -> Result<(), Stuck> {
         for (i, x) in self.people.iter().enumerate() {
             let k = &x.kin;
@@ -322,7 +343,9 @@ impl Planner {
         sid: u32,
         objects: Option<[u32; 4]>,
     ) -> Node {
-        self.helpers.push(pid);
+        let above = self.people[parent].kin.space;
+        let space = pid.map_or(above, |p| self.spaces.space_of(p));
+        self.helpers.push((pid, space));
         let pid = pid.unwrap_or(0);
         let (ppid, at) = (self.people[parent].kin.pid, self.people.len());
         self.people.push(Person {
@@ -333,6 +356,7 @@ impl Planner {
                 pgid: 0,
                 exit_signal: 0,
                 objects,
+                space,
             },
             parent: Some(parent),
             born: (sid != pid).then_some(sid),
@@ -374,6 +398,58 @@ impl Planner {
         };
         let has = self.people[by].kin.objects;
         (0..4).all(|k| !self.made[k].contains(&want[k]) || has.is_some_and(|h| h[k] == want[k]))
+    }
+    /// Is it the first process of a pid namespace below the first one?
+    fn founds(&self, i: Node) -> bool {
+        let k = &self.people[i].kin;
+        k.pid != 0 && self.spaces.first_of(k.space) == Some(k.pid)
+    }
+    /// Whether a child of `by` can be born in the pid namespace of `child`.
+    fn reaches(&self, by: Node, child: Node) -> bool {
+        let (from, to) = (self.people[by].kin.space, self.people[child].kin.space);
+        match self.founds(child) {
+            true => self.spaces.above(to) == from,
+            false => self.spaces.is_within(to, from),
+        }
+    }
+    /// The group in which it must be born, because it cannot see it.
+    fn hidden_group(&self, i: Node) -> Option<u32> {
+        let k = &self.people[i].kin;
+        let seen = || self.spaces.seen(k.space, &self.spaces.name(k.pgid));
+        (k.pgid != 0 && k.space != 0 && seen() == 0).then_some(k.pgid)
+    }
+    /// Groups of tasks that cannot see them: who leads one does so before others are born. Leaders that are gone are played by
+    /// helpers, children of the first member that sees the group.
+    fn hidden_groups(&mut self, index: &BTreeMap<u32, Node>) -> Result<(), Stuck> {
+        let hidden: BTreeMap<u32, Node> = (0..self.tasks)
+            .rev()
+            .filter_map(|i| Some((self.hidden_group(i)?, i)))
+            .collect();
+        for (g, i) in hidden {
+            self.hidden.insert(g);
+            let known = |p: &Person| p.kin.pid == g;
+            if Some(g) == self.outer_group
+                || index.contains_key(&g)
+                || self.people.iter().any(known)
+            {
+                continue;
+            }
+            let name = self.spaces.name(g);
+            let sees = |m: &Node| {
+                let k = &self.people[*m].kin;
+                k.pgid == g && self.spaces.seen(k.space, &name) != 0
+            };
+            let first = (0..self.tasks).find(sees).ok_or_else(|| {
+                stuck(
+                    i,
+                    "the leader of its group is gone, and nobody in the tree sees the group",
+                )
+            })?;
+            let k = &self.people[first].kin;
+            let (sid, objects) = (k.sid, k.objects);
+            self.helper(Some(g), first, sid, objects);
+        }
+        Ok(())
     }
     fn bear(&mut self, child: Node, by: Node) {
         self.people[child].creator = Some(by);
@@ -432,7 +508,11 @@ impl Planner {
     /// A plain way to bear `i`: its parent, or a sibling.
     fn creator(&self, i: Node, p: Node) -> Option<Node> {
         let x = &self.people[i];
-        let fits = |y: Node| x.born.is_none_or(|s| self.people[y].serves(s)) && self.shares(y, i);
+        let fits = |y: Node| {
+            x.born.is_none_or(|s| self.people[y].serves(s))
+                && self.shares(y, i)
+                && self.reaches(y, i)
+        };
         if fits(p) {
             return Some(p);
         }
@@ -457,7 +537,11 @@ impl Planner {
         }
         (1..self.people.len()).find(|y| {
             let z = &self.people[*y];
-            z.creator.is_some() && z.serves(s) && self.is_above(p, *y) && self.shares(*y, i)
+            z.creator.is_some()
+                && z.serves(s)
+                && self.is_above(p, *y)
+                && self.shares(*y, i)
+                && self.reaches(*y, i)
         })
     }
     fn birth(&self, by: Node, child: Node) -> Deed {
@@ -475,15 +559,22 @@ impl Planner {
             parent,
             share,
             exit_signal: c.kin.exit_signal,
+            founds: self.founds(child),
         }
     }
-    /// Everybody whose birth is special, and all that must exist before, is not plain.
+    /// Everybody whose birth is special, and all that must exist before, is not plain. Nor is who is born where somebody joins a group
+    /// for it: the order counts there.
     fn plain(&self) -> Vec<bool> {
+        if !self.hidden.is_empty() {
+            return vec![false; self.tasks];
+        }
         let mut plain = vec![true; self.people.len()];
         for (i, x) in self.people.iter().enumerate().skip(1) {
-            let usual = x.creator == x.parent
-                && x.creator
-                    .is_some_and(|c| x.born.is_none_or(|s| s == self.people[c].kin.sid));
+            let as_creator = |c: Node| {
+                let k = &self.people[c].kin;
+                x.born.is_none_or(|s| s == k.sid) && x.kin.space == k.space
+            };
+            let usual = x.creator == x.parent && x.creator.is_some_and(as_creator);
             if usual && i < self.tasks {
                 continue;
             }
@@ -498,39 +589,143 @@ impl Planner {
         plain.truncate(self.tasks);
         plain
     }
-    /// Every task plays one tape: children of its first session, setsid, children of its own.
-    fn births(&self) -> Vec<Vec<Tape>> {
+    /// Every task plays its deeds in order: children of its first session, setsid, children of its own. Mostly that is one tape; it is
+    /// cut where one waits for a pid namespace or a group that another one makes. Gives the group in which each is then, too.
+    fn births(&self) -> Result<(Vec<Vec<Tape>>, Vec<u32>), Stuck> {
+        let mut todo = self.wishes();
+        let mut now = Births {
+            stage: 0,
+            group: vec![self.outer_group.unwrap_or(OUTER); self.people.len()],
+            bears_in: self.people.iter().map(|p| p.kin.space).collect(),
+            born: vec![None; self.people.len()],
+            led: BTreeMap::new(),
+        };
         let mut stages: Vec<Vec<Tape>> = Vec::new();
+        let mut ready = vec![0];
+        while !ready.is_empty() {
+            let (mut stage, mut next) = (Vec::new(), Vec::new());
+            let mut moved = false;
+            for at in std::mem::take(&mut ready) {
+                let mut deeds = Vec::new();
+                while let Some(d) = todo[at].front() {
+                    if !self.prepare(at, d, &mut now, &mut deeds)? {
+                        next.push(at);
+                        break;
+                    }
+                    let Some(d) = todo[at].pop_front() else { break };
+                    match &d {
+                        Deed::Birth { child, .. } => {
+                            now.born[*child] = Some((now.stage, at));
+                            now.group[*child] = now.group[at];
+                            next.push(*child);
+                        }
+                        Deed::Session => now.lead(at, self.people[at].kin.pid),
+                        _ => {}
+                    }
+                    deeds.push(d);
+                    moved = true;
+                }
+                let own = self.people[at].kin.space;
+                if todo[at].is_empty() && now.bears_in[at] != own {
+                    // threads are born at home (kernel/fork.c, copy_process())
+                    deeds.push(Deed::BearIn(at));
+                    now.bears_in[at] = own;
+                }
+                stage.push((at, deeds));
+            }
+            if let Some(n) = next.first().filter(|_| !moved) {
+                return Err(stuck(
+                    *n,
+                    "it waits for a pid namespace or a group that nobody makes before",
+                ));
+            }
+            stages.push(stage);
+            now.stage += 1;
+            ready = next;
+        }
+        Ok((stages, now.group))
+    }
+    /// What each would do if it had nobody to wait for.
+    fn wishes(&self) -> Vec<VecDeque<Deed>> {
         let mut children: BTreeMap<Node, Vec<Node>> = BTreeMap::new();
         for (i, x) in self.people.iter().enumerate().skip(1) {
             children.entry(x.creator.unwrap_or(0)).or_default().push(i);
         }
-        let mut queue = VecDeque::from([(0, 0)]);
-        while let Some((at, level)) = queue.pop_front() {
+        let wishes = |at: Node| {
             let x = &self.people[at].kin;
             let own = x.sid == x.pid;
             let born: &[Node] = children.get(&at).map_or(&[], |v| v);
             let early = |c: &&Node| own && self.people[**c].born.is_some_and(|s| s != x.sid);
-            let mut deeds: Vec<Deed> = born
+            let mut deeds: VecDeque<Deed> = born
                 .iter()
                 .filter(early)
                 .map(|c| self.birth(at, *c))
                 .collect();
             if own {
-                deeds.push(Deed::Session);
+                deeds.push_back(Deed::Session);
             }
-            deeds.extend(
-                born.iter()
-                    .filter(|c| !early(c))
-                    .map(|c| self.birth(at, *c)),
-            );
-            queue.extend(born.iter().map(|c| (*c, level + 1)));
-            if stages.len() <= level {
-                stages.push(Vec::new());
+            if !own && self.hidden.contains(&x.pid) {
+                deeds.push_back(Deed::Group(x.pid));
             }
-            stages[level].push((at, deeds));
+            let late = born.iter().filter(|c| !early(c));
+            deeds.extend(late.map(|c| self.birth(at, *c)));
+            deeds
+        };
+        (0..self.people.len()).map(wishes).collect()
+    }
+    /// What `at` must do first, so that a child is born in its pid namespace, and in its group if it cannot see that. False: it has to
+    /// wait for others.
+    fn prepare(
+        &self,
+        at: Node,
+        deed: &Deed,
+        now: &mut Births,
+        deeds: &mut Vec<Deed>,
+    ) -> Result<bool, Stuck> {
+        let own = &self.people[at].kin;
+        let child = match deed {
+            Deed::Birth { child, .. } => *child,
+            Deed::Group(g) => {
+                now.lead(at, *g);
+                return Ok(true);
+            }
+            _ => return Ok(true),
+        };
+        let space = self.people[child].kin.space;
+        let wanted = if self.founds(child) { own.space } else { space };
+        let guide = match self.spaces.first_of(wanted) {
+            _ if wanted == own.space => at,
+            first => {
+                let first = first.and_then(|f| self.people.iter().position(|p| p.kin.pid == f));
+                first.ok_or_else(|| {
+                    stuck(child, "the first process of its pid namespace is not there")
+                })?
+            }
+        };
+        // it is seen once the tape it was born in has been played
+        let there = now.born[guide].is_some_and(|(stage, by)| stage < now.stage || by == at);
+        if now.bears_in[at] != wanted && guide != at && !there {
+            return Ok(false);
         }
-        stages
+        if let Some(g) = self.hidden_group(child).filter(|g| *g != now.group[at]) {
+            let led = now.led.get(&g);
+            if !led.is_some_and(|(stage, by)| *stage < now.stage || *by == at) {
+                return Ok(false);
+            }
+            if own.sid == own.pid || self.spaces.seen(own.space, &self.spaces.name(g)) == 0 {
+                return Err(stuck(
+                    child,
+                    "its group is one that it cannot see, and that its creator cannot join",
+                ));
+            }
+            deeds.push(Deed::Group(g));
+            now.group[at] = g;
+        }
+        if now.bears_in[at] != wanted {
+            deeds.push(Deed::BearIn(guide));
+            now.bears_in[at] = wanted;
+        }
+        Ok(true)
     }
     /// Helpers end, and whom they bore goes to the right parent: one parent at a time, so that no other adopts.
     fn adopt(&self, stages: &mut Vec<Vec<Tape>>) {
@@ -551,8 +746,8 @@ impl Planner {
             stages.extend([before.0, end.0, after.0]);
         }
     }
-    /// Groups, leaders first; then helpers that played leaders end.
-    fn groups(&mut self, index: &BTreeMap<u32, Node>, stages: &mut Vec<Vec<Tape>>) {
+    /// Groups, leaders first; then helpers that played leaders end. `now`: the group each is in.
+    fn groups(&mut self, now: &[u32], stages: &mut Vec<Vec<Tape>>) -> Result<(), Stuck> {
         let mut births = Tapes::default();
         let mut lead = Tapes::default();
         let mut join = Tapes::default();
@@ -574,7 +769,8 @@ impl Planner {
         for i in (0..self.tasks).filter(|i| foreign(&self.people[*i].kin)) {
             members.entry(self.people[i].kin.pgid).or_insert(i);
         }
-        for (g, first) in members.iter().filter(|m| !index.contains_key(m.0)) {
+        let played: BTreeSet<u32> = self.people.iter().map(|p| p.kin.pid).collect();
+        for (g, first) in members.iter().filter(|m| !played.contains(m.0)) {
             let k = &self.people[*first].kin;
             let (sid, objects) = (k.sid, k.objects);
             let h = self.helper(Some(*g), *first, sid, objects);
@@ -584,14 +780,24 @@ impl Planner {
             end.add(*first, Deed::Reap(h));
         }
         let mut movers = Vec::new();
-        for i in 0..self.tasks {
+        for (i, group) in now.iter().copied().enumerate().take(self.tasks) {
             let k = self.people[i].kin.clone();
             let leads = k.sid != k.pid && members.contains_key(&k.pid);
             if leads {
                 lead.add(i, Deed::Group(k.pid));
             }
+            // who joined a hidden group for others, or was born by one who did, has to leave it
+            let strayed = self.hidden.contains(&group) && group != k.pgid;
             match members.get(&k.pgid) {
-                _ if !foreign(&k) && !leads || k.pgid == k.pid => {}
+                _ if k.pgid == group && !leads || k.pgid == k.pid => {}
+                _ if strayed && !foreign(&k) && k.sid == OUTER => {
+                    return Err(stuck(
+                        i,
+                        "it is in the group of who restores, and another one that it was born in is hidden from others",
+                    ));
+                }
+                _ if strayed && !foreign(&k) => join.add(i, Deed::Group(k.pgid)),
+                _ if !foreign(&k) && !leads => {}
                 _ if leads => movers.push(i),
                 Some(_) => join.add(i, Deed::Group(k.pgid)),
                 None => {}
@@ -622,6 +828,27 @@ impl Planner {
         stages.extend([births.0, lead.0, join.0]);
         stages.extend(moves);
         stages.push(end.0);
+        Ok(())
+    }
+}
+
+/// How far births are.
+struct Births {
+    stage: usize,
+    /// The group of each.
+    group: Vec<u32>,
+    /// The pid namespace in which the children of each are born.
+    bears_in: Vec<Space>,
+    /// In which stage and by whom.
+    born: Vec<Option<(usize, Node)>>,
+    /// Groups: in which stage and by whom they were made.
+    led: BTreeMap<u32, (usize, Node)>,
+}
+
+impl Births {
+    fn lead(&mut self, who: Node, group: u32) {
+        self.group[who] = group;
+        self.led.entry(group).or_insert((self.stage, who));
     }
 }
 

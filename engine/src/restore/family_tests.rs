@@ -122,6 +122,7 @@ impl World {
                     pgid: t.pgid,
                     exit_signal: t.exit_signal,
                     objects: (!t.dead).then_some(t.objects),
+                    space: 0,
                 }
             })
             .collect();
@@ -143,7 +144,7 @@ fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> 
         .iter()
         .map(|t| t.pid)
         .chain(f.helpers.iter().map(|h| {
-            h.unwrap_or_else(|| {
+            h.0.unwrap_or_else(|| {
                 free += 1;
                 free
             })
@@ -169,7 +170,9 @@ fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> 
                         parent,
                         exit_signal,
                         share,
+                        founds,
                     } => {
+                        assert!(!founds);
                         let old = w.0[&me].objects;
                         let c = pids[*child];
                         w.born(me, c, pids[*parent] != me, *exit_signal)?;
@@ -186,6 +189,7 @@ fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> 
                         }
                         t.dies_with = Some(t.ppid);
                     }
+                    Deed::BearIn(_) => return Err("there is one pid namespace".into()),
                     Deed::Session => w.setsid(me)?,
                     Deed::Group(g) => w.setpgid(me, *g)?,
                     Deed::Adopt(on) => w.0.get_mut(&me).expect("caller").subreaper = *on,
@@ -249,7 +253,13 @@ fn kin(pid: u32, ppid: u32, sid: u32, pgid: u32) -> Kin {
         pgid,
         exit_signal: CHLD,
         objects: Some([pid; 4]),
+        space: 0,
     }
+}
+
+/// [`super::plan`] of a tree in one pid namespace.
+fn plan(tasks: &[Kin]) -> Result<Family> {
+    super::plan(tasks, &Spaces::default())
 }
 
 #[test]

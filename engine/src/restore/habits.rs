@@ -1,6 +1,7 @@
 //! Signals, timers, limits, scheduling, registrations: what a task does once and the kernel remembers.
 use super::images::TaskImages;
 use super::plan::comm;
+use super::spaces::Spaces;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::names;
@@ -86,19 +87,27 @@ pub struct Habits {
 /// timers' numbers.
 pub fn plan(
     t: &TaskImages,
+    spaces: &Spaces,
     (k, core): (usize, &pb::CoreEntry),
     own_hands: bool,
     by_id: bool,
 ) -> Result<Habits> {
     let mut h = Habits::default();
     if k == 0 {
-        process(t, own_hands, by_id, &mut h)?;
+        process(t, spaces, own_hands, by_id, &mut h)?;
     }
-    thread(t, t.threads[k].tid, core, &mut h)?;
+    thread(t, spaces, t.threads[k].tid, core, &mut h)?;
     Ok(h)
 }
 
-fn process(t: &TaskImages, own_hands: bool, by_id: bool, h: &mut Habits) -> Result<()> {
+fn process(
+    t: &TaskImages,
+    spaces: &Spaces,
+    own_hands: bool,
+    by_id: bool,
+    h: &mut Habits,
+) -> Result<()> {
+    let own_pid = spaces.name(t.entry.pid).own();
     let rows = &mut h.rows;
     if own_hands {
         actions(&t.tc, rows)?;
@@ -119,14 +128,14 @@ fn process(t: &TaskImages, own_hands: bool, by_id: bool, h: &mut Habits) -> Resu
     if let Some(s) = &t.tc.stasis {
         own(s, t.entry.pid, h);
     }
-    timers(t, &mut h.rows, &mut h.arm, by_id)?;
+    timers(t, spaces, &mut h.rows, &mut h.arm, by_id)?;
     queue(
         t.tc.signals_s.as_ref(),
         |info| {
             Call::new(
                 libc::SYS_rt_sigqueueinfo,
                 vec![
-                    Arg::Int(u64::from(t.entry.pid)),
+                    Arg::Int(u64::from(own_pid)),
                     signal(number(info)),
                     Arg::In(info.to_vec()),
                 ],
@@ -231,7 +240,13 @@ fn own(s: &pb::StasisTaskEntry, pid: u32, h: &mut Habits) {
     }
 }
 
-fn timers(t: &TaskImages, rows: &mut Vec<Call>, arm: &mut Vec<Call>, by_id: bool) -> Result<()> {
+fn timers(
+    t: &TaskImages,
+    spaces: &Spaces,
+    rows: &mut Vec<Call>,
+    arm: &mut Vec<Call>,
+    by_id: bool,
+) -> Result<()> {
     let Some(timers) = &t.tc.timers else {
         return Ok(());
     };
@@ -268,7 +283,9 @@ fn timers(t: &TaskImages, rows: &mut Vec<Call>, arm: &mut Vec<Call>, by_id: bool
         let mut ev = x.sival_ptr.to_le_bytes().to_vec();
         ev.extend_from_slice(&x.si_signo.to_le_bytes());
         ev.extend_from_slice(&x.it_sigev_notify.to_le_bytes());
-        ev.extend_from_slice(&x.notify_thread_id.unwrap_or(0).to_le_bytes());
+        let thread = x.notify_thread_id.and_then(|tid| u32::try_from(tid).ok());
+        let thread = thread.map_or(0, |tid| spaces.name(tid).own());
+        ev.extend_from_slice(&thread.to_le_bytes());
         ev.resize(64, 0);
         let id = x.it_id.to_le_bytes().to_vec();
         rows.push(Call::new(
@@ -337,7 +354,14 @@ fn queue(
     Ok(())
 }
 
-fn thread(t: &TaskImages, tid: u32, core: &pb::CoreEntry, h: &mut Habits) -> Result<()> {
+fn thread(
+    t: &TaskImages,
+    spaces: &Spaces,
+    tid: u32,
+    core: &pb::CoreEntry,
+    h: &mut Habits,
+) -> Result<()> {
+    let own = |key: u32| u64::from(spaces.name(key).own());
     let (rows, outside) = (&mut h.rows, &mut h.outside);
     let (Some(info), Some(tc)) = (&core.thread_info, &core.thread_core) else {
         return Err(Error::bug("a thread without registers passed the checks"));
@@ -348,7 +372,7 @@ fn thread(t: &TaskImages, tid: u32, core: &pb::CoreEntry, h: &mut Habits) -> Res
             libc::SYS_set_tid_address,
             vec![Arg::Hex(info.clear_tid_addr)],
         )
-        .must_be(u64::from(tid)),
+        .must_be(own(tid)),
     );
     if tc.futex_rla_len != 0 {
         rows.push(Call::new(
@@ -383,8 +407,8 @@ fn thread(t: &TaskImages, tid: u32, core: &pb::CoreEntry, h: &mut Habits) -> Res
             Call::new(
                 libc::SYS_rt_tgsigqueueinfo,
                 vec![
-                    Arg::Int(u64::from(t.entry.pid)),
-                    Arg::Int(u64::from(tid)),
+                    Arg::Int(own(t.entry.pid)),
+                    Arg::Int(own(tid)),
                     signal(number(i)),
                     Arg::In(i.to_vec()),
                 ],

@@ -1,6 +1,7 @@
 //! What a folder holds, read once and checked before anything is done. Images are untrusted.
 use super::ahead::Ahead;
 use super::homes::SORTS;
+use super::spaces::Spaces;
 use crate::error::{Blame, Error, Result};
 use crate::namespaces::user::Ids;
 use crate::pages::Pages;
@@ -121,6 +122,8 @@ pub struct Images {
     pub plugins: Vec<String>,
     /// What plugins saved of tasks' devices: pid as the task sees it, plugin, data.
     pub devices: Vec<(u32, String, Vec<u8>)>,
+    /// Pid namespaces, and the numbers of tasks in them.
+    pub spaces: Spaces,
     /// Namespaces that were not those of the engine that dumped, with their ids; without time.
     pub own_namespaces: Vec<(Ns, u32)>,
 }
@@ -290,6 +293,18 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
         Vec::new()
     };
     let clocks = clocks(dir, &tasks, root_ids.as_ref())?;
+    let spaces = Spaces::of(dir, &entries, tasks[0].ids.pid_ns_id)?;
+    for t in tasks.iter().filter(|t| !t.is_zombie()) {
+        let below = t.entry.stasis.as_ref().and_then(|s| s.pid_ns);
+        let wanted = below.or(tasks[0].ids.pid_ns_id);
+        if t.ids.pid_ns_id.is_some_and(|id| Some(id) != wanted) {
+            let what = format!("task {} of pstree.img", t.entry.pid);
+            return Err(bad(
+                what,
+                "it is in another pid namespace than its identities say",
+            ));
+        }
+    }
     let own_namespaces = own_namespaces(&tasks[0].ids, root_ids.as_ref());
     if let Some((_, id)) = own_namespaces.iter().find(|n| n.0 == Ns::User) {
         // the engine writes it, and has other numbers for the users inside
@@ -305,6 +320,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
         devices: Vec::new(),
         cgroups_of_dumper: inv.root_cg_set.unwrap_or(0),
         own_namespaces,
+        spaces,
         tasks,
         files,
         tables,
@@ -368,7 +384,11 @@ fn namespaces(
     for ns in Ns::ALL {
         let (a, b) = (id_of(ids, ns), id_of(root, ns));
         let engines = engine.is_some_and(|e| id_of(e, ns) == a);
-        if a.is_some() && b.is_some() && a != b && (engines || !SORTS.contains(&ns)) {
+        if a.is_some()
+            && b.is_some()
+            && a != b
+            && (engines || !SORTS.contains(&ns) && ns != Ns::Pid)
+        {
             return Err(unsupported(
                 format!("{} namespace", ns.name()),
                 "it has another than the root of the tree",

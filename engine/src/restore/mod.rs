@@ -19,6 +19,7 @@ mod perform;
 pub mod plan;
 mod privileges;
 mod regs;
+pub(crate) mod spaces;
 mod undo;
 mod vdso;
 

@@ -1,7 +1,9 @@
-//! Two numbers for each task: the one it sees itself, which is in the image, and the one the engine knows it by.
+//! Two numbers for each task: the one in the pid namespace of the first task, which is in the image, and the one the engine knows
+//! it by.
 //!
 //! They differ when the tree has a pid namespace of its own. Nothing tells the engine's number at birth (clone3 answers with the
 //! caller's view), so it is found among the children of the parent, whose status shows both.
+use crate::dump::Level;
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::ProcDir;
@@ -11,6 +13,8 @@ use std::collections::BTreeMap;
 pub struct Numbers {
     /// `None`: the tree lives in the engine's pid namespace, and both numbers are the same.
     foreign: Option<BTreeMap<u32, HostPid>>,
+    /// Where the tree's number is among those that /proc tells of one of its tasks.
+    level: Level,
 }
 
 impl Numbers {
@@ -18,6 +22,7 @@ impl Numbers {
     pub fn new(foreign: bool) -> Self {
         Self {
             foreign: foreign.then(BTreeMap::new),
+            level: Level::default(),
         }
     }
     /// Whether the tree has another pid namespace than the engine.
@@ -38,11 +43,16 @@ impl Numbers {
     pub fn known(&self, own: u32) -> Result<HostPid> {
         self.host(own).ok_or_else(|| lost(own))
     }
-    /// What a birth told.
-    pub fn learn(&mut self, own: u32, host: HostPid) {
+    /// What the birth of the first task told.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn learn_root(&mut self, own: u32, host: HostPid) -> Result<()> {
         if let Some(known) = &mut self.foreign {
             known.insert(own, host);
+            self.level = Level::of(&ProcDir::open(host)?.status()?);
         }
+        Ok(())
     }
     /// Finds these tasks among the children of their parents.
     ///
@@ -61,9 +71,7 @@ impl Numbers {
             for c in ProcDir::open(host)?.children()? {
                 if seen.insert(c) {
                     let st = ProcDir::open(c)?.status()?;
-                    if let Some(n) = st.ns_tgid.last() {
-                        known.insert(*n as u32, c);
-                    }
+                    known.insert(self.level.number(&st.ns_tgid), c);
                 }
             }
             if !known.contains_key(own) {
@@ -84,9 +92,7 @@ impl Numbers {
         let proc = ProcDir::open(host)?;
         for tid in proc.tasks()? {
             let st = proc.task_status(tid)?;
-            if let Some(n) = st.ns_pid.last() {
-                known.insert(*n as u32, tid);
-            }
+            known.insert(self.level.number(&st.ns_pid), tid);
         }
         Ok(())
     }

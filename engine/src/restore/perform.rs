@@ -10,7 +10,8 @@ use super::images::{Images, TaskImages};
 use super::inner::Worker;
 use super::numbers::Numbers;
 use super::pager::{Daemon, Pager, no_uffd};
-use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan, thread_birth};
+use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan, children, thread_birth};
+use super::spaces::Name;
 use super::{fill, grounds, inner, memory, vdso};
 use crate::dump::seize;
 use crate::error::{Blame, Error, Result};
@@ -69,8 +70,8 @@ pub struct Performance<'a> {
     groups: Option<Groups<'a>>,
     /// Tasks seized while they have no parent to die with, that will be zombies.
     fosterlings: Vec<Tracee>,
-    /// Pids of all tasks and helpers of the family.
-    numbers: Vec<u32>,
+    /// Numbers of all tasks and helpers of the family.
+    numbers: Vec<Name>,
     /// Threads but for the leaders, in the order of the plan, once they are seized.
     threads: Vec<Tracee>,
     /// All threads once they are seized for the last act: index in the plan, number within the task.
@@ -275,11 +276,12 @@ impl<'a> Performance<'a> {
                     .into_iter()
                     .chain(e.threads.iter().copied())
             })
+            .chain(self.plan.spaces.numbers())
             .collect()
     }
     /// Numbers of the whole family. Helpers that may have any get numbers below the first stub's: those were given out
     /// not long ago, so the kernel will not come to them soon.
-    fn numbers(&self) -> Vec<u32> {
+    fn numbers(&self) -> Vec<Name> {
         let mut used = self.needed();
         let stub = self.stub.map_or(1, |s| s.0 as u32);
         let foreign = self.pids.are_foreign();
@@ -380,9 +382,11 @@ impl<'a> Performance<'a> {
             for d in deeds {
                 match d {
                     Deed::Birth { child, parent, .. } => {
-                        let parent = self.numbers[*parent] as i32;
-                        self.reel.expect_parent(plan.slot_of(*child), Some(parent));
-                        born.push((self.numbers[*child], parent as u32));
+                        let (child, slot) = (&self.numbers[*child], plan.slot_of(*child));
+                        let parent = &self.numbers[*parent];
+                        let seen = plan.spaces.seen(child.space, parent);
+                        self.reel.expect_parent(slot, Some(seen as i32));
+                        born.push((child.key(), parent.key()));
                     }
                     // a live task is seized already: it does not outlive the engine while it has no parent to die with
                     Deed::Unbind if plan.tasks[*by].end.is_some() => {
@@ -390,7 +394,7 @@ impl<'a> Performance<'a> {
                         self.fosterlings.push(seize(pid)?);
                     }
                     Deed::Exit => {
-                        let pid = self.pids.known(self.numbers[*by])?;
+                        let pid = self.pids.known(self.numbers[*by].key())?;
                         self.newborn.retain(|p| *p != pid.0);
                     }
                     Deed::Bind(_) => bound = true,
@@ -679,7 +683,7 @@ impl<'a> Performance<'a> {
         let played = self.play(&[(0, &birth)], Phase::Birth).map_err(taken)?;
         let pid = HostPid(played[0].rets[0] as i32);
         self.root = Some(pid);
-        self.pids.learn(t.pid, pid);
+        self.pids.learn_root(t.pid, pid)?;
         self.leaders[0] = Some(seize(pid)?);
         self.seized.push(pid.0);
         Ok(())
@@ -1119,7 +1123,7 @@ impl<'a> Performance<'a> {
                 }
                 // a thread finds its tape when it is born, so it need not be woken for it
                 let slot = t.slot + k;
-                rows.push(thread_birth(all[k].tid, slot));
+                rows.push(thread_birth(&plan.spaces.name(all[k].tid), slot));
                 tapes.push((slot, h.rows));
             }
             if ends {
@@ -1190,7 +1194,8 @@ impl<'a> Performance<'a> {
             let has = has && of.mm.as_ref().is_none_or(|m| m.dumpable != Some(2));
             let mut tape = Vec::new();
             if k == 0 {
-                tape = plan.habits(t, of, (k, &core))?.arm;
+                tape = children(t.pid, &plan.spaces);
+                tape.extend(plan.habits(t, of, (k, &core))?.arm);
                 tape.extend_from_slice(&t.arm);
             }
             tape.extend(last.credentials.into_iter().filter(|_| !has));

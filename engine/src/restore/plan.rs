@@ -7,6 +7,7 @@ use super::habits::{self, Habits};
 use super::homes::{Homes, network_of};
 use super::images::{Images, TASK_SIZE, TaskImages, id_of};
 use super::privileges::{self, Privileges};
+use super::spaces::{Children, Name, Spaces};
 use super::{memory, undo};
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{self, HostAct, PlanCx, Stage, TaskStage};
@@ -58,6 +59,8 @@ pub struct Plan {
     pub birth: Call,
     /// Births, sessions, groups.
     pub family: Family,
+    /// Pid namespaces, and the numbers of tasks in them.
+    pub spaces: Spaces,
     /// Namespaces made and joined.
     pub grounds: Grounds,
     /// How the tree's mount namespace is built, if it has one of its own.
@@ -107,6 +110,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     let mut cx = PlanCx::new(o, dir, &images.files, &holders);
     let grounds = Grounds::plan(o, dir, images)?;
     cx.homes = grounds.homes.clone();
+    cx.spaces = images.spaces.clone();
     let built = grounds.homes.built();
     if !built.is_empty() {
         let mounts = crate::namespaces::mnt::plan(o, dir, &built)?;
@@ -138,7 +142,8 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         host: Vec::new(),
         tasks: Vec::new(),
         // the first stub's sibling: a child of the engine
-        birth: clone3(libc::CLONE_PARENT as u64, 0, images.tasks[0].entry.pid, 1),
+        birth: root_birth(images, 0),
+        spaces: images.spaces.clone(),
         family: family(images, o)?,
         clocks: images.clocks,
         nested_clocks: nested_clocks(dir, &grounds)?,
@@ -163,12 +168,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
             0
         };
         // the answer is the number by which the stub, and so the engine, knows the root
-        plan.birth = clone3(
-            (libc::CLONE_PARENT | new) as u64,
-            0,
-            images.tasks[0].entry.pid,
-            1,
-        );
+        plan.birth = root_birth(images, new);
         plan.birth.expect = stasis_kernel::call::Expect::Ok;
     }
     let mut tables = BTreeMap::new();
@@ -485,30 +485,43 @@ fn hole(images: &Images) -> Result<u64> {
 }
 
 /// clone_args of clone3(2) (linux/sched.h).
-fn clone3(flags: u64, exit_signal: u64, pid: u32, slot: usize) -> Call {
+///
+/// `seen`: the number that the caller gets for it.
+fn clone3(flags: u64, exit_signal: u64, name: &Name, seen: u32, slot: usize) -> Call {
     let mut words = [0u64; 8];
     words[0] = flags;
     words[4] = exit_signal;
     let head: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    // the innermost first
+    let inwards = name.numbers.iter().rev();
+    let numbers: Vec<u8> = inwards.flat_map(|n| n.to_le_bytes()).collect();
+    let count = name.numbers.len() as u64;
     let args = Arg::Struct(vec![
         Part::Bytes(head),
-        Part::Ptr(Arg::In(pid.to_le_bytes().to_vec())),
-        Part::Bytes([1u64, 0].iter().flat_map(|w| w.to_le_bytes()).collect()),
+        Part::Ptr(Arg::In(numbers)),
+        Part::Bytes([count, 0].iter().flat_map(|w| w.to_le_bytes()).collect()),
     ]);
-    let mut c = Call::new(libc::SYS_clone3, vec![args, Arg::Int(88)]).must_be(u64::from(pid));
+    let mut c = Call::new(libc::SYS_clone3, vec![args, Arg::Int(88)]).must_be(u64::from(seen));
     c.child_slot = Some(slot);
     c
 }
 
+/// The row by which the first stub bears the root, its sibling.
+fn root_birth(images: &Images, new: i32) -> Call {
+    let root = images.tasks[0].entry.pid;
+    let name = images.spaces.name(root);
+    clone3((libc::CLONE_PARENT | new) as u64, 0, &name, root, 1)
+}
+
 /// The row that bears a thread.
-pub fn thread_birth(tid: u32, slot: usize) -> Call {
+pub fn thread_birth(name: &Name, slot: usize) -> Call {
     let flags = libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM;
-    clone3(flags as u64, 0, tid, slot)
+    clone3(flags as u64, 0, name, name.own(), slot)
 }
 
 /// Births, sessions and groups.
@@ -546,9 +559,10 @@ fn family(images: &Images, o: &Options) -> Result<Family> {
                 t.ids.fs_id,
                 t.ids.sighand_id,
             ]),
+            space: images.spaces.space_of(t.entry.pid),
         })
         .collect();
-    family::plan(&kin)
+    family::plan(&kin, &images.spaces)
 }
 
 impl Plan {
@@ -559,7 +573,7 @@ impl Plan {
         t: &TaskImages,
         thread: (usize, &pb::CoreEntry),
     ) -> Result<Habits> {
-        habits::plan(t, thread, p.own_hands, self.timers_by_id)
+        habits::plan(t, &self.spaces, thread, p.own_hands, self.timers_by_id)
     }
     /// What it does last of all.
     pub fn privileges(
@@ -620,16 +634,20 @@ impl Plan {
         self.family
             .wave(wave, |n| self.tasks.get(n).map_or(0, |t| t.wave))
     }
-    /// Pids of tasks and helpers; `free` gives those that may be any.
-    pub fn numbers(&self, free: impl FnMut() -> u32) -> Vec<u32> {
+    /// Numbers of tasks and helpers; `free` gives those that may be any.
+    pub fn numbers(&self, free: impl FnMut() -> u32) -> Vec<Name> {
         let mut free = free;
-        let tasks = self.tasks.iter().map(|t| t.pid);
-        let helpers = self.family.helpers.iter();
-        let helpers: Vec<u32> = helpers.map(|h| h.unwrap_or_else(&mut free)).collect();
+        let tasks = self.tasks.iter().map(|t| self.spaces.name(t.pid));
+        let helpers = self.family.helpers.iter().map(|(pid, space)| match pid {
+            Some(p) => self.spaces.name(*p),
+            None => self.spaces.any_name(*space, free()),
+        });
+        let helpers: Vec<Name> = helpers.collect();
         tasks.chain(helpers).collect()
     }
     /// The rows of a family's tape. `numbers` are those of [`Plan::numbers`].
-    pub fn deeds(&self, by: Node, deeds: &[Deed], numbers: &[u32]) -> Vec<Call> {
+    pub fn deeds(&self, by: Node, deeds: &[Deed], numbers: &[Name]) -> Vec<Call> {
+        let seen = |n: Node| self.spaces.seen(numbers[by].space, &numbers[n]);
         const PDEATHSIG: fn(u64) -> Call = |sig| {
             let op = Arg::Named(1, "PR_SET_PDEATHSIG".into());
             Call::new(libc::SYS_prctl, vec![op, Arg::Int(sig)])
@@ -642,6 +660,7 @@ impl Plan {
                     parent,
                     share,
                     exit_signal,
+                    founds,
                 } => {
                     const SHARE: [i32; 4] = [
                         libc::CLONE_VM,
@@ -650,22 +669,31 @@ impl Plan {
                         libc::CLONE_SIGHAND,
                     ];
                     let shared = SHARE.iter().zip(share).filter(|s| *s.1);
-                    let flags = shared.fold(0, |f, s| f | *s.0 as u64);
+                    let new = [0, libc::CLONE_NEWPID as u64][usize::from(*founds)];
+                    let flags = shared.fold(new, |f, s| f | *s.0 as u64);
                     let (flags, signal) = if *parent == by {
                         (flags, u64::from(*exit_signal))
                     } else {
                         // KERNEL: a sibling's exit signal is the caller's, and may not be named
                         (flags | libc::CLONE_PARENT as u64, 0)
                     };
-                    rows.push(clone3(flags, signal, numbers[*child], self.slot_of(*child)));
+                    let slot = self.slot_of(*child);
+                    rows.push(clone3(flags, signal, &numbers[*child], seen(*child), slot));
                 }
+                Deed::BearIn(n) => rows.extend(bear_in(seen(*n), rows.len())),
                 Deed::Session => {
-                    rows.push(Call::new(libc::SYS_setsid, vec![]).must_be(u64::from(numbers[by])))
+                    let own = u64::from(numbers[by].own());
+                    rows.push(Call::new(libc::SYS_setsid, vec![]).must_be(own))
                 }
-                Deed::Group(g) => rows.push(Call::new(
-                    libc::SYS_setpgid,
-                    vec![Arg::Int(0), Arg::Int(u64::from(*g))],
-                )),
+                Deed::Group(g) => {
+                    let own = numbers.iter().find(|n| n.key() == *g);
+                    let group = match own {
+                        Some(n) => self.spaces.seen(numbers[by].space, n),
+                        None => self.spaces.seen(numbers[by].space, &self.spaces.name(*g)),
+                    };
+                    let args = vec![Arg::Int(0), Arg::Int(u64::from(group))];
+                    rows.push(Call::new(libc::SYS_setpgid, args))
+                }
                 Deed::Adopt(on) => rows.push(Call::new(
                     libc::SYS_prctl,
                     vec![
@@ -676,14 +704,14 @@ impl Plan {
                 Deed::Unbind => rows.push(PDEATHSIG(0)),
                 Deed::Bind(p) => {
                     rows.push(PDEATHSIG(libc::SIGKILL as u64));
-                    let parent = u64::from(numbers[*p]);
+                    let parent = u64::from(seen(*p));
                     rows.push(Call::new(libc::SYS_getppid, vec![]).must_be(parent));
                 }
                 Deed::Exit => {
                     rows.push(Call::new(libc::SYS_exit_group, vec![Arg::Int(0)]).any());
                 }
                 Deed::Reap(h) => {
-                    let pid = u64::from(numbers[*h]);
+                    let pid = u64::from(seen(*h));
                     let wall = Arg::Named(libc::__WALL as u32 as u64, "__WALL".into());
                     rows.push(
                         Call::new(
@@ -710,6 +738,35 @@ impl Plan {
             }
         }
         rows
+    }
+}
+
+/// Rows: children are born in the pid namespace of the task of this number from now on. `from`: how many rows are before.
+fn bear_in(pid: u32, from: usize) -> Vec<Call> {
+    let new = Arg::Named(libc::CLONE_NEWPID as u64, "CLONE_NEWPID".into());
+    vec![
+        Call::new(
+            libc::SYS_pidfd_open,
+            vec![Arg::Int(u64::from(pid)), Arg::Int(0)],
+        ),
+        Call::new(libc::SYS_setns, vec![Arg::Ret(from), new]),
+        Call::new(libc::SYS_close, vec![Arg::Ret(from)]),
+    ]
+}
+
+/// The first rows of a task's last tapes, if its children are to be born in another pid namespace than its own: threads are born
+/// at home, so they come late.
+pub fn children(pid: u32, spaces: &Spaces) -> Vec<Call> {
+    match spaces.children_of(pid) {
+        None => Vec::new(),
+        Some(Children::In(space)) => {
+            let first = spaces.first_of(space).unwrap_or(pid);
+            bear_in(spaces.seen_by(pid, first), 0)
+        }
+        Some(Children::New) => {
+            let new = Arg::Named(libc::CLONE_NEWPID as u64, "CLONE_NEWPID".into());
+            vec![Call::new(libc::SYS_unshare, vec![new])]
+        }
     }
 }
 
@@ -846,7 +903,7 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
         for (by, deeds) in &stage {
             let who = ["helper", "task"][usize::from(*by < p.tasks.len())];
             for r in p.deeds(*by, deeds, &numbers) {
-                let _ = writeln!(s, "  {who} {}: {r}", numbers[*by]);
+                let _ = writeln!(s, "  {who} {}: {r}", numbers[*by].key());
             }
         }
     }
@@ -869,7 +926,7 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
             let slot = t.slot + k;
             tape(
                 &format!("thread {} in slot {slot}", th.tid),
-                &[thread_birth(th.tid, slot)],
+                &[thread_birth(&p.spaces.name(th.tid), slot)],
             );
         }
         if let Some(table) = &t.table {
@@ -902,6 +959,7 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
             tape(&format!("habits of thread {k}"), &h.rows);
         }
         if let Some((h, _)) = all.first_mut() {
+            tape("children", &children(t.pid, &p.spaces));
             tape("arm", &h.arm);
             tape("arm", &t.arm);
             h.outside.extend(habits::of_process(&images.tasks[i]));

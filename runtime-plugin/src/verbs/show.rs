@@ -300,6 +300,7 @@ mod tests {
             pgid: 1,
             sid: 1,
             threads: vec![pid],
+            stasis: None,
         }
     }
 
