@@ -150,6 +150,7 @@ macro_rules! with_guests {
             plugged: [] [];
             netlink: [] [];
             packet: [] [];
+            packet_ring: [] [];
             pty: [] [];
             pty_data: [] [];
             ctty: [] [];
@@ -253,6 +254,7 @@ macro_rules! with_works {
             unix_family: dump_restore, leave_running, generations;
             netlink: dump_restore, leave_running, generations;
             packet: dump_restore, leave_running, generations;
+            packet_ring: dump_restore, leave_running, generations;
             pidfd: dump_restore, leave_running, generations;
             pty: dump_restore, leave_running, generations, contained, contained_user;
             pty_data: dump_restore, leave_running, generations;

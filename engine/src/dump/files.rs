@@ -2,9 +2,10 @@
 use super::Dumping;
 use super::mapped::{self, Copied};
 use super::task::Task;
-use crate::error::{Error, Result};
+use crate::error::{Blame, Error, Result};
 use crate::kinds::{
-    self, DumpCx, FileKind, IN_FLIGHT, Seen, fown, locks, regular, shmem, unixsk, unixsk_diag,
+    self, DumpCx, FileKind, IN_FLIGHT, Seen, fown, locks, packet, regular, shmem, unixsk,
+    unixsk_diag,
 };
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::{HostPid, RemoteFd};
@@ -285,6 +286,39 @@ impl Dumping<'_> {
             .is_some_and(|e| e.r#type == pb::FdTypes::Memfd as i32);
         self.mapped.insert(key, (id, memfd));
         Ok(Some((id, memfd, open)))
+    }
+    /// The socket whose rings are mapped: the id of its entry.
+    pub fn mapped_socket(&mut self, t: &Task, m: &MapsLine) -> Result<u32> {
+        let refuse = |why: &str, advice: &str| {
+            let what = format!("cannot dump mapping {m} of task {}", t.pid.0);
+            Err(Error::new("E4200", Blame::Container, what)
+                .why(why)
+                .advice(advice))
+        };
+        let pidfd = fds::pidfd_open(t.pid, 0)?;
+        let all = t.proc.fds()?.into_iter();
+        let mut same = all.filter(|slot| t.proc.fd_link(*slot).is_ok_and(|l| l == m.path));
+        let Some(RemoteFd(slot)) = same.next() else {
+            return refuse(
+                "the task has closed the socket whose rings it shows",
+                "have the program keep the socket open, or unmap the rings",
+            );
+        };
+        let id = self.slot(t, pidfd.as_fd(), slot)?.id;
+        let entry = self.cx.entries.iter().find(|e| e.id == id);
+        let rings = entry.and_then(|e| Some(packet::rings(e.psk.as_deref()?)));
+        // the kernel maps the rings of a socket only as a whole
+        match rings {
+            Some(len) if len == m.len() && m.offset == 0 => Ok(id),
+            Some(_) => refuse(
+                "it shows a part of a packet socket's rings, or its parts differ in protection",
+                "have the program map the rings as a whole",
+            ),
+            None => refuse(
+                "it shows memory of a socket that is no packet socket",
+                "have the program close the socket before the dump",
+            ),
+        }
     }
     fn describe(
         &mut self,

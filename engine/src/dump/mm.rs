@@ -374,6 +374,11 @@ fn file(
         v.shmid = d.sysv_memory(task, m)?;
         return Ok(());
     }
+    if path.starts_with(b"socket:[") {
+        v.status |= status::SOCKET;
+        v.shmid = d.mapped_socket(task, m)?.into();
+        return Ok(());
+    }
     let Some((id, memfd, fdflags)) = d.mapped_file(task, m, s.flags)? else {
         // a memfd that nobody has open is shared memory that only shows another name: this is also how a rootless restore
         // makes shared memory

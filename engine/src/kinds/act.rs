@@ -4,8 +4,8 @@
 //! what it saw (checks), or because it must clean up after itself whatever happens (names, credentials). Each of them prints
 //! itself like a row, so the whole plan can be read before it is played.
 use super::{
-    fown, ghost, inet_address, inet_groups, inherit, mqueue, netlink, pidfd, sockopts, sysv,
-    tcp_acts, tcp_queue, tty_acts, udp_queue, unixsk_acts,
+    fown, ghost, inet_address, inet_groups, inherit, mqueue, netlink, packet, pidfd, sockopts,
+    sysv, tcp_acts, tcp_queue, tty_acts, udp_queue, unixsk_acts,
 };
 use crate::error::{Blame, Error, Result};
 use crate::pages::{Source, Store};
@@ -71,6 +71,8 @@ pub enum Act {
     Mqueue(Box<mqueue::Open>),
     /// The port of a netlink socket.
     NetlinkPort(netlink::Port),
+    /// The device of an old packet socket.
+    BindByName(packet::ByName),
     /// Unix sockets.
     Unix(unixsk_acts::Deeds),
     /// Sizes of a socket's buffers.
@@ -188,6 +190,7 @@ impl Act {
             Act::Queue(q) => q.perform(on),
             Act::Mqueue(q) => q.perform(on),
             Act::NetlinkPort(p) => p.perform(on),
+            Act::BindByName(b) => b.perform(on),
             Act::Unix(d) => d.perform(on),
             Act::Buffers(b) => b.perform(on),
             Act::Bind(b) => b.perform(on),
@@ -253,6 +256,7 @@ impl fmt::Display for Act {
             Act::Queue(q) => q.fmt(f),
             Act::Mqueue(q) => q.fmt(f),
             Act::NetlinkPort(p) => p.fmt(f),
+            Act::BindByName(b) => b.fmt(f),
             Act::Unix(d) => d.fmt(f),
             Act::Buffers(b) => b.fmt(f),
             Act::Bind(b) => b.fmt(f),

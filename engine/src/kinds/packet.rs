@@ -1,19 +1,24 @@
 //! Packet sockets (AF_PACKET): protocol, device, memberships, rings, fanout, options.
 //!
 //! **What it is.** A socket that sees packets of a device, or of all, as the driver has them. It may have rings of memory shared with the
-//! program instead of a queue, and belong to a fanout group that shares packets out among its sockets.
+//! program instead of a queue, and belong to a fanout group that shares packets out among its sockets. Sockets of the old type SOCK_PACKET
+//! are bound to a device by its name, and have none of this.
 //!
 //! **Dump.** getsockname(2), getsockopt(2), and for memberships, rings and groups sock_diag(7).
 //!
 //! **Restore.** The socket is made without a protocol, so that it sees nothing yet; then memberships, rings, and bind(2) to
-//! protocol and device; then the group, which wants a bound socket; its filter last.
+//! protocol and device; then the group, which wants a bound socket; its filter last. Tasks map rings as they map files.
+//! SOCK_PACKET takes its protocol only from socket(2): it sees packets of all devices for a moment.
 //!
-//! **What does not come back.** Packets that wait (the dump warns): packet sockets may lose some at any time. Statistics. Rings that
-//! are mapped: such a mapping is refused. Groups that choose by a BPF program are refused; which socket of
-//! a group is which may change. Devices are known by number, as CRIU has it.
+//! **What does not come back.** Packets that wait (the dump warns): packet sockets may lose some at any time. Statistics. In a mapped ring
+//! the kernel begins at the first frame again, whichever the program looks at next: what it writes before it comes there is seen a
+//! round later. A mapping whose socket the task has closed, or of which a part was unmapped, is refused. Groups that choose by a BPF
+//! program are refused; which socket of a group is which may change. Devices are known by number, as CRIU has it.
 //!
-//! Guests: packet.
+//! Guests: packet, packet_ring.
+use super::act::{Act, Stagehand};
 use super::common::{body, settle};
+use super::inet_address::device_name;
 use super::sockopts::{self, Opt, get_int, set_int_row, set_row, word};
 use super::unixsk::readiness;
 use super::unixsk_diag::{all_of, in_namespace_of};
@@ -23,6 +28,7 @@ use netlink_packet_core::NlasIterator;
 use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::names;
 use stasis_proto::pb;
+use std::fmt;
 
 /// The kind.
 pub struct Packet;
@@ -43,6 +49,8 @@ mod opt {
     pub const TIMESTAMP: i32 = 17;
     pub const FANOUT: i32 = 18;
 }
+/// The type of socket that Linux had first (linux/net.h).
+const SOCK_PACKET: u32 = 10;
 /// No group.
 const NO_FANOUT: u32 = u32::MAX;
 /// Groups that choose by a program: PACKET_FANOUT_CBPF, PACKET_FANOUT_EBPF.
@@ -152,7 +160,7 @@ impl FileKind for Packet {
         "packet"
     }
     fn about(&self) -> &'static str {
-        "packet sockets with memberships, unmapped rings, fanout groups and options; packets that wait are lost"
+        "packet sockets with memberships, rings, fanout groups and options; packets that wait are lost"
     }
     fn fd_type(&self) -> pb::FdTypes {
         pb::FdTypes::Packetsk
@@ -180,14 +188,6 @@ impl FileKind for Packet {
             ));
         };
         let kind = get_int(seen.fd, libc::SOL_SOCKET, libc::SO_TYPE)?.unwrap_or(0);
-        if ![libc::SOCK_RAW, libc::SOCK_DGRAM].contains(&kind) {
-            return Err(refuse(
-                seen,
-                "E4512",
-                "it is of the old type SOCK_PACKET",
-                "close it before the dump",
-            ));
-        }
         if t.fanout
             .is_some_and(|f| BY_PROGRAM.contains(&(f >> 16 & 0xff)))
         {
@@ -245,14 +245,15 @@ impl FileKind for Packet {
         let file = cx.file(entry.id);
         let tables = [sockopts::SOCKET_OPTIONS, sockopts::LOCK, PACKET_OPTIONS];
         sockopts::known(&e.opts.stasis, &tables)?;
-        if ![libc::SOCK_RAW as u32, libc::SOCK_DGRAM as u32].contains(&e.r#type) {
+        let old = e.r#type == SOCK_PACKET;
+        if !old && ![libc::SOCK_RAW as u32, libc::SOCK_DGRAM as u32].contains(&e.r#type) {
             return Err(malformed(entry, "a packet socket of an unknown type"));
         }
         let flags = e.r#type as i32 | libc::SOCK_CLOEXEC;
         let args = vec![
             Arg::Named(libc::AF_PACKET as u64, "AF_PACKET".into()),
             Arg::Named(flags as u64, names::socket_type(e.r#type.into())),
-            Arg::Int(0),
+            Arg::Int(if old { e.protocol.into() } else { 0 }),
         ];
         cx.host(
             Call::new(libc::SYS_socket, args).binds(file),
@@ -297,7 +298,13 @@ impl FileKind for Packet {
         sockopts::plan(cx, file, &e.opts)?;
         sockopts::plan_buffers(cx, file, &e.opts);
         sockopts::plan_extra(cx, file, &e.opts.stasis, PACKET_OPTIONS)?;
-        if e.protocol != 0 || e.ifindex != 0 {
+        if old && e.ifindex != 0 {
+            let bind = ByName {
+                file,
+                device: e.ifindex,
+            };
+            cx.act_at(cx.stage(), Act::BindByName(bind), "its device");
+        } else if !old && (e.protocol != 0 || e.ifindex != 0) {
             // struct sockaddr_ll: family, protocol, device, and what bind(2) does not look at
             let mut b = (libc::AF_PACKET as u16).to_le_bytes().to_vec();
             b.extend((e.protocol as u16).to_le_bytes());
@@ -314,6 +321,45 @@ impl FileKind for Packet {
         settle(cx, file, e.flags, &e.fown);
         Ok(())
     }
+}
+
+/// bind(2) of a SOCK_PACKET socket: it wants the name that a device has now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByName {
+    /// The socket.
+    pub file: FdRef,
+    /// Number of the device.
+    pub device: u32,
+}
+
+impl ByName {
+    pub(super) fn perform(&self, on: &mut Stagehand<'_>) -> Result<()> {
+        // struct sockaddr_pkt: family, device, protocol (KERNEL: which packet_bind_spkt() does not look at)
+        let mut address = (libc::AF_PACKET as u16).to_le_bytes().to_vec();
+        let name = device_name(on.fd(self.file)?, self.device)?;
+        address.extend(name.as_bytes().iter().take(13));
+        address.resize(16, 0);
+        let args = vec![Arg::Fd(self.file), Arg::In(address), Arg::Int(16)];
+        on.host.play(&Call::new(libc::SYS_bind, args))?;
+        Ok(())
+    }
+}
+
+impl fmt::Display for ByName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "bind(file#{}, name of device {})",
+            self.file.0, self.device
+        )
+    }
+}
+
+/// Bytes that a mapping of a socket's rings has.
+pub fn rings(e: &pb::PacketSockEntry) -> u64 {
+    let both = [&e.rx_ring, &e.tx_ring];
+    let size = |r: &pb::PacketRing| u64::from(r.block_size) * u64::from(r.block_nr);
+    both.into_iter().flatten().map(size).sum()
 }
 
 /// `struct tpacket_req3`, or the shorter one of older versions.

@@ -285,6 +285,9 @@ fn listed<'a>(cx: &PlanCx<'a>, id: u32) -> Result<&'a pb::FileEntry> {
     })
 }
 
+/// Mappings of something that is open.
+const FILES: u32 = status::FILE_PRIVATE | status::FILE_SHARED | status::SOCKET;
+
 /// The file behind a mapping. The mapping says how it must be open, which may be more than its entry says (CRIU describes a
 /// file once, whoever maps it and how); then it is opened once more.
 fn mapped(v: &VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
@@ -292,6 +295,16 @@ fn mapped(v: &VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
     let id = u32::try_from(v.shmid)
         .map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?;
     let e = listed(cx, id)?;
+    if v.status & status::SOCKET != 0 {
+        let what = format!("mapping {:#x}-{:#x}", v.start, v.end);
+        return e.psk.as_ref().map(|_| FdRef(id)).ok_or_else(|| {
+            Error::new("E5007", Blame::Image, what)
+                .why(format!(
+                    "it shows a socket, but file {id} is no packet socket"
+                ))
+                .advice("dump again")
+        });
+    }
     let shared = v.status & status::FILE_SHARED != 0;
     let writes = v.prot & libc::PROT_WRITE as u32 != 0;
     let need = ACCESS
@@ -408,14 +421,6 @@ pub fn plan(
             segment(v, segments, &mut p)?;
             continue;
         }
-        if v.status & status::SOCKET != 0 {
-            return Err(Error::new(
-                "E5007",
-                Blame::Image,
-                format!("mapping {:#x}-{:#x}", v.start, v.end),
-            )
-            .why(format!("its kind ({:#x}) is not supported", v.status)));
-        }
         let mut prot = u64::from(v.prot);
         let mut mapped_runs = Vec::new();
         if cx.options.memory.map && may_be_mapped(v) {
@@ -461,8 +466,7 @@ pub fn plan(
         let object = (v.status & status::ANON_SHARED != 0)
             .then(|| shared.get(&v.shmid))
             .flatten();
-        let with_file =
-            object.is_some() || v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
+        let with_file = object.is_some() || v.status & FILES != 0;
         let file = if let Some(o) = object {
             flags &= !(libc::MAP_ANONYMOUS as u64);
             if let Some(pages) = &o.pages {
