@@ -545,6 +545,18 @@ pub fn unsent(socket: impl AsFd) -> SysResult<u64> {
     Ok(n.max(0) as u64)
 }
 
+/// Of a TCP connection, how many segments were sent again so far, and how long the kernel waits at present until it does so, in
+/// microseconds.
+pub fn sent_again(socket: impl AsFd) -> SysResult<(u32, u32)> {
+    // KERNEL: struct tcp_info (include/uapi/linux/tcp.h)
+    const RTO: usize = 8;
+    const TOTAL_RETRANS: usize = 100;
+    let mut info = [0; TOTAL_RETRANS + 4];
+    getsockopt(socket.as_fd(), libc::SOL_TCP, libc::TCP_INFO, &mut info)?;
+    let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    Ok((word(TOTAL_RETRANS), word(RTO)))
+}
+
 /// Duplicates one of our descriptors (F_DUPFD_CLOEXEC).
 pub fn dup(fd: impl AsFd) -> SysResult<OwnedFd> {
     let raw = fd.as_fd().as_raw_fd();

@@ -202,7 +202,7 @@ impl Bundle {
         };
         o.cgroups.roots.push((None, group.display().to_string()));
         o.namespaces.lsm_profile = self.label();
-        self.stdio(o)
+        Ok(())
     }
 
     /// The label of a security module that the container's processes shall have.
@@ -211,22 +211,6 @@ impl Bundle {
         let given = |l: &Option<String>| l.clone().filter(|l| !l.is_empty());
         let apparmor = given(p.apparmor_profile()).map(|l| format!("apparmor:{l}"));
         apparmor.or_else(|| given(p.selinux_label()).map(|l| format!("selinux:{l}")))
-    }
-
-    /// Standard files that were pipes become the caller's.
-    fn stdio(&self, o: &mut Options) -> Result<()> {
-        let file = o.images.join(DESCRIPTORS);
-        let links: Vec<String> = match std::fs::read(&file) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|e| bad(&file, e))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(bad(&file, e)),
-        };
-        for (link, n) in links.into_iter().zip(0..3) {
-            if link.starts_with("pipe:") {
-                o.namespaces.inherit.push((link, n));
-            }
-        }
-        Ok(())
     }
 
     /// The bundle's own hooks for a restore: those that a runtime runs when it creates and starts a container.
@@ -331,21 +315,47 @@ fn own_group(pid: i32) -> Option<PathBuf> {
         .find(|p| p.join("cgroup.freeze").exists())
 }
 
+/// The links of the root's standard files, as [`inherit`] takes them; empty if it is gone.
+pub fn descriptors(pid: i32) -> String {
+    let link = |n| std::fs::read_link(format!("/proc/{pid}/fd/{n}"));
+    let links = (0..3).map(|n| link(n).map(|l| l.display().to_string()).unwrap_or_default());
+    serde_json::Value::from_iter(links).to_string()
+}
+
+/// Standard files that were pipes become the caller's. `links` is what [`descriptors`] said.
+///
+/// # Errors
+/// A sentence: that is not what it says.
+pub fn inherit(o: &mut Options, links: &[u8]) -> Result<(), serde_json::Error> {
+    let links: Vec<String> = serde_json::from_slice(links)?;
+    let pipes = links
+        .into_iter()
+        .zip(0..3)
+        .filter(|(l, _)| l.starts_with("pipe:"));
+    o.namespaces.inherit.extend(pipes);
+    Ok(())
+}
+
+/// The same, by what lies beside the images, if anything does.
+///
+/// # Errors
+/// It cannot be read.
+pub fn inherit_of_folder(o: &mut Options) -> Result<()> {
+    let file = o.images.join(DESCRIPTORS);
+    match std::fs::read(&file) {
+        Ok(text) => inherit(o, &text).map_err(|e| bad(&file, e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(bad(&file, e)),
+    }
+}
+
 /// Writes the links of the root's standard files beside the images.
 ///
 /// # Errors
-/// The process is gone, the folder cannot be written.
+/// The folder cannot be written.
 pub fn write_descriptors(pid: i32, images: &Path) -> Result<()> {
-    let links: Vec<String> = (0..3)
-        .map(|n| {
-            std::fs::read_link(format!("/proc/{pid}/fd/{n}"))
-                .map(|l| l.display().to_string())
-                .unwrap_or_default()
-        })
-        .collect();
     let file = images.join(DESCRIPTORS);
-    let text = serde_json::to_vec(&links).map_err(|e| bad(&file, e))?;
-    std::fs::write(&file, text).map_err(|e| {
+    std::fs::write(&file, descriptors(pid)).map_err(|e| {
         Error::new(
             "E7053",
             Blame::Host,
@@ -492,6 +502,8 @@ mod tests {
         )
         .unwrap();
         b.restore(&mut o, "c9").unwrap();
+        assert_eq!(o.namespaces.inherit, []);
+        inherit_of_folder(&mut o).unwrap();
         let hosts = dir
             .path()
             .canonicalize()

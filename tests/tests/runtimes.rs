@@ -33,7 +33,7 @@ macro_rules! works {
     };
 }
 works!(runc_pipe runc_again_and_again runc_leave_running runc_paused runc_readonly runc_shared_cgroup_namespace runc_volume runc_many
-    runc_host_file runc_user_namespace runc_loopback runc_terminal runc_lazy runc_cgroup_modes bundle_alone bundle_seccomp crun_requests crun_image_under_runc podman_checkpoint podman_leave_running podman_export podman_volume
+    runc_host_file runc_user_namespace runc_loopback runc_terminal runc_lazy runc_cgroup_modes bundle_alone bundle_seccomp crun_requests crun_image_under_runc bundle_migrates podman_checkpoint podman_leave_running podman_export podman_volume
     podman_image podman_user_namespace podman_again
     podman_ten_times podman_file_locks podman_terminal podman_ignore podman_addresses podman_pod podman_pre_checkpoint
     podman_tcp_silent podman_tcp_busy podman_tcp_import podman_tcp_neighbours

@@ -26,6 +26,7 @@ pub(crate) use pidspaces::Level;
 pub(crate) use places::{is_nested, is_own};
 pub use pre::pre_dump;
 pub use preflight::preflight;
+pub(crate) use ready::own_memory;
 pub(crate) use tracking::untrack;
 
 use crate::error::{Blame, Error, Result};

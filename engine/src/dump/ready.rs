@@ -65,7 +65,7 @@ impl Ready {
 }
 
 /// Bytes of a task's memory that are its own: resident, but not of files.
-fn own_memory(proc: &ProcDir) -> u64 {
+pub(crate) fn own_memory(proc: &ProcDir) -> u64 {
     let statm = proc.bytes("statm").unwrap_or_default();
     let text = String::from_utf8_lossy(&statm);
     let mut words = text

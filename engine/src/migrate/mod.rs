@@ -18,13 +18,14 @@
 //!    nobody answers it lets the tree run; the destination, which saw that *Runs* was never received, kills its own.
 //!
 //! Long because the source's whole conversation, with every way it can end, is here.
-mod dirty;
+mod census;
+mod forecast;
 pub(crate) mod pool;
 mod receive;
 pub mod stream;
 pub mod wire;
 
-pub use receive::{Receiver, Told};
+pub use receive::{Hearing, Receiver, Told};
 
 use crate::error::{Blame, Error, Result};
 use crate::events::{Moment, Watcher};
@@ -32,6 +33,7 @@ use crate::far::{Counter, Links};
 use crate::options::{After, Options};
 use crate::pages::PAGE;
 use crate::report::DumpReport;
+use forecast::{Forecast, Shown};
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::mnt;
 use stasis_proto::{ImageDir, Kind};
@@ -39,7 +41,7 @@ use std::io::Read;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver as Receiving, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,8 +55,6 @@ pub const ASK_SECS: u64 = 3;
 const ROUNDS: u32 = 30;
 /// Rounds that leave as much as the one before, until it is clear that the tree writes faster than it is sent.
 const FUTILE: u32 = 3;
-/// What a freeze and a restore take besides sending pages: a guess to begin with, in microseconds.
-const BESIDES_US: u64 = 60_000;
 
 /// How connections are made.
 #[derive(Debug, Clone)]
@@ -135,12 +135,31 @@ pub struct Report {
     pub later: u64,
     /// From the freeze until the destination said that the tree runs there, in microseconds.
     pub downtime_us: u64,
+    /// What was expected of that before.
+    pub expected_us: u64,
+    /// Where that time went.
+    pub stood: Stood,
     /// All of it, in microseconds.
     pub total_us: u64,
     /// The root at the destination.
     pub pid: i32,
     /// The last dump.
     pub dump: DumpReport,
+}
+
+/// The parts of a downtime, one after the other, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stood {
+    /// Stopping all tasks.
+    pub freezing_us: u64,
+    /// The dump, which sends the pages that were left.
+    pub dump_us: u64,
+    /// The other images.
+    pub images_us: u64,
+    /// The restore, until the destination said that the tree stands there.
+    pub restore_us: u64,
+    /// Until it ran.
+    pub running_us: u64,
 }
 
 /// A folder in memory that has no name: it goes with its last descriptor.
@@ -203,6 +222,8 @@ pub struct Migration {
     token: Token,
     words: Box<dyn Link>,
     brake: Brake,
+    /// For the caller at the destination.
+    word: String,
 }
 
 impl Migration {
@@ -232,23 +253,26 @@ impl Migration {
                 stream,
                 state: Arc::new(AtomicU8::new(OPEN)),
             },
+            word: String::new(),
         })
     }
     /// What stops it.
     pub fn brake(&self) -> Brake {
         self.brake.clone()
     }
-    /// Moves the tree under `o.pid`; where its images would go does not matter.
+    /// Moves the tree under `o.pid`; where its images would go does not matter. `word` is for the caller at the destination.
     ///
     /// # Errors
     /// The tree runs on here, and not there; but for E6725, which says that it is not known whether it runs there.
     pub fn run(
-        self,
+        mut self,
         o: &Options,
         goal: &Goal,
+        word: String,
         tell: &(dyn Fn(&Progress) + Sync),
     ) -> Result<Report> {
         let begun = Instant::now();
+        self.word = word;
         let here = Nameless::make()?;
         let stream = self.brake.stream.clone();
         let run = Run {
@@ -276,6 +300,13 @@ impl Migration {
         report.total_us = begun.elapsed().as_micros() as u64;
         report.sent = stream.sent().1;
         Ok(report)
+    }
+}
+
+impl Stood {
+    /// All of it.
+    pub fn sum_us(&self) -> u64 {
+        self.freezing_us + self.dump_us + self.images_us + self.restore_us + self.running_us
     }
 }
 
@@ -344,35 +375,26 @@ impl Run<'_> {
     fn story(&self, mut m: Migration) -> Result<Report> {
         let mut round = 1;
         let (mut left_before, mut futile) = (u64::MAX, 0);
-        let mut rate = 0;
+        let mut forecast = Forecast::default();
         let mut later = false;
-        loop {
+        let expected = loop {
             self.update(|p| p.round = round);
-            let begun = Instant::now();
-            let sent = self.stream.sent().1;
-            let o = self.options(round);
-            let r = crate::pre_dump(&o)?;
-            send_folder(&mut *m.words, &o.images, round)?;
-            settle(&mut *m.words, &self.stream, false)?;
-            let sent = self.stream.sent().1 - sent;
-            // a small round is mostly waiting: what the connections can carry, larger ones have shown
-            let now = sent * 1_000_000 / (begun.elapsed().as_micros() as u64).max(1);
-            rate = now.max(rate / 10 * 9);
-            let rate_now = rate.max(1 << 20);
-            let left = dirty::pages(HostPid(self.o.pid)) * PAGE;
-            let stand = 2 * r.frozen_us + BESIDES_US + left * 1_000_000 / rate_now;
-            let downtime = Duration::from_micros(stand);
+            let (shown, left) = self.round(&mut *m.words, round)?;
+            forecast.add(shown);
+            let (rate, downtime) = (forecast.rate(), forecast.stand(left));
             info!(
-                "round {round}: sent {sent} bytes, {left} are left: it would stand for {} ms",
+                "round {round}: sent {} bytes, {left} are left: it would stand for {} ms",
+                shown.bytes,
                 downtime.as_millis()
             );
-            self.update(|p| (p.rate, p.left, p.downtime) = (rate_now, left, Some(downtime)));
+            debug!("{shown:?}, {rate} bytes a second");
+            self.update(|p| (p.rate, p.left, p.downtime) = (rate, left, Some(downtime)));
             round += 1;
             // a round that helps is worth it: it costs nobody anything, and how busy the hosts will be in the last one is not known
             let helps = left < left_before / 4 * 3;
-            let sending = Duration::from_micros(left * 1_000_000 / rate_now);
-            if downtime <= self.goal.downtime && (sending * 10 <= self.goal.downtime || !helps) {
-                break;
+            let little = forecast.sending(left) * 10 <= self.goal.downtime;
+            if downtime <= self.goal.downtime && (little || !helps) {
+                break downtime;
             }
             futile = match left.saturating_mul(10) >= left_before.saturating_mul(9) {
                 true => futile + 1,
@@ -382,17 +404,75 @@ impl Run<'_> {
             if futile >= FUTILE || round > ROUNDS {
                 if self.goal.post_copy {
                     later = true;
-                    break;
+                    break forecast.stand(0);
                 }
                 if self.goal.force {
-                    warn!("the tree writes faster than it is sent: it is stopped nevertheless");
-                    break;
+                    warn!("--max-downtime cannot be met: the tree is stopped nevertheless");
+                    break downtime;
                 }
-                return Err(too_fast(self.goal.downtime, downtime, left, rate_now));
+                return Err(too_long(self.goal.downtime, downtime, left, rate));
             }
-        }
+        };
         self.update(|p| (p.round, p.frozen) = (round, true));
-        self.last(m, round, later)
+        let mut report = self.last(m, round, later)?;
+        report.expected_us = expected.as_micros() as u64;
+        Ok(report)
+    }
+    /// A round while the tree runs: what it showed, and how many bytes are left.
+    fn round(&self, words: &mut dyn Link, round: u32) -> Result<(Shown, u64)> {
+        let (sent, (lost, _)) = (self.stream.sent().1, self.stream.lost());
+        let o = self.options(round);
+        let begun = Instant::now();
+        let r = crate::pre_dump(&o)?;
+        let (frozen, sealing) = (micros(r.frozen_us), micros(r.memwrite_us));
+        let ready = begun.elapsed().saturating_sub(frozen + sealing);
+        let folder = Instant::now();
+        send_folder(words, &o.images, round)?;
+        settle(words, &self.stream, false)?;
+        let sending = sealing + folder.elapsed();
+        let root = HostPid(self.o.pid);
+        let work = census::work(root);
+        let asked = Instant::now();
+        say(words, &Say::Rehearse { work })?;
+        let (took, filling, busy, pressure) = match hear(words)? {
+            Say::Rehearsed {
+                took_us,
+                filling_us,
+                busy_us,
+                pressure,
+            } => (
+                micros(took_us),
+                micros(filling_us),
+                micros(busy_us),
+                pressure,
+            ),
+            Say::Failed { code, text } => return Err(refused(&code, &text)),
+            other => return Err(odd(format!("{other:?} in place of Rehearsed"))),
+        };
+        let exchange = asked.elapsed().saturating_sub(busy);
+        // last of all: it grows until the tree stands
+        let looking = Instant::now();
+        let left = census::left(root);
+        let since = begun.elapsed().saturating_sub(ready + frozen);
+        let (now_lost, repeating) = self.stream.lost();
+        let shown = Shown {
+            ready,
+            repeating: if now_lost > lost {
+                repeating
+            } else {
+                Duration::ZERO
+            },
+            frozen,
+            look: looking.elapsed(),
+            exchange,
+            rehearsal: took,
+            filling,
+            pressure,
+            bytes: self.stream.sent().1 - sent,
+            sending,
+            writing: forecast::per_second(left, since),
+        };
+        Ok((shown, left))
     }
     /// The round in which the tree stands.
     fn last(&self, mut m: Migration, round: u32, later: bool) -> Result<Report> {
@@ -413,10 +493,10 @@ impl Run<'_> {
             brake: m.brake.clone(),
             way: m.way,
             token: m.token,
+            word: m.word,
             words: Mutex::new(m.words),
             begun: Mutex::new(None),
-            downtime_us: AtomicU64::new(0),
-            pid: AtomicU64::new(0),
+            done: Mutex::default(),
         });
         // after all others: when it returns, the tree runs at the destination
         o.events.0.push(handover.clone());
@@ -431,31 +511,40 @@ impl Run<'_> {
             }
         }
         let dump = dumped?;
+        let done = handover.done.lock();
+        let (pid, mut stood) = *done.unwrap_or_else(PoisonError::into_inner);
+        stood.freezing_us = dump.freezing_us;
+        debug!("{stood:?}");
         Ok(Report {
             rounds: round,
             sent_frozen: self.stream.sent().1 - before,
             later: dump.pages_lazy * PAGE,
-            downtime_us: dump.freezing_us + handover.downtime_us.load(Ordering::Acquire),
-            pid: handover.pid.load(Ordering::Acquire) as i32,
+            downtime_us: stood.sum_us(),
+            stood,
+            pid,
             dump,
             ..Report::default()
         })
     }
 }
 
-fn too_fast(goal: Duration, downtime: Duration, left: u64, rate: u64) -> Error {
+fn micros(us: u64) -> Duration {
+    Duration::from_micros(us)
+}
+
+fn too_long(goal: Duration, downtime: Duration, left: u64, rate: u64) -> Error {
     Error::new(
         "E4727",
         Blame::Container,
         format!("a downtime of {} ms cannot be met", goal.as_millis()),
     )
     .why(format!(
-        "the tree writes as fast as it is sent: {} MiB are left after each round, at {} MiB/s it would stand for {} ms",
+        "rounds do not help any more: {} MiB are left after each, at {} MiB/s it would stand for {} ms",
         left >> 20,
         rate >> 20,
         downtime.as_millis()
     ))
-    .advice("raise --max-downtime, pass --force, or use a faster network; the tree runs on here")
+    .advice("raise --max-downtime, or pass --post-copy or --force; the tree runs on here")
 }
 
 /// Ships the files of a folder but for its pages, which are there, and what tracks them here.
@@ -492,10 +581,11 @@ struct Handover {
     brake: Brake,
     way: Way,
     token: Token,
+    word: String,
     words: Mutex<Box<dyn Link>>,
     begun: Mutex<Option<Instant>>,
-    downtime_us: AtomicU64,
-    pid: AtomicU64,
+    /// The root at the destination, and what that took.
+    done: Mutex<(i32, Stood)>,
 }
 
 impl Watcher for Handover {
@@ -508,12 +598,12 @@ impl Watcher for Handover {
                 Ok(())
             }
             Moment::PostDump => {
+                let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+                let dump_us = begun.map_or(0, |b| b.elapsed().as_micros() as u64);
                 let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
-                let pid = self.hand_over(&mut words)?;
-                self.pid.store(pid as u64, Ordering::Release);
-                let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-                let us = begun.map_or(0, |b| b.elapsed().as_micros() as u64);
-                self.downtime_us.store(us, Ordering::Release);
+                let (pid, stood) = self.hand_over(&mut words)?;
+                let stood = Stood { dump_us, ..stood };
+                *self.done.lock().unwrap_or_else(PoisonError::into_inner) = (pid, stood);
                 Ok(())
             }
             _ => Ok(()),
@@ -525,11 +615,20 @@ impl Watcher for Handover {
 }
 
 impl Handover {
-    fn hand_over(&self, words: &mut Box<dyn Link>) -> Result<i32> {
+    fn hand_over(&self, words: &mut Box<dyn Link>) -> Result<(i32, Stood)> {
+        let mut stood = Stood::default();
+        let mut at = Instant::now();
+        let mut lap = || {
+            std::mem::replace(&mut at, Instant::now())
+                .elapsed()
+                .as_micros() as u64
+        };
         send_folder(&mut **words, &self.folder, self.round)?;
         settle(&mut **words, &self.brake.stream, true)?;
+        stood.images_us = lap();
         let number = self.round;
-        say(&mut **words, &Say::Restore { number })?;
+        let word = self.word.clone();
+        say(&mut **words, &Say::Restore { number, word })?;
         words
             .socket()
             .set_read_timeout(Some(self.patience))
@@ -539,15 +638,18 @@ impl Handover {
             Say::Failed { code, text } => return Err(refused(&code, &text)),
             other => return Err(odd(format!("{other:?} in place of Ready"))),
         }
+        stood.restore_us = lap();
         crate::kill_point();
         self.brake.decide()?;
         let told = say(&mut **words, &Say::Go).and_then(|()| hear(&mut **words));
-        match told {
+        let pid = match told {
             Ok(Say::Runs { pid }) => Ok(pid),
             Ok(Say::Failed { code, text }) => Err(refused(&code, &text)),
             Ok(other) => self.ask(words, &odd(format!("{other:?} in place of Runs"))),
             Err(e) => self.ask(words, &e),
-        }
+        }?;
+        stood.running_us = lap();
+        Ok((pid, stood))
     }
     /// Finds out whether the tree runs at the destination.
     fn ask(&self, words: &mut Box<dyn Link>, why: &Error) -> Result<i32> {

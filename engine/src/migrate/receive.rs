@@ -2,7 +2,7 @@
 //!
 //! Long because what is said, by whom and in which order, is to be read beside what is done with it.
 use super::wire::{
-    Frame, LONGEST_FRAME, Link, Role, Say, Token, hear, lost, meet, odd, prepare, say,
+    Frame, LONGEST_FRAME, Link, Role, Say, Token, Work, hear, lost, meet, odd, prepare, say,
 };
 use super::{ASK_SECS, Nameless, is_acknowledged};
 use crate::error::{Blame, Error, Result};
@@ -10,6 +10,7 @@ use crate::events::{Moment, Watcher};
 use crate::far::Far;
 use crate::options::Options;
 use crate::report::RestoreReport;
+use crate::restore::rehearse::Rehearsed;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use stasis_kernel::ids::HostPid;
 use stasis_proto::{ImageDir, Kind};
@@ -57,6 +58,19 @@ struct Caller {
     token: Token,
     link: Box<dyn Link>,
 }
+
+/// What has come.
+struct Collected {
+    /// Of the last folder.
+    number: u32,
+    /// Connections to pages that stayed at the source.
+    later: Vec<Box<dyn Link>>,
+    /// What the caller there tells the one here.
+    word: String,
+}
+
+/// What is done with that word.
+pub type Hearing<'a> = &'a dyn Fn(&str, &mut Options) -> Result<()>;
 
 /// The folders, and what lies in them.
 struct Staging {
@@ -211,11 +225,17 @@ impl Receiver {
             }
         }
     }
-    /// Takes one migration, and lets its tree run here. `o`: what the caller says of the restore.
+    /// Takes one migration, and lets its tree run here. `o`: what the caller says of the restore; `word` may change it by what the
+    /// caller at the source has said.
     ///
     /// # Errors
     /// Nothing of the tree is left here.
-    pub fn take(&self, o: &Options, tell: &(dyn Fn(Told) + Sync)) -> Result<RestoreReport> {
+    pub fn take(
+        &self,
+        o: &Options,
+        word: Hearing<'_>,
+        tell: &(dyn Fn(Told) + Sync),
+    ) -> Result<RestoreReport> {
         let (token, words) = loop {
             if let Some(c) = self.accept(None)?
                 && c.role == Role::Words
@@ -238,12 +258,13 @@ impl Receiver {
             }
         };
         let taken = self
-            .collect(&path, &token, &gate, tell)
-            .and_then(|(number, later)| {
+            .collect(&path, (&token, !o.memory.lazy), &gate, tell)
+            .and_then(|c| {
                 // all threads that took pages have ended: a restore may fork
                 let mut o = o.clone();
-                o.memory.far = (!later.is_empty()).then(|| Arc::new(Far::new(later)));
-                o.images = path.join(number.to_string());
+                word(&c.word, &mut o)?;
+                o.memory.far = (!c.later.is_empty()).then(|| Arc::new(Far::new(c.later)));
+                o.images = path.join(c.number.to_string());
                 o.memory.parent = None;
                 o.detach = true;
                 // before all others: they are told when it is decided
@@ -264,14 +285,14 @@ impl Receiver {
             }
         }
     }
-    /// Takes all folders; gives the number of the last, and connections to pages that stayed at the source.
+    /// Takes all folders of a tree that comes back `whole`, or else before its memory.
     fn collect(
         &self,
         path: &Path,
-        token: &Token,
+        (token, whole): (&Token, bool),
         gate: &Gate,
         tell: &(dyn Fn(Told) + Sync),
-    ) -> Result<(u32, Vec<Box<dyn Link>>)> {
+    ) -> Result<Collected> {
         let mut words = gate.words();
         let connections = match hear(&mut **words)? {
             Say::Begin { connections } if connections <= MOST_CONNECTIONS => connections,
@@ -300,7 +321,7 @@ impl Receiver {
                     }
                 });
             }
-            let number = self.rounds(&staging, &mut **words, token, tell);
+            let number = self.rounds(&staging, &mut **words, (token, whole), tell);
             for s in sockets {
                 let _ = s.shutdown(Shutdown::Both);
             }
@@ -324,9 +345,9 @@ impl Receiver {
         &self,
         staging: &Staging,
         words: &mut dyn Link,
-        token: &Token,
+        (token, whole): (&Token, bool),
         tell: &(dyn Fn(Told) + Sync),
-    ) -> Result<(u32, Vec<Box<dyn Link>>)> {
+    ) -> Result<Collected> {
         let mut dir = None;
         let mut later = Vec::new();
         loop {
@@ -344,11 +365,18 @@ impl Receiver {
                         tell(Told::Round(*number, bytes));
                     }
                 }
+                Say::Rehearse { work } => say(words, &rehearse(work, whole))?,
                 Say::Keep { connections } if connections <= MOST_CONNECTIONS => {
                     later = self.links(Role::Later, connections, token)?;
                     say(words, &Say::Done)?;
                 }
-                Say::Restore { number } => return Ok((number, later)),
+                Say::Restore { number, word } => {
+                    return Ok(Collected {
+                        number,
+                        later,
+                        word,
+                    });
+                }
                 other => return Err(odd(format!("{other:?} in the middle of images"))),
             }
         }
@@ -388,6 +416,30 @@ impl Receiver {
             }
         }
         false
+    }
+}
+
+/// Tries how long a restore takes here now.
+fn rehearse(mut work: Work, whole: bool) -> Say {
+    if !whole {
+        work.resident = 0;
+    }
+    let begun = Instant::now();
+    // a busy host is not busy at every moment
+    let tries = (0..3).map(|_| crate::restore::rehearse::rehearse(&work));
+    let all: Result<Vec<Rehearsed>> = tries.collect();
+    let all = all.unwrap_or_else(|e| {
+        // the restore itself may have other rights, or more luck
+        warn!("a rehearsal of the restore failed: {e}");
+        Vec::new()
+    });
+    let done = all.into_iter().max_by_key(|r| r.took + r.filling);
+    let done = done.unwrap_or_default();
+    Say::Rehearsed {
+        took_us: done.took.as_micros() as u64,
+        filling_us: done.filling.as_micros() as u64,
+        busy_us: begun.elapsed().as_micros() as u64,
+        pressure: stasis_kernel::procfs::cpu_pressure().unwrap_or(0),
     }
 }
 
@@ -448,7 +500,10 @@ mod tests {
         std::thread::scope(|s| {
             let source = s.spawn(|| Migration::connect(way).map(drop));
             // the source goes without a migration
-            assert_eq!(r.take(&o, &|_| ()).unwrap_err().code, "E6720");
+            assert_eq!(
+                r.take(&o, &|_, _| Ok(()), &|_| ()).unwrap_err().code,
+                "E6720"
+            );
             source.join().unwrap().unwrap();
         });
     }
@@ -469,9 +524,13 @@ mod tests {
         };
         let o = Options::new(".");
         std::thread::scope(|s| {
-            let source =
-                s.spawn(|| Migration::connect(way)?.run(&Options::new("."), &goal, &|_| ()));
-            assert_eq!(r.take(&o, &|_| ()).unwrap_err().code, "E6720");
+            let source = s.spawn(|| {
+                Migration::connect(way)?.run(&Options::new("."), &goal, String::new(), &|_| ())
+            });
+            assert_eq!(
+                r.take(&o, &|_, _| Ok(()), &|_| ()).unwrap_err().code,
+                "E6720"
+            );
             // no task was named
             assert_eq!(source.join().unwrap().unwrap_err().code, "E2001");
         });

@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Connections for pages. Whoever has pages takes one that is free.
 pub struct Stream {
@@ -57,6 +58,15 @@ impl Stream {
             true => aborted(),
             false => e,
         }
+    }
+    /// Segments that the network has lost so far, and how long it takes at most until one is sent again.
+    pub fn lost(&self) -> (u64, Duration) {
+        let all = self.sockets.iter();
+        let all = all.filter_map(|s| stasis_kernel::fds::sent_again(s).ok());
+        all.fold((0, Duration::ZERO), |(n, longest), (again, rto_us)| {
+            let rto = Duration::from_micros(rto_us.into());
+            (n + u64::from(again), longest.max(rto))
+        })
     }
     /// Frames and bytes sent so far.
     pub fn sent(&self) -> (u64, u64) {

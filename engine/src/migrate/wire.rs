@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-const MAGIC: [u8; 8] = *b"stasis\x00\x01";
+const MAGIC: [u8; 8] = *b"stasis\x00\x02";
 /// Longest message of words, in bytes.
 const LONGEST: usize = 1 << 20;
 /// Longest frame of pages, in bytes.
@@ -33,6 +33,19 @@ pub enum Role {
     Question,
     /// Pages that the destination asks for when the tree runs there.
     Later,
+}
+
+/// What there is to bring back of a tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Processes.
+    pub tasks: u32,
+    /// Mappings of all of them.
+    pub mappings: u32,
+    /// Open files of all of them.
+    pub files: u32,
+    /// Bytes of private memory.
+    pub resident: u64,
 }
 
 /// Words.
@@ -64,6 +77,22 @@ pub enum Say {
         /// The tree stands.
         last: bool,
     },
+    /// Source: how long would it take to bring this back?
+    Rehearse {
+        /// What is to be done.
+        work: Work,
+    },
+    /// Destination: so long, in microseconds, as it was tried just now.
+    Rehearsed {
+        /// Besides memory.
+        took_us: u64,
+        /// Memory that must be there before the tree runs.
+        filling_us: u64,
+        /// All that was tried took so long.
+        busy_us: u64,
+        /// How much of the last ten seconds tasks waited for a processor, in percent.
+        pressure: u32,
+    },
     /// Source: pages will stay here until they are asked for, over so many connections, which come now.
     Keep {
         /// How many.
@@ -73,6 +102,8 @@ pub enum Say {
     Restore {
         /// Its number.
         number: u32,
+        /// What the caller at the source tells the one here.
+        word: String,
     },
     /// Destination: the tree stands; it runs when it is told to.
     Ready,

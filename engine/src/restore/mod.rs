@@ -20,6 +20,7 @@ pub mod plan;
 mod privileges;
 mod regs;
 pub(crate) mod spaces;
+pub(crate) mod rehearse;
 mod undo;
 mod vdso;
 

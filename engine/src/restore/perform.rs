@@ -1382,7 +1382,7 @@ fn not_of_tasks(kind: Kind) -> bool {
 }
 
 /// Seizes a stub so that it dies with the engine.
-fn seize(pid: HostPid) -> Result<Tracee> {
+pub(super) fn seize(pid: HostPid) -> Result<Tracee> {
     let options = EXITKILL | TRACESYSGOOD;
     let seized = Tracee::seize(pid.0, options | SUSPEND_SECCOMP).or_else(|e| {
         if e.errno == Errno::EPERM {
@@ -1585,7 +1585,7 @@ fn taken(e: Error) -> Error {
     }
 }
 
-fn played(e: &PlayError, who: &str) -> Error {
+pub(super) fn played(e: &PlayError, who: &str) -> Error {
     match e {
         PlayError::Row {
             row,

@@ -102,3 +102,16 @@ fn read_numbers(fd: &OwnedFd, buf: &mut [u8]) -> std::result::Result<Vec<i32>, E
     out.sort_unstable();
     Ok(out)
 }
+
+/// How much of the last ten seconds some task waited for a processor, in percent. `None` on kernels that do not count it
+/// (CONFIG_PSI).
+pub fn cpu_pressure() -> Option<u32> {
+    parse_pressure(&std::fs::read_to_string("/proc/pressure/cpu").ok()?)
+}
+
+/// The average over ten seconds of a file of /proc/pressure, in percent.
+fn parse_pressure(text: &str) -> Option<u32> {
+    let some = text.lines().find_map(|l| l.strip_prefix("some avg10="))?;
+    let percent: f64 = some.split_whitespace().next()?.parse().ok()?;
+    Some(percent.round() as u32)
+}

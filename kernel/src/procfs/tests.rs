@@ -476,3 +476,11 @@ fn many_mappings_read_in_pieces() {
     assert!(smaps.iter().filter(|e| inside(&e.map)).count() >= n - 2);
     assert!(maps.windows(2).all(|w| w[0].end <= w[1].start));
 }
+
+#[test]
+fn pressure_is_a_percentage() {
+    let text =
+        "some avg10=12.56 avg60=1.85 avg300=7.26 total=17048772284\nfull avg10=0.00 avg60=0.00\n";
+    assert_eq!(parse_pressure(text), Some(13));
+    assert_eq!(parse_pressure(""), None);
+}

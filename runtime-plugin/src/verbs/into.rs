@@ -24,6 +24,10 @@ pub struct Into {
 }
 
 impl Into {
+    /// Whether there is one.
+    pub fn is_bundle(&self) -> bool {
+        self.bundle.is_some()
+    }
     /// Fills in what the bundle says of a restore, and who is told of its moments.
     ///
     /// # Errors

@@ -61,7 +61,8 @@ pub struct Migrate {
 }
 
 impl Migrate {
-    fn options(&self) -> Result<Options> {
+    /// What the engine is asked for, and what the caller at the other end must know.
+    fn options(&self) -> Result<(Options, String)> {
         let mut o = Options::new(".");
         o.pid = self.pid.unwrap_or(0);
         o.timeout = Duration::from_secs(self.timeout);
@@ -69,7 +70,7 @@ impl Migrate {
         self.carry.apply(&mut o);
         let Some(dir) = &self.bundle else {
             hooks::watch(&mut o, &self.hooks_dir, None)?;
-            return Ok(o);
+            return Ok((o, String::new()));
         };
         let bundle = Bundle::open(dir)?;
         let mut id = o.pid.to_string();
@@ -80,14 +81,15 @@ impl Migrate {
         }
         bundle.dump(&mut o)?;
         oci::watch(&mut o, &bundle, &id, &self.hooks_dir)?;
-        Ok(o)
+        let word = oci::descriptors(o.pid);
+        Ok((o, word))
     }
     /// Runs the verb.
     pub fn run(&self, json: bool) -> Result<ExitCode> {
         // before there are threads: all of them leave these to the one that waits for them
         let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
         let _ = signals.thread_block();
-        let o = self.options()?;
+        let (o, word) = self.options()?;
         let m = Migration::connect(Way {
             to: self.to.clone(),
             connections: self.connections,
@@ -100,13 +102,18 @@ impl Migrate {
             patience: Duration::from_secs(self.timeout),
         };
         let teller = Teller::default();
-        let r = m.run(&o, &goal, &|p| teller.tell(p, json))?;
+        let r = m.run(&o, &goal, word, &|p| teller.tell(p, json))?;
         for w in &r.dump.warnings {
             tracing::warn!("{w}");
         }
         let met = r.downtime_us <= self.max_downtime * 1000;
         if !met {
-            tracing::warn!("the downtime asked for was not met");
+            tracing::warn!(
+                "the processes stood for {}, longer than --max-downtime: {} were expected; {} took the restore there",
+                time(r.downtime_us),
+                time(r.expected_us),
+                time(r.stood.restore_us)
+            );
         }
         match json {
             true => sayln!("{}", result(&r, met)),
@@ -127,7 +134,12 @@ impl Migrate {
 }
 
 fn result(r: &Report, met: bool) -> serde_json::Value {
-    json!({"pid": r.pid, "downtime_us": r.downtime_us, "downtime_met": met, "rounds": r.rounds,
+    let s = &r.stood;
+    json!({"pid": r.pid, "downtime_us": r.downtime_us, "downtime_met": met,
+        "expected_us": r.expected_us,
+        "stood": {"freezing_us": s.freezing_us, "dump_us": s.dump_us, "images_us": s.images_us,
+            "restore_us": s.restore_us, "running_us": s.running_us},
+        "rounds": r.rounds,
         "bytes_sent": r.sent, "bytes_sent_frozen": r.sent_frozen, "bytes_later": r.later, "total_us": r.total_us,
         "warnings": r.dump.warnings})
 }

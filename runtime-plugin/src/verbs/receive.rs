@@ -2,10 +2,11 @@
 use super::dump::Carry;
 use super::into::Into;
 use super::{bytes, time};
+use crate::oci;
 use clap::Args;
 use serde_json::json;
 use stasis_engine::migrate::{Receiver, Told};
-use stasis_engine::{Options, Result};
+use stasis_engine::{Blame, Error, Options, Result};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -59,7 +60,13 @@ impl Receive {
             true => sayln!("{}", json!({"listening": at.to_string()})),
             false => sayln!("listening at {at}"),
         }
-        let r = receiver.take(&o, &|t| match (t, json) {
+        let word = |word: &str, o: &mut Options| match self.into.is_bundle() && !word.is_empty() {
+            true => oci::inherit(o, word.as_bytes()).map_err(|e| {
+                Error::new("E6721", Blame::Host, "the standard files of the container").why(e)
+            }),
+            false => Ok(()),
+        };
+        let r = receiver.take(&o, &word, &|t| match (t, json) {
             (Told::Begins(from), true) => eprintln!("{}", json!({"from": from.to_string()})),
             (Told::Begins(from), false) => eprintln!("a migration from {from}"),
             (Told::Round(n, b), true) => eprintln!("{}", json!({"round": n, "bytes": b})),

@@ -96,6 +96,9 @@ impl Restore {
             o.after = After::Stopped;
         }
         self.into.apply(&mut o)?;
+        if self.into.is_bundle() {
+            crate::oci::inherit_of_folder(&mut o)?;
+        }
         free_pidfile(&o)?;
         let r = stasis_engine::restore(&o)?;
         for w in &r.warnings {

@@ -5,6 +5,7 @@
 //! the pid namespace. The engine is ours, or what `STASIS_ENGINE` names: the same scenarios then tell what CRIU does.
 
 pub mod hostile;
+pub mod migrate;
 pub mod podman;
 pub mod rootless;
 pub mod runc;
@@ -52,6 +53,7 @@ pub struct Scenario {
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     runc::SCENARIOS
         .iter()
+        .chain(migrate::SCENARIOS)
         .chain(podman::SCENARIOS)
         .chain(rootless::SCENARIOS)
         .chain(services::SCENARIOS)

@@ -227,9 +227,15 @@ impl<'a> Container<'a> {
         ensure!(img.join("stats-restore").exists(), "no stats-restore");
         Ok(())
     }
+    /// What runc says of it.
+    ///
+    /// # Errors
+    /// As for files, or runc refuses.
+    pub fn state(&self) -> Result<String> {
+        self.world.run(self.runc().args(["state", &self.id]))
+    }
     fn status(&self) -> Result<String> {
-        let text = self.world.run(self.runc().args(["state", &self.id]))?;
-        let v: Value = serde_json::from_str(&text)?;
+        let v: Value = serde_json::from_str(&self.state()?)?;
         Ok(v["status"].as_str().unwrap_or_default().into())
     }
     /// Runs something inside.
