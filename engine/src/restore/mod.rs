@@ -19,8 +19,8 @@ mod perform;
 pub mod plan;
 mod privileges;
 mod regs;
-pub(crate) mod spaces;
 pub(crate) mod rehearse;
+pub(crate) mod spaces;
 mod undo;
 mod vdso;
 
