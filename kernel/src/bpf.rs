@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Commands of bpf(2) (linux/bpf.h).
 #[derive(Debug, Clone, Copy)]
-enum Command {
+pub(crate) enum Command {
     MapCreate = 0,
     MapLookup = 1,
     MapUpdate = 2,
@@ -24,6 +24,8 @@ enum Command {
     Info = 15,
     ProgQuery = 16,
     BtfById = 19,
+    MapFreeze = 22,
+    MapLookupBatch = 24,
     MapUpdateBatch = 26,
     LinkCreate = 28,
 }
@@ -41,22 +43,22 @@ pub enum Side {
 const BPF_F_BEFORE: u32 = 1 << 3;
 /// More programs than this on one side of a device are not looked at.
 const MOST_PROGRAMS: usize = 64;
-/// The most maps a program of ours has, and then some.
-const MOST_MAPS: usize = 16;
+/// The most maps a program has (`MAX_USED_MAPS` of linux/bpf_verifier.h).
+const MOST_MAPS: usize = 64;
 
 /// The attribute block of bpf(2), as bytes: what a command does not name is zero.
-struct Attr([u64; 16]);
+pub(crate) struct Attr([u64; 16]);
 
 impl Attr {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Attr([0; 16])
     }
-    fn u32(mut self, at: usize, value: u32) -> Self {
+    pub(crate) fn u32(mut self, at: usize, value: u32) -> Self {
         let shift = (at % 8) * 8;
         self.0[at / 8] = (self.0[at / 8] & !(0xffff_ffff << shift)) | (u64::from(value) << shift);
         self
     }
-    fn ptr<T>(mut self, at: usize, value: *const T) -> Self {
+    pub(crate) fn ptr<T>(mut self, at: usize, value: *const T) -> Self {
         self.0[at / 8] = value as u64;
         self
     }
@@ -67,13 +69,17 @@ impl Attr {
         }
         self
     }
-    fn get(&self, at: usize) -> u32 {
+    pub(crate) fn get(&self, at: usize) -> u32 {
         (self.0[at / 8] >> ((at % 8) * 8)) as u32
     }
     /// # Safety
     /// Pointers in the block must be good for what the command reads and writes there.
     #[allow(unsafe_code)]
-    unsafe fn call(&mut self, name: &'static str, command: Command) -> Result<i32, SysError> {
+    pub(crate) unsafe fn call(
+        &mut self,
+        name: &'static str,
+        command: Command,
+    ) -> Result<i32, SysError> {
         // SAFETY: the block is 128 bytes, which is told; what it points to is the caller's promise.
         let r = unsafe {
             libc::syscall(
@@ -90,7 +96,7 @@ impl Attr {
     }
 }
 
-fn fd(r: i32) -> OwnedFd {
+pub(crate) fn fd(r: i32) -> OwnedFd {
     // SAFETY: the call has just made this descriptor; nobody else knows it.
     #[allow(unsafe_code)]
     unsafe {
@@ -230,7 +236,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> Result<ProgramInfo, SysError> {
     })
 }
 
-/// `struct bpf_map_info`: type, id, key size, value size, entries, flags, name.
+/// `struct bpf_map_info`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapInfo {
     /// Bytes of a key.
@@ -239,6 +245,14 @@ pub struct MapInfo {
     pub value_size: u32,
     /// Its name, of at most 15 bytes.
     pub name: String,
+    /// Its number among all maps.
+    pub id: u32,
+    /// What it is made of.
+    pub shape: MapShape,
+    /// The device it is offloaded to, by its index; 0: none.
+    pub device: u32,
+    /// Its keys and values are described (BTF).
+    pub typed: bool,
 }
 
 /// What the kernel tells about a map.
@@ -256,9 +270,20 @@ pub fn map_info(map: BorrowedFd<'_>) -> Result<MapInfo, SysError> {
     unsafe { a.call("bpf(OBJ_GET_INFO_BY_FD)", Command::Info) }?;
     let name: Vec<u8> = info[3..5].iter().flat_map(|w| w.to_ne_bytes()).collect();
     let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+    let (key_size, value_size) = (info[1] as u32, (info[1] >> 32) as u32);
     Ok(MapInfo {
-        key_size: info[1] as u32,
-        value_size: (info[1] >> 32) as u32,
+        key_size,
+        value_size,
+        id: (info[0] >> 32) as u32,
+        shape: MapShape {
+            kind: info[0] as u32,
+            key_size,
+            value_size,
+            entries: info[2] as u32,
+            flags: (info[2] >> 32) as u32,
+        },
+        device: info[5] as u32,
+        typed: info[8] as u32 != 0,
         name: String::from_utf8_lossy(&name[..end]).into_owned(),
     })
 }

@@ -5,6 +5,8 @@
 
 /// bpf(2) for programs that are loaded already.
 pub mod bpf;
+/// Maps of eBPF programs that belong to a tree.
+pub mod bpf_maps;
 /// The list of the kernel's own types.
 pub mod btf;
 /// A system call as data: the row of every tape.

@@ -107,6 +107,12 @@ pub fn beneath(dir: FdRef, path: &str) -> Call {
     )
 }
 
+/// Makes a folder, for its owner alone, in another.
+pub fn make_folder(dir: FdRef, name: &str) -> Call {
+    let mode = Arg::Named(0o700, "0700".into());
+    Call::new(libc::SYS_mkdirat, vec![Arg::Fd(dir), text(name), mode])
+}
+
 /// A context for a new mount of a file system type.
 pub fn fsopen(fstype: &str) -> Call {
     let args = vec![text(fstype), Arg::Named(1, "FSOPEN_CLOEXEC".into())];
@@ -257,6 +263,22 @@ pub fn all_private() -> Call {
     Call::new(libc::SYS_mount, args)
 }
 
+/// mount(2) of a new file system at an absolute path: for those whose options are too long for fsconfig(2), which takes 255
+/// bytes for each.
+///
+/// `flags` are `MS_...`, with the words that people have for them.
+pub fn mount(
+    fstype: &str,
+    source: &str,
+    at: &str,
+    (flags, words): (u64, &str),
+    options: &str,
+) -> Call {
+    let flags = Arg::Named(flags, words.to_owned().into());
+    let args = vec![text(source), text(at), text(fstype), flags, text(options)];
+    Call::new(libc::SYS_mount, args)
+}
+
 /// The working directory becomes this folder.
 pub fn enter(dir: FdRef) -> Call {
     Call::new(libc::SYS_fchdir, vec![Arg::Fd(dir)])
@@ -292,6 +314,13 @@ pub fn id_of(file: BorrowedFd<'_>) -> Result<u32, SysError> {
         return Err(SysError::new("statx", Errno::ENOSYS, "STATX_MNT_ID"));
     }
     Ok(st.stx_mnt_id as u32)
+}
+
+/// A number that grows with every mount the machine makes, of the mount an open file lies on. `None` on kernels before 6.8.
+pub fn age_of(file: BorrowedFd<'_>) -> Option<u64> {
+    const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+    let st = fds::statx(file, c"", libc::AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE).ok()?;
+    (st.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(st.stx_mnt_id)
 }
 
 /// /proc/thread-self/mountinfo of the calling thread, by way of an open /proc of a namespace that sees the thread.

@@ -7,6 +7,8 @@ pub enum Make {
     Fresh,
     /// A new one, filled from an archive in the image.
     Filled,
+    /// A new one, of folders on other mounts of the tree.
+    Layered,
     /// One that shows the whole machine: only where the caller says so.
     HostWide,
     /// It is never made from an image: it must come from the caller.
@@ -46,7 +48,7 @@ pub static TYPES: &[FsType] = &[
     FsType { name: "aufs", code: pb::Fstype::Aufs, make: Make::Never, options: &[], shown: &[] },
     FsType { name: "mqueue", code: pb::Fstype::Mqueue, make: Make::Fresh, options: &[], shown: &["seclabel"] },
     FsType { name: "fuse", code: pb::Fstype::Fuse, make: Make::Never, options: &[], shown: &[] },
-    FsType { name: "overlay", code: pb::Fstype::Overlayfs, make: Make::Never, options: &[], shown: &[] },
+    FsType { name: "overlay", code: pb::Fstype::Overlayfs, make: Make::Layered, options: &["lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir", "default_permissions", "redirect_dir", "index", "uuid", "nfs_export", "userxattr", "xino", "metacopy", "verity"], shown: &["seclabel", "fsync"] },
     FsType { name: "autofs", code: pb::Fstype::Autofs, make: Make::Never, options: &[], shown: &[] },
     FsType { name: "tracefs", code: pb::Fstype::Tracefs, make: Make::HostWide, options: &["uid", "gid", "mode"], shown: &["seclabel"] },
     // options of cgroup2 belong to the machine's one hierarchy: giving them again could change it

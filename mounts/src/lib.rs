@@ -12,6 +12,8 @@ pub mod fstype;
 pub mod ids;
 /// From mountinfo to entries.
 pub mod look;
+/// Overlays: their layers, and how they are mounted again.
+pub mod overlay;
 mod perform;
 /// From entries to rows.
 pub mod plan;

@@ -7,10 +7,14 @@ use crate::error::{Blame, Error, Result};
 use crate::flags;
 use crate::fstype::{self, FsType, Make};
 use crate::ids::Ids;
+use crate::overlay;
 use crate::tree::below;
 use stasis_kernel::procfs::MountInfo;
 use stasis_proto::pb;
 use std::collections::{BTreeMap, BTreeSet};
+
+mod layers;
+use layers::layers;
 
 /// What the caller said of mounts.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,7 +42,12 @@ pub struct View<'a> {
     pub devices: &'a BTreeMap<i32, u64>,
     /// Owners as the tree knows them.
     pub ids: &'a Ids,
+    /// The layers of overlays, by device number; or why they cannot be found.
+    pub layers: &'a Layers,
 }
+
+/// What is known of the layers of overlays, by device number.
+pub type Layers = BTreeMap<(u32, u32), std::result::Result<Vec<overlay::Found>, String>>;
 
 /// A tmpfs whose contents go into the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +99,8 @@ struct One<'a> {
     recursive: bool,
     /// It comes with the one it is mounted on, or with the one that is mounted on.
     rides: bool,
+    /// Of an overlay that is made again: where its layers are.
+    layers: Vec<pb::StasisLayer>,
 }
 
 impl One<'_> {
@@ -184,6 +195,10 @@ pub fn describe(view: &View, wishes: &Wishes) -> Result<Described> {
         }
         if !all[i].outside() && !all[i].rides {
             let external = judge(&all, i, root, view, wishes)?;
+            let layered = all[i].fstype.is_some_and(|t| t.make == Make::Layered);
+            if layered && external.is_none() {
+                all[i].layers = layers(&all, &all[i], view).unwrap_or_default();
+            }
             all[i].external = external;
         }
     }
@@ -286,6 +301,7 @@ fn collect<'a>(space: usize, infos: &'a [MountInfo], wishes: &Wishes) -> Result<
             inherited: false,
             recursive: false,
             rides: false,
+            layers: Vec::new(),
         });
     }
     Ok(all)
@@ -327,11 +343,14 @@ fn judge(
     let whole = all
         .iter()
         .any(|w| w.dev == m.dev && w.root == "/" && !w.outside());
+    let layered = m.fstype.filter(|t| t.make == Make::Layered && !hosts);
+    let layered = layered.map(|_| layers(all, m, view));
     let fresh = match m.fstype {
         Some(t) if t.name == "devpts" => !hosts && whole,
         Some(t) => match t.make {
             Make::Fresh | Make::HostWide => true,
             Make::Filled => !hosts && whole,
+            Make::Layered => layered.as_ref().is_some_and(Result::is_ok),
             Make::Never => false,
         },
         None => enabled(&m.type_name()) && whole,
@@ -347,6 +366,12 @@ fn judge(
         return Ok(Some(m.mountpoint.clone()));
     }
     let never = m.fstype.filter(|t| t.make == Make::Never && m.root == "/");
+    if let Some(Err(why)) = layered {
+        return Err(m.refuse("E4312", why).advice(format!(
+            "pass --external mnt[{}]:NAME, or unmount it before the dump",
+            m.mountpoint
+        )));
+    }
     let advice = format!(
         "pass --external mnt[{}]:NAME, and at restore --external mnt[NAME]:PATH",
         m.mountpoint
@@ -455,6 +480,7 @@ fn entry(m: &One, view: &View) -> pb::MntEntry {
         ext_key: m.external.clone(),
         stasis_inherited: m.inherited.then_some(true),
         stasis_recursive: m.recursive.then_some(true),
+        stasis_layers: m.layers.clone(),
         ..Default::default()
     }
 }

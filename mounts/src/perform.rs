@@ -1,6 +1,7 @@
 //! Rows are performed, in the process whose mount namespace is built.
 use crate::archive;
 use crate::error::{Blame, Error, Result};
+use crate::overlay;
 use crate::plan::{Row, Step};
 use nix::errno::Errno;
 use stasis_kernel::call::{Call, FdRef};
@@ -62,6 +63,17 @@ impl Performer<'_> {
                     .advice("restore where /dev is as usual, or give the mount with --external"));
                 }
                 Ok(())
+            }
+            Step::Overlay { recipe, mounts, to } => {
+                overlay::perform(self, recipe, mounts, *to, OWN).map_err(|why| {
+                    Error::new(
+                        "E6300",
+                        Blame::Host,
+                        format!("mounting failed: {}", row.why),
+                    )
+                    .why(why)
+                    .advice("the kernel log says what overlayfs did not like")
+                })
             }
             Step::Mask { at, null } => self.mask(*at, *null, &row.why),
             Step::Pivot => self.pivot(&row.why),

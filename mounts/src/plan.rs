@@ -10,7 +10,9 @@
 //! 3. Mounts are attached, parents first. The places of all children of a mount are opened before the first is attached, so
 //!    no child can hide the place of another.
 //! 4. The new root becomes the root; the old one goes. That must be before the next, because a root with peers cannot be exchanged.
-//! 5. Peer groups and masters, when everything is in place: nothing propagates while the tree is built.
+//! 5. `sharing`: peer groups and masters, when everything is in place in all namespaces: nothing propagates while the trees are
+//!    built, and a group may begin in any namespace. A group is taken over from a mount of any namespace, propagation is set in
+//!    a mount's own: so these rows come in runs, each for the process of one namespace.
 //! 6. `late`: mounts of a terminal's name exist only when the terminal does.
 //!
 //! A tree may have several mount namespaces. They are built one after the other, each by a process of its own, and share one
@@ -22,12 +24,16 @@ use crate::error::{Blame, Error, Result};
 use crate::flags;
 use crate::fstype::{self, DISKS, Make};
 use crate::look::DEVICES;
+use crate::overlay;
 use crate::tree::{Mount, Tree, below, from_root, part_of};
 use stasis_kernel::call::{Call, FdRef};
 use stasis_kernel::mnt::{self, attr};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+mod layered;
+mod sharing;
 
 /// What the caller of a restore gives.
 #[derive(Clone, Copy)]
@@ -71,6 +77,15 @@ pub enum Step {
         /// The name of the copy.
         to: FdRef,
     },
+    /// An overlay is mounted in a root of its own that holds these mounts.
+    Overlay {
+        /// How.
+        recipe: overlay::Recipe,
+        /// Copies of the mounts of its layers, which are gone afterwards.
+        mounts: Vec<FdRef>,
+        /// The name of the detached mount.
+        to: FdRef,
+    },
     /// What hides a path that nobody provides: /dev/null over a file, an empty read-only tmpfs over a folder.
     Mask {
         /// The place.
@@ -103,6 +118,17 @@ impl fmt::Display for Row {
                     number.0, number.1, to.0
                 )?;
             }
+            Step::Overlay { recipe, mounts, to } => {
+                let all: Vec<String> = mounts.iter().map(|f| format!("file#{}", f.0)).collect();
+                write!(
+                    f,
+                    "overlay({}, {:?}, {:?}) -> file#{}",
+                    all.join(", "),
+                    recipe.links,
+                    recipe.options,
+                    to.0
+                )?
+            }
             Step::Mask { at, null } => {
                 write!(f, "mask(file#{}, file#{} or an empty tmpfs)", at.0, null.0)?
             }
@@ -121,6 +147,8 @@ pub struct Plan {
     pub outside: Vec<Row>,
     /// In the new mount namespace, with the tree's other namespaces.
     pub build: Vec<Row>,
+    /// When all namespaces are built: runs of rows, each with the index of the namespace whose process performs it.
+    pub sharing: Vec<(usize, Vec<Row>)>,
     /// When terminals are open.
     pub late: Vec<Row>,
     /// The same two for each further mount namespace.
@@ -194,6 +222,10 @@ struct Maker<'a> {
     mounts: BTreeMap<usize, FdRef>,
     /// A copy of /dev/null for each mount that is only a mask.
     masks: BTreeMap<usize, FdRef>,
+    /// Where mounts are attached to be copied, by the namespace that is in.
+    folders: BTreeMap<usize, FdRef>,
+    /// Those that are attached there, or have been.
+    held: BTreeSet<usize>,
 }
 
 /// Plans how the tree is built.
@@ -219,6 +251,8 @@ pub fn plan(tree: &Tree, caller: Caller) -> Result<Plan> {
         space: 0,
         mounts: BTreeMap::new(),
         masks: BTreeMap::new(),
+        held: BTreeSet::new(),
+        folders: BTreeMap::new(),
     };
     m.outside()?;
     for space in 0..tree.roots.len() {
@@ -387,7 +421,7 @@ fn fresh(m: &Mount, caller: &Caller) -> bool {
     let enabled = |t: &str| caller.enable_fs.iter().any(|e| e == t || e == "all");
     match (m.fstype, &m.fsname) {
         (Some(t), _) => match t.make {
-            Make::Fresh | Make::Filled => true,
+            Make::Fresh | Make::Filled | Make::Layered => true,
             Make::HostWide => enabled(t.name),
             Make::Never => false,
         },
@@ -413,6 +447,17 @@ impl Maker<'_> {
     }
     fn call(&mut self, call: Call, why: impl Into<String>) {
         self.row(Step::Call(call), why);
+    }
+    /// A row of the last pass, for the process of the present namespace.
+    fn last(&mut self, call: Call, why: impl Into<String>) {
+        let row = Row {
+            step: Step::Call(call),
+            why: why.into(),
+        };
+        match self.plan.sharing.last_mut() {
+            Some((space, rows)) if *space == self.space => rows.push(row),
+            _ => self.plan.sharing.push((self.space, vec![row])),
+        }
     }
     fn out(&mut self, call: Call, why: impl Into<String>) {
         self.plan.outside.push(Row {
@@ -516,7 +561,9 @@ impl Maker<'_> {
             }
         }
         let first = |i: &usize| self.tree.mounts[*i].space;
+        let mut overlays = self.overlays(&mut groups)?;
         groups.retain(|_, members| members.iter().map(first).min() == Some(self.space));
+        overlays.retain(|o| o.space == self.space);
         // what the root is made of comes before it
         if self.sources[root] == Source::Fresh
             && let Some(members) = groups.remove(&self.tree.mounts[root].dev)
@@ -570,7 +617,7 @@ impl Maker<'_> {
             }
             self.detach(whole);
         }
-        Ok(())
+        self.make_overlays(overlays)
     }
     fn detach(&mut self, whole: FdRef) {
         self.call(mnt::enter(whole), "to detach it again");
@@ -626,9 +673,16 @@ impl Maker<'_> {
                 self.call(mnt::reconfigure(again), m.place());
             }
         }
-        if members.len() == 1 && self.shows(&m).is_empty() {
-            self.mounts.insert(lead, whole);
-            return Ok(());
+        self.shown_by(members, whole);
+        Ok(())
+    }
+    /// A detached mount for each that shows a file system, from one that shows all of it.
+    fn shown_by(&mut self, members: &[usize], whole: FdRef) {
+        if let [one] = members
+            && self.shows(&self.tree.mounts[*one]).is_empty()
+        {
+            self.mounts.insert(*one, whole);
+            return;
         }
         self.call(
             mnt::attach_path(whole, b"/"),
@@ -639,7 +693,6 @@ impl Maker<'_> {
             self.part(i, whole, |_, _| path.clone());
         }
         self.detach(whole);
-        Ok(())
     }
     /// The part of its file system that a mount shows.
     fn shows(&self, m: &Mount) -> String {
@@ -820,115 +873,6 @@ impl Maker<'_> {
         late(self, mnt::attach(copy, at), m.place());
     }
 
-    // ---- peer groups
-
-    fn share(&mut self) -> Result<()> {
-        let tree = self.tree;
-        let mut groups: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-        for (i, m) in tree.mounts.iter().enumerate() {
-            let here = self.mounts.contains_key(&i);
-            if let Some(g) = m.shared.filter(|_| here) {
-                groups.entry(g).or_default().push(i);
-            }
-        }
-        let mut done = BTreeSet::new();
-        let mut left: Vec<u32> = groups.keys().copied().collect();
-        while !left.is_empty() {
-            let before = left.len();
-            let mut again = Vec::new();
-            for g in left {
-                let members = &groups[&g];
-                let master = tree.mounts[members[0]].master;
-                if members.iter().any(|i| tree.mounts[*i].master != master) {
-                    return Err(self.tangled(members[0], "its peers have other masters"));
-                }
-                if master.is_some_and(|m| groups.contains_key(&m) && !done.contains(&m)) {
-                    again.push(g);
-                    continue;
-                }
-                self.group(members, master.and_then(|m| groups.get(&m)))?;
-                done.insert(g);
-            }
-            if again.len() == before {
-                let first = groups[&again[0]][0];
-                return Err(self.tangled(first, "masters go round in a circle"));
-            }
-            left = again;
-        }
-        for (i, m) in tree.mounts.iter().enumerate() {
-            let Some(&me) = self.mounts.get(&i) else {
-                continue;
-            };
-            self.space = m.space;
-            if let (None, Some(masters)) = (m.shared, m.master.and_then(|g| groups.get(&g))) {
-                let from = self.source_of_group(i, masters)?;
-                self.call(
-                    mnt::set_group(from, me),
-                    format!("{}: its master", m.place()),
-                );
-                self.call(mnt::setattr(me, 0, 0, libc::MS_SLAVE), m.place());
-            }
-            if m.flags & libc::MS_UNBINDABLE != 0 {
-                self.call(mnt::setattr(me, 0, 0, libc::MS_UNBINDABLE), m.place());
-            }
-        }
-        Ok(())
-    }
-    fn tangled(&self, i: usize, why: &str) -> Error {
-        Error::new(
-            "E5304",
-            Blame::Image,
-            format!("cannot share {}", self.tree.mounts[i].place()),
-        )
-        .why(why)
-        .advice("dump again: this image does not describe a mount namespace")
-    }
-    /// KERNEL(>=5.15): a group is taken over only from a mount that shows at least as much of the same file system.
-    fn source_of_group(&self, i: usize, members: &[usize]) -> Result<FdRef> {
-        let m = &self.tree.mounts[i];
-        // of a namespace that is built by then
-        let whole = |w: &&usize| {
-            let w = &self.tree.mounts[**w];
-            w.space <= m.space && part_of(m, w).is_some()
-        };
-        let found = members.iter().find(whole).map(|w| self.mounts[w]);
-        found.ok_or_else(|| self.tangled(i, "no mount of its group shows all of what it shows"))
-    }
-    fn group(&mut self, members: &[usize], masters: Option<&Vec<usize>>) -> Result<()> {
-        let tree = self.tree;
-        let shortest = members
-            .iter()
-            .copied()
-            .min_by_key(|i| (tree.mounts[*i].root.len(), tree.mounts[*i].space));
-        let lead = shortest.unwrap_or_default();
-        self.space = tree.mounts[lead].space;
-        let me = self.mounts[&lead];
-        let place = tree.mounts[lead].place();
-        if let Some(masters) = masters {
-            let from = self.source_of_group(lead, masters)?;
-            self.call(mnt::set_group(from, me), format!("{place}: its master"));
-            self.call(mnt::setattr(me, 0, 0, libc::MS_SLAVE), place.clone());
-        }
-        if self.kept_sharing(lead) != libc::MS_SHARED || !self.comes_from_outside(lead) {
-            self.call(
-                mnt::setattr(me, 0, 0, libc::MS_SHARED),
-                format!("{place}: first of its peers"),
-            );
-        }
-        for &i in members.iter().filter(|i| **i != lead) {
-            let m = &tree.mounts[i];
-            self.space = m.space;
-            if part_of(m, &tree.mounts[lead]).is_none() || m.space < tree.mounts[lead].space {
-                return Err(self.tangled(i, "no peer shows all of what the others show"));
-            }
-            let to = self.mounts[&i];
-            if self.comes_from_outside(i) {
-                self.call(mnt::setattr(to, 0, 0, libc::MS_PRIVATE), m.place());
-            }
-            self.call(mnt::set_group(me, to), format!("{}: a peer", m.place()));
-        }
-        Ok(())
-    }
     fn comes_from_outside(&self, i: usize) -> bool {
         matches!(
             self.sources[i],
@@ -944,6 +888,9 @@ impl Maker<'_> {
         let mount = self.mounts[&at];
         let outside = at == 0 || self.comes_from_outside(at);
         self.attributes(&root, mount, outside, |s, call, why| s.call(call, why));
+        if let Some(folder) = self.folders.get(&self.space).copied() {
+            self.detach(folder);
+        }
         self.call(mnt::enter(mount), "the new root");
         self.row(
             Step::Pivot,

@@ -46,9 +46,13 @@ fn code(entries: &[pb::MntEntry]) -> &'static str {
     }
 }
 
+fn all_rows(p: &Plan) -> impl Iterator<Item = &Row> {
+    let last = p.sharing.iter().flat_map(|s| &s.1);
+    p.outside.iter().chain(&p.build).chain(last).chain(&p.late)
+}
+
 fn text(p: &Plan) -> String {
-    let all = p.outside.iter().chain(&p.build).chain(&p.late);
-    all.map(|r| format!("{r}\n")).collect()
+    all_rows(p).map(|r| format!("{r}\n")).collect()
 }
 
 #[test]
@@ -79,7 +83,7 @@ fn hostile_trees_are_refused() {
     assert_eq!(other(&|e| e.fstype = Unsupported as u32), "E5302");
     assert_eq!(other(&|e| e.root = "/../../etc".into()), "E5307");
     assert_eq!(other(&|e| e.options = "fscontext=x".into()), "E5303");
-    // overlay names folders of the machine
+    // an overlay of nothing
     assert_eq!(other(&|e| e.fstype = pb::Fstype::Overlayfs as u32), "E5302");
     let release = |e: &mut pb::MntEntry| {
         e.fstype = pb::Fstype::Cgroup as u32;
@@ -179,14 +183,13 @@ fn a_file_system_of_two_namespaces_is_made_once_and_shared_last() {
     let (one, two) = (p.of_space(0).0, p.of_space(1).0);
     assert_eq!((made(one), made(two)), (1, 0));
     assert_eq!((p.space_of(2), p.space_of(12)), (Some(0), Some(1)));
-    // the second joins the group of the first, after its root was exchanged
-    assert!(!one.iter().any(is_set_group));
-    let joins = two.iter().position(is_set_group).expect("a group");
-    let pivot = two
-        .iter()
-        .position(|r| r.step == Step::Pivot)
-        .expect("a root");
-    assert!(pivot < joins);
+    // the second joins the group of the first, when both are built
+    assert!(!one.iter().chain(two).any(is_set_group));
+    let [(0, first_run), (1, joins)] = &p.sharing[..] else {
+        panic!("{:?}", p.sharing);
+    };
+    assert!(!first_run.iter().any(is_set_group));
+    assert!(joins.iter().any(is_set_group));
     // numbers are those of all namespaces
     assert_eq!(
         Tree::from_spaces(&[&first, &first])
@@ -197,7 +200,7 @@ fn a_file_system_of_two_namespaces_is_made_once_and_shared_last() {
 }
 
 #[test]
-fn a_master_in_a_later_namespace_is_refused() {
+fn a_master_may_be_in_a_later_namespace() {
     use pb::Fstype::Tmpfs;
     let (mut here, mut there) = (entry(2, 1, Tmpfs, "/a"), entry(12, 11, Tmpfs, "/b"));
     there.root_dev = here.root_dev;
@@ -215,7 +218,46 @@ fn a_master_in_a_later_namespace_is_refused() {
         cgroup: &str::to_owned,
     };
     let tree = Tree::from_spaces(&[&[root(), here], &[top, there]]).expect("two trees");
-    assert_eq!(plan(&tree, caller).expect_err("a circle").code, "E5304");
+    let p = plan(&tree, caller).expect("a plan");
+    let spaces: Vec<usize> = p.sharing.iter().map(|s| s.0).collect();
+    assert_eq!(spaces, [1, 0], "{:?}", p.sharing);
+    assert!(p.sharing[1].1.iter().any(is_set_group));
+}
+
+#[test]
+fn layers_of_overlays_lie_on_mounts_of_the_tree() {
+    use pb::Fstype::{Overlayfs, Tmpfs};
+    let over = |options: &str| {
+        let mut e = entry(3, 1, Overlayfs, "/m");
+        e.options = options.into();
+        e
+    };
+    let all = |e: pb::MntEntry| [root(), entry(2, 1, Tmpfs, "/a"), e];
+    let refused = |e: pb::MntEntry| made(&all(e), &[]).expect_err("no overlay").code;
+    assert_eq!(refused(over("")), "E5302");
+    assert_eq!(refused(over("lowerdir=../etc")), "E5302");
+    assert_eq!(refused(over("lowerdir=/a/x,volatile")), "E5303");
+    let mut e = over("lowerdir=/a/x");
+    e.stasis_layers = vec![pb::StasisLayer {
+        name: "/a/x".into(),
+        mnt_id: 9,
+        path: "x".into(),
+    }];
+    assert_eq!(refused(e.clone()), "E5302");
+    e.stasis_layers[0].mnt_id = 2;
+    e.stasis_layers[0].path = "../x".into();
+    assert_eq!(refused(e), "E5300");
+    // on itself
+    assert_eq!(refused(over("lowerdir=/m/x:/a")), "E5304");
+    // of an image that does not say where they are
+    let p = made(&all(over("lowerdir=/a/x:/b,xino=off")), &[]).expect("a plan");
+    let recipe = p.build.iter().find_map(|r| match &r.step {
+        Step::Overlay { recipe, .. } => Some(recipe),
+        _ => None,
+    });
+    let recipe = recipe.expect("an overlay");
+    assert_eq!(recipe.mounts, [1, 0], "{recipe:?}");
+    assert_eq!(recipe.options, "lowerdir=/a/x:/b,xino=off");
 }
 
 #[test]
@@ -273,7 +315,7 @@ proptest! {
         if let Ok(p) = made(&all, &[("key".into(), "/k".into())]) {
             // every name is bound before it is used
             let mut known = std::collections::BTreeSet::new();
-            for r in p.outside.iter().chain(&p.build).chain(&p.late) {
+            for r in all_rows(&p) {
                 match &r.step {
                     Step::Call(c) => {
                         for a in &c.args {
@@ -286,6 +328,10 @@ proptest! {
                     Step::Unpack { into, .. } => prop_assert!(known.contains(into)),
                     Step::Device { to, .. } => drop(known.insert(*to)),
                     Step::Mask { at, null } => prop_assert!(known.contains(at) && known.contains(null)),
+                    Step::Overlay { mounts, to, .. } => {
+                        prop_assert!(mounts.iter().all(|m| known.contains(m)));
+                        known.insert(*to);
+                    }
                     Step::Pivot => {}
                 }
             }

@@ -1,6 +1,7 @@
 //! Entries of an image, checked: one tree for each mount namespace, no cycle, no path that leaves it.
 use crate::error::{Blame, Error, Result};
 use crate::fstype::{self, FsType};
+use crate::overlay::Layer;
 use stasis_proto::pb;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,6 +49,8 @@ pub struct Mount {
     pub inherited: bool,
     /// What is mounted below it where it comes from comes with it.
     pub recursive: bool,
+    /// Of an overlay: where its layers are.
+    pub layers: Vec<Layer>,
 }
 
 impl Mount {
@@ -85,7 +88,7 @@ fn hostile(e: &pb::MntEntry, why: impl std::fmt::Display) -> Error {
 }
 
 /// An absolute path without `.`, `..`, empty parts and NUL.
-fn is_plain(path: &str) -> bool {
+pub(crate) fn is_plain(path: &str) -> bool {
     path == "/"
         || path.strip_prefix('/').is_some_and(|rest| {
             path.len() < MAX_PATH
@@ -269,6 +272,14 @@ fn check(e: &pb::MntEntry) -> Result<()> {
             ));
         }
     }
+    for l in &e.stasis_layers {
+        if !l.path.is_empty() && !is_plain(&format!("/{}", l.path)) {
+            return Err(hostile(
+                e,
+                format!("its layer {:?} is not on a plain path", l.name),
+            ));
+        }
+    }
     let known = fstype::by_code(e.fstype).is_some()
         || e.fstype == pb::Fstype::Unsupported as u32
         || e.fstype == pb::Fstype::Auto as u32 && e.fsname.is_some();
@@ -279,6 +290,14 @@ fn check(e: &pb::MntEntry) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn layer(l: &pb::StasisLayer) -> Layer {
+    Layer {
+        name: l.name.clone(),
+        mount: l.mnt_id,
+        path: l.path.clone(),
+    }
 }
 
 fn mount(e: &pb::MntEntry, space: usize, parent: usize, at: &str) -> Mount {
@@ -307,6 +326,7 @@ fn mount(e: &pb::MntEntry, space: usize, parent: usize, at: &str) -> Mount {
         external: e.ext_key.clone().or(old),
         inherited: e.stasis_inherited(),
         recursive: e.stasis_recursive(),
+        layers: e.stasis_layers.iter().map(layer).collect(),
     }
 }
 

@@ -2,12 +2,11 @@
  * Tasks below the root with mount, UTS, IPC and network namespaces of their own, and one below those with a mount namespace more:
  * its mounts are peers of the others'. Files, sockets and System V objects there, some of them open in the root.
  */
-#include "guest.h"
+#include "mounts.h"
 #include <arpa/inet.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sys/ipc.h>
-#include <sys/mount.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
@@ -26,23 +25,7 @@ static ino_t space(const char *whose, const char *sort)
 	return st.st_ino;
 }
 
-static void put(const char *path, const char *text)
-{
-	int fd = MUST(open(path, O_WRONLY | O_CREAT | O_EXCL, 0640));
-
-	SAME("bytes written", write(fd, text, strlen(text)), strlen(text));
-	close(fd);
-}
-
-static void reads(const char *what, int fd, const char *want)
-{
-	char buf[64] = "";
-
-	MUST(read(fd, buf, sizeof(buf) - 1));
-	CHECK(!strcmp(buf, want), "%s reads \"%s\", not \"%s\"", what, buf, want);
-}
-
-static void tmpfs(const char *name, const char *text)
+static void tmpfs_with(const char *name, const char *text)
 {
 	const char *at = guest_path(name);
 	char path[64];
@@ -96,7 +79,7 @@ static void inner(void *arg)
 	MUST(unshare(CLONE_NEWNS));
 	own = space("self", "mnt");
 	CHECK(own != outers, "no new mount namespace");
-	tmpfs("m", "inner\n");
+	tmpfs_with("m", "inner\n");
 	fd = MUST(open(guest_path("m/text"), O_RDONLY));
 	MUST(lseek(fd, 3, SEEK_SET));
 	guest_child_ready_wait();
@@ -127,7 +110,7 @@ static void outer(void *arg)
 	MUST(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
 	if (!guest_arg(0, 0))
 		MUST(sethostname("nested-host", 11));
-	tmpfs("n", "outer\n");
+	tmpfs_with("n", "outer\n");
 	MUST(mkdir(guest_path("n/x"), 0700));
 	MUST(mount(NULL, guest_path("n"), NULL, MS_SHARED, NULL));
 	fd = MUST(open(guest_path("n/text"), O_RDWR));

@@ -61,6 +61,8 @@ macro_rules! with_guests {
             netns: [] [];
             tun: [] [];
             mounts: [] [];
+            overlay: [] [];
+            late_master: [] [];
             nested_ns: [] [];
             nested_pid: [] [];
             nested_timens: [] [];
@@ -71,6 +73,7 @@ macro_rules! with_guests {
             ipc_msg: [] [];
             ipc_shm: [] [];
             mqueue: [] [];
+            bpfmap: [] [];
             // memory
             map_anon: [] [];
             churn: [] [];
@@ -185,6 +188,8 @@ macro_rules! with_works {
             netns: dump_restore, leave_running, generations, contained, contained_user;
             tun: dump_restore, leave_running, generations, contained;
             mounts: dump_restore, leave_running, generations, contained, contained_user;
+            overlay: dump_restore, leave_running, generations, contained, contained_user;
+            late_master: dump_restore, leave_running, generations, contained, contained_user;
             nested_timens: dump_restore, leave_running, generations, contained, contained_user;
             nested_pid: dump_restore, leave_running, generations, contained, contained_user;
             nested_ns: dump_restore, leave_running, generations, contained, contained_user;
@@ -194,6 +199,7 @@ macro_rules! with_works {
             ipc_undo: dump_restore, leave_running, generations, contained, contained_user;
             ipc_msg: dump_restore, leave_running, generations, contained, contained_user;
             ipc_shm: dump_restore, leave_running, generations, contained, contained_user;
+            bpfmap: dump_restore, leave_running, generations, contained;
             mqueue: dump_restore, leave_running, generations, contained, contained_user;
             orphans: dump_restore, leave_running, generations;
             kinship: dump_restore, leave_running, generations;

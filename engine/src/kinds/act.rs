@@ -4,8 +4,8 @@
 //! what it saw (checks), or because it must clean up after itself whatever happens (names, credentials). Each of them prints
 //! itself like a row, so the whole plan can be read before it is played.
 use super::{
-    fown, ghost, inet_address, inet_groups, inherit, mqueue, netlink, packet, pidfd, sockopts,
-    sysv, tcp_acts, tcp_queue, tty_acts, udp_queue, unixsk_acts,
+    bpfmap, fown, ghost, inet_address, inet_groups, inherit, mqueue, netlink, packet, pidfd,
+    sockopts, sysv, tcp_acts, tcp_queue, tty_acts, udp_queue, unixsk_acts,
 };
 use crate::error::{Blame, Error, Result};
 use crate::pages::{Source, Store};
@@ -69,6 +69,8 @@ pub enum Act {
     Queue(tty_acts::Queue),
     /// A POSIX message queue.
     Mqueue(Box<mqueue::Open>),
+    /// A map of eBPF programs.
+    BpfMap(Box<bpfmap::Open>),
     /// The port of a netlink socket.
     NetlinkPort(netlink::Port),
     /// The device of an old packet socket.
@@ -189,6 +191,7 @@ impl Act {
             Act::CurrentTty(t) => t.perform(on),
             Act::Queue(q) => q.perform(on),
             Act::Mqueue(q) => q.perform(on),
+            Act::BpfMap(m) => m.perform(on.host, on.dir),
             Act::NetlinkPort(p) => p.perform(on),
             Act::BindByName(b) => b.perform(on),
             Act::Unix(d) => d.perform(on),
@@ -255,6 +258,7 @@ impl fmt::Display for Act {
             Act::CurrentTty(t) => t.fmt(f),
             Act::Queue(q) => q.fmt(f),
             Act::Mqueue(q) => q.fmt(f),
+            Act::BpfMap(m) => m.fmt(f),
             Act::NetlinkPort(p) => p.fmt(f),
             Act::BindByName(b) => b.fmt(f),
             Act::Unix(d) => d.fmt(f),

@@ -7,6 +7,7 @@
 //!
 //! Long because the table stands beside what all kinds are given to dump and to plan.
 pub mod act;
+pub mod bpfmap;
 pub mod common;
 pub mod epoll;
 pub mod eventfd;
@@ -516,6 +517,7 @@ pub static FILE_KINDS: &[&dyn FileKind] = &[
     &tun::Tun,
     &memfd::Memfd,
     &mqueue::Mqueue,
+    &bpfmap::BpfMap,
     &inet::Inet,
     &regular::Regular,
 ];

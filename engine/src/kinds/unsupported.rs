@@ -41,7 +41,6 @@ const CLOSE: &str = "close it before the dump";
 pub static TABLE: &[Row] = &[
     Row { sign: Sign::Anon("io_uring"), name: "io_uring", why: "requests in flight live in the kernel only", advice: "let the program run without io_uring (many have an option), or close the ring before the dump" },
     Row { sign: Sign::Anon("userfaultfd"), name: "userfaultfd", why: "faults that wait for an answer cannot be carried", advice: CLOSE },
-    Row { sign: Sign::Anon("bpf-map"), name: "BPF map", why: "loading BPF objects is not supported yet", advice: CLOSE },
     Row { sign: Sign::Anon("bpf-prog"), name: "BPF program", why: "loading BPF objects is not supported yet", advice: CLOSE },
     Row { sign: Sign::Anon("bpf-link"), name: "BPF link", why: "attaching BPF programs is not supported", advice: CLOSE },
     Row { sign: Sign::Anon("bpf_link"), name: "BPF link", why: "attaching BPF programs is not supported", advice: CLOSE },

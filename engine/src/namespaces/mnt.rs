@@ -17,7 +17,7 @@ use stasis_kernel::mnt;
 use stasis_kernel::ns::{self, Ns};
 use stasis_kernel::procfs::{MountInfo, ProcDir};
 use stasis_mounts::look::{self, View, Wishes};
-use stasis_mounts::{Caller, Ids, Performer, Plan, Row, Tree, archive, reach};
+use stasis_mounts::{Caller, Ids, Performer, Plan, Row, Tree, archive, overlay, reach};
 use stasis_proto::{ImageDir, Kind, pb};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -88,11 +88,13 @@ pub fn dump(cx: &mut DumpCx, places: &[Place]) -> Result<()> {
     };
     let spaces: Vec<&[MountInfo]> = all.iter().map(|a| &a.1.infos[..]).collect();
     let devices = all.iter().flat_map(|a| a.1.devices.clone()).collect();
+    let layers = layers_of(&all, &host, &proc)?;
     let view = View {
         spaces: &spaces,
         host: &host,
         devices: &devices,
         ids: &ids,
+        layers: &layers,
     };
     let told = look::describe(&view, &wishes)?;
     for c in &told.contents {
@@ -160,6 +162,33 @@ fn nested_procs(cx: &DumpCx, seen: &Visit) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Looks for the layers of the tree's own overlays, in the namespace of each and in those before.
+fn layers_of(all: &[(OwnedFd, Visit)], host: &[MountInfo], proc: &File) -> Result<look::Layers> {
+    let mut layers = look::Layers::new();
+    for (i, (_, seen)) in all.iter().enumerate() {
+        let own = |m: &&MountInfo| m.fstype == b"overlay" && !host.iter().any(|h| h.dev == m.dev);
+        for m in seen.infos.iter().filter(own) {
+            if layers.contains_key(&m.dev) {
+                continue;
+            }
+            let mut found = None;
+            for (handle, _) in std::iter::once(&all[i]).chain(&all[..i]) {
+                let there = [(Ns::Mnt, handle.as_fd())];
+                let got = ns::visit(&there, || overlay::find(m, proc.as_fd()))?;
+                // what the overlay's own namespace says counts, unless another has them
+                if found.is_none() || got.is_ok() {
+                    found = Some(got);
+                }
+                if let Some(Ok(_)) = found {
+                    break;
+                }
+            }
+            layers.extend(found.map(|f| (m.dev, f)));
+        }
+    }
+    Ok(layers)
 }
 
 /// Owners as the task's user namespace numbers them.
@@ -246,7 +275,21 @@ pub fn build(
     host: &mut Host,
 ) -> Result<()> {
     let devices = devices(o);
-    perform(dir, plan.of_space(space).0, host, &devices)
+    perform(dir, plan.of_space(space).0, host, &devices)?;
+    // one that is alone waits for nobody
+    let alone = plan.tree.roots.len() == 1;
+    (0..plan.sharing.len())
+        .filter(|_| alone)
+        .try_for_each(|run| share(dir, plan, run, host))
+}
+
+/// Performs a run of the rows that set up who shares with whom, in the namespace it is for, when all are built.
+///
+/// # Errors
+/// E6300 to E6302.
+pub fn share(dir: &ImageDir, plan: &Plan, run: usize, host: &mut Host) -> Result<()> {
+    let rows = plan.sharing.get(run).map_or(&[][..], |r| &r.1);
+    perform(dir, rows, host, &archive::Devices::default())
 }
 
 /// Mounts the names of terminals, which are open by now.

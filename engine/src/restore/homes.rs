@@ -88,6 +88,10 @@ impl Homes {
     pub fn mounts_of_first(&self) -> Option<usize> {
         self.all.first().and_then(|h| h.mounts)
     }
+    /// The home whose worker builds this mount namespace: the first that has it.
+    pub fn maker_of_mounts(&self, space: usize) -> Option<usize> {
+        self.all.iter().position(|h| h.mounts == Some(space))
+    }
     fn with(&self, wish: usize, fits: impl Fn(&Home) -> bool) -> usize {
         let first = || self.all.iter().position(&fits);
         match self.all.get(wish) {

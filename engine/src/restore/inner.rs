@@ -24,6 +24,8 @@ pub enum Task {
     Contents,
     /// A run of acts of a stage: see [`Plan::runs`].
     Open(Stage, u32),
+    /// A run of the rows by which mounts of all namespaces share, see [`stasis_mounts::Plan::sharing`].
+    Share(u32),
     /// Mounts of terminals, which are open by now.
     Late,
     /// What was made outside of the tree belongs to others from now on.
@@ -47,6 +49,7 @@ impl Task {
             Task::Contents => (100, 0),
             Task::Keep => (101, 0),
             Task::Late => (102, 0),
+            Task::Share(run) => (103, run),
             Task::Open(s, run) => {
                 let code = STAGES.iter().position(|x| *x == s).unwrap_or(0) as u8;
                 (code, run)
@@ -64,6 +67,7 @@ impl Task {
             100 => Some(Task::Contents),
             101 => Some(Task::Keep),
             102 => Some(Task::Late),
+            103 => Some(Task::Share(run)),
             n => STAGES.get(*n as usize).map(|s| Task::Open(*s, run)),
         }
     }
@@ -289,6 +293,14 @@ impl Work<'_> {
                 let runs = self.plan.runs(stage);
                 let run = runs.get(run as usize).into_iter().flatten();
                 super::perform::act(&mut self.host, self.dir, run.copied())?;
+                Ok(Vec::new())
+            }
+            Task::Share(run) => {
+                if let Some((plan, _)) = self.mounts() {
+                    let plan = plan.clone();
+                    let run = run as usize;
+                    crate::namespaces::mnt::share(self.dir, &plan, run, &mut self.host)?;
+                }
                 Ok(Vec::new())
             }
             Task::Late => {

@@ -544,10 +544,15 @@ impl<'a> Performance<'a> {
         let held = held.transpose()?;
         let mut host = given(plan)?;
         if g.has(Ns::User) {
-            // KERNEL: only the first user namespace's root opens /proc/PID/map_files, which this is made through
             for a in &plan.host {
-                if let Act::SharedMemory { file, size } = &a.act {
-                    host.insert(*file, stasis_kernel::vm::shared_memory(*size)?);
+                match &a.act {
+                    // KERNEL: only the first user namespace's root opens /proc/PID/map_files, which this is made through
+                    Act::SharedMemory { file, size } => {
+                        host.insert(*file, stasis_kernel::vm::shared_memory(*size)?);
+                    }
+                    // KERNEL: and only that one may use bpf(2)
+                    Act::BpfMap(m) => m.perform(&mut host, self.dir)?,
+                    _ => {}
                 }
             }
         }
@@ -604,6 +609,21 @@ impl<'a> Performance<'a> {
         }
         for (ns, id) in &g.homes.all[0].ids {
             self.host.insert(handle_name(*ns, *id), ns.of(root)?);
+        }
+        self.share_mounts()
+    }
+    /// Mounts of several namespaces share with each other when all are built; one alone has done it by then.
+    fn share_mounts(&mut self) -> Result<()> {
+        let plan = self.plan;
+        let Some(m) = plan.mounts.as_ref().filter(|m| m.tree.roots.len() > 1) else {
+            return Ok(());
+        };
+        for (run, (space, _)) in m.sharing.iter().enumerate() {
+            let maker = plan.grounds.homes.maker_of_mounts(*space);
+            if let Some(Some(w)) = maker.and_then(|home| self.workers.get_mut(home)) {
+                let told = w.ask(inner::Task::Share(run as u32), &mut self.host, true)?;
+                self.warnings.extend(told);
+            }
         }
         Ok(())
     }

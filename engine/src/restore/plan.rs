@@ -873,6 +873,9 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
             show(&format!("build{of}"), build);
             show(&format!("late{of}"), late);
         }
+        for (space, rows) in &m.sharing {
+            show(&format!("sharing, by namespace {space}"), rows);
+        }
     }
     for (n, home) in p.grounds.homes.all.iter().enumerate().skip(1) {
         let _ = writeln!(

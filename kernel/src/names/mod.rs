@@ -185,6 +185,11 @@ pub fn ioctl(cmd: u64) -> Cow<'static, str> {
     ))
 }
 
+/// Name of a type of eBPF maps: `BPF_MAP_TYPE_HASH`.
+pub fn bpf_map(kind: u64) -> Cow<'static, str> {
+    value(BPF_MAPS, kind, "BPF map type")
+}
+
 /// Name of a fcntl(2) command: `F_DUPFD_QUERY`.
 pub fn fcntl(cmd: u64) -> Cow<'static, str> {
     value(FCNTLS, cmd, "fcntl")
