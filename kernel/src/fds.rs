@@ -24,6 +24,21 @@ pub fn pidfd_open(pid: HostPid, flags: u32) -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Has a part of a file written to the disk from now on, without waiting for it: a hint. Nothing happens where files are only memory.
+///
+/// sync_file_range(2), SYNC_FILE_RANGE_WRITE.
+pub fn start_writing_back(fd: BorrowedFd<'_>, at: u64, len: u64) {
+    // SAFETY: four numbers go in; no memory is touched.
+    unsafe {
+        libc::sync_file_range(
+            fd.as_raw_fd(),
+            at as i64,
+            len as i64,
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
+    }
+}
+
 /// Has a task used semaphores so that its end would undo something (semop(2), SEM_UNDO)? What, [`crate::undo`] tells,
 /// if it may.
 ///

@@ -97,6 +97,13 @@ impl Out {
             Out::Member(a, name) => a.put(name, at, bytes),
         }
     }
+    /// The file, if it is one of its own.
+    pub fn file(&self) -> Option<&File> {
+        match self {
+            Out::File(f) => Some(f),
+            Out::Member(..) => None,
+        }
+    }
     /// Cuts a file for which too much room was made.
     ///
     /// # Errors

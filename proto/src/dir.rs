@@ -42,6 +42,8 @@ pub struct ImageDir {
     held: BTreeMap<String, File>,
     /// Images that are not files of the folder.
     staged: Option<Arc<Staged>>,
+    /// Nobody waits for the disk.
+    volatile: bool,
 }
 
 /// Images in memory, on their way into a stream or to be encrypted, or out of such.
@@ -90,7 +92,15 @@ impl ImageDir {
             parent: None,
             held: BTreeMap::new(),
             staged: None,
+            volatile: false,
         }
+    }
+
+    /// The folder may be lost if the machine stops soon after: nothing waits for the disk.
+    #[must_use]
+    pub fn volatile(mut self) -> Self {
+        self.volatile = true;
+        self
     }
 
     /// A folder that is only in memory and goes into `to` as one stream when it is complete; pages go there at once.
@@ -613,7 +623,7 @@ impl ImageDir {
         self.sync_folder()
     }
 
-    /// Wait until everything written to the folder so far is on the disk.
+    /// Wait until everything written to the folder so far is on the disk, unless it is [volatile](Self::volatile).
     ///
     /// One syncfs rather than an fsync per file: a dump of 200 processes has 1400 files, and each fsync would be a
     /// commit of the file system's journal. The price is that unrelated dirty data of the same file system is waited
@@ -622,6 +632,9 @@ impl ImageDir {
     /// # Errors
     /// [`Problem::Io`]: some data written since the folder was opened may be lost.
     pub fn sync_all(&self) -> Result<(), ImageError> {
+        if self.volatile {
+            return Ok(());
+        }
         rustix::fs::syncfs(&self.fd)
             .map_err(|errno| Problem::io("sync the file system", errno).of(&self.shown))
     }
@@ -661,6 +674,9 @@ impl ImageDir {
     }
 
     fn sync_folder(&self) -> Result<(), ImageError> {
+        if self.volatile {
+            return Ok(());
+        }
         rustix::fs::fsync(&self.fd)
             .map_err(|errno| Problem::io("sync the folder", errno).of(&self.shown))
     }

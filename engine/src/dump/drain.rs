@@ -19,7 +19,8 @@
 //! all that waits to be told, it is lost too, and the tree is dumped standing still.
 //!
 //! Long because the thread that reads, those that save, and what they share are one protocol, which is to be read at once.
-use super::memory::{self, Sink};
+use super::memory;
+use super::sink::Sink;
 use crate::error::{Blame, Error, Result};
 use crate::pages::PAGE;
 use nix::errno::Errno;

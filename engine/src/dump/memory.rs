@@ -4,18 +4,16 @@
 //! not depend on the target's size.
 use super::drain::Late;
 use super::mm::Run;
+use super::sink::Sink;
 use super::tracking::Range;
-use crate::error::{Blame, Error, Result};
-use crate::migrate::stream::Remote;
-use crate::options::{MemoryOptions, Options};
-use crate::packed::Packer;
+use crate::error::Result;
+use crate::options::Options;
 use crate::pages::{IN_PARENT, LAZY, PAGE, PRESENT};
 use crate::remote::Client;
 use crate::workers;
 use stasis_kernel::ids::{HostPid, RemotePtr};
 use stasis_kernel::vm;
-use stasis_proto::archive::Out;
-use stasis_proto::{ImageDir, Kind, pb};
+use stasis_proto::{ImageDir, pb};
 use std::sync::Mutex;
 
 /// Bytes moved at a time: fits the second-level cache.
@@ -90,64 +88,6 @@ pub fn announce(o: &Options) -> Option<pb::StasisInventoryEntry> {
         encryption: (!o.recipients.is_empty()).then(|| "age".into()),
     };
     (e != pb::StasisInventoryEntry::default()).then_some(e)
-}
-
-/// Where pages go.
-pub enum Sink {
-    /// pages-N.img
-    Plain(Out),
-    /// packed-N.img
-    Packed(Packer),
-    /// pages-N.img at another host.
-    Remote(Remote),
-}
-
-impl Sink {
-    /// A new image of pages, compressed if that is wanted.
-    ///
-    /// # Errors
-    /// Those of creating it.
-    pub fn create(dir: &ImageDir, id: u32, o: &MemoryOptions) -> Result<Self> {
-        if let Some(to) = &o.stream {
-            return Ok(Sink::Remote(to.image(id)));
-        }
-        Ok(match o.compress {
-            None if dir.key().is_none() => Sink::Plain(dir.create_out(&Kind::Pages.file_of(id))?),
-            how => Sink::Packed(Packer::create(dir, id, how)?),
-        })
-    }
-    /// Writes the contents at an offset; `room` is anybody's to use.
-    ///
-    /// # Errors
-    /// E6001.
-    pub fn put(&self, at: u64, bytes: &[u8], room: &mut Vec<u8>) -> Result<()> {
-        match self {
-            Sink::Packed(p) => (at..)
-                .step_by(PIECE as usize)
-                .zip(bytes.chunks(PIECE as usize))
-                .try_for_each(|(at, b)| p.put(at, b, room)),
-            Sink::Remote(r) => r.put(at, bytes),
-            Sink::Plain(file) => file.put(at, bytes).map_err(|e| {
-                Error::new("E6001", Blame::Host, "cannot write pages")
-                    .why(e)
-                    .advice("make room where the images go")
-            }),
-        }
-    }
-    /// All is written: `len` bytes.
-    ///
-    /// # Errors
-    /// Those of writing.
-    pub fn finish(self, dir: &ImageDir, id: u32, len: u64) -> Result<()> {
-        match self {
-            Sink::Packed(p) => p.finish(dir, id).map(drop),
-            Sink::Remote(r) => r.end(len),
-            // room made before the freeze was a guess
-            Sink::Plain(file) => file
-                .set_len(len)
-                .map_err(|e| Error::new("E6001", Blame::Host, "cannot write pages").why(e)),
-        }
-    }
 }
 
 /// What was written.

@@ -15,6 +15,7 @@ mod preflight;
 mod process;
 mod ready;
 pub mod seize;
+mod sink;
 mod snapshot;
 mod strangers;
 pub(crate) mod task;
@@ -41,11 +42,11 @@ use backlog::{Backlog, Wrote};
 use facts::{Facts, Seccomp};
 use files::OpenFiles;
 pub(crate) use memory::Left;
-use memory::Sink;
 use pidspaces::PidSpaces;
 use places::Places;
 use process::{Asking, GadgetCache, Tapes};
 use ready::Ready;
+use sink::Sink;
 use snapshot::Snapshot;
 use stasis_cgroups::{Collector, Freezer};
 use stasis_kernel::fds::{self, Kcmp};
@@ -152,14 +153,16 @@ fn dump_here(o: &Options) -> Result<Done> {
     });
     let mut made = Vec::new();
     let mut later = None;
+    // whoever is told that the images are complete may count on a frozen tree
+    let alone = o.after == After::Running && !on && o.events.0.is_empty();
     let sealed = written.and_then(|(inventory, undo, left)| {
-        let sealed = match snapshot {
-            // sealed when the tree runs again and all of its memory is there
-            Some(_) => {
+        let sealed = match snapshot.is_some() || alone {
+            // sealed when the tree runs again: all of its memory is there, and the disk was waited for
+            true => {
                 later = Some((inventory, left));
                 Ok(())
             }
-            None => seal(o, &dir, (&inventory, &left), &mut report).and_then(|()| tracking.stay()),
+            false => seal(o, &dir, (&inventory, &left), &mut report).and_then(|()| tracking.stay()),
         };
         let sealed = sealed.map_err(|e| e.at(Phase::Seal));
         if sealed.is_err() || o.after != After::Default {
@@ -188,21 +191,23 @@ fn dump_here(o: &Options) -> Result<Done> {
     paused_devices.over = after == After::Default;
     drop(paused_devices);
     report.frozen_us = micros(begun);
-    let drained = match (snapshot.as_mut(), later) {
-        (Some(s), Some((inventory, left))) => {
-            report.frozen_us += s.stopped.as_micros() as u64;
-            let begun = Instant::now();
-            let r = s.drain(&dir).map_err(|e| e.at(Phase::Memory));
-            report.memdump_us = micros(begun);
-            r.and_then(|lost| match lost {
-                None => seal(o, &dir, (&inventory, &left), &mut report)
-                    .map(|()| None)
-                    .map_err(|e| e.at(Phase::Seal)),
-                why => Ok(why),
-            })
+    let drained: Result<_> = later.map_or(Ok(None), |(inventory, left)| {
+        let lost = match snapshot.as_mut() {
+            Some(s) => {
+                report.frozen_us += s.stopped.as_micros() as u64;
+                let begun = Instant::now();
+                let r = s.drain(&dir).map_err(|e| e.at(Phase::Memory));
+                report.memdump_us = micros(begun);
+                r?
+            }
+            None => None,
+        };
+        if lost.is_none() {
+            let sealed = seal(o, &dir, (&inventory, &left), &mut report);
+            sealed.map_err(|e| e.at(Phase::Seal))?;
         }
-        _ => Ok(None),
-    };
+        Ok(lost)
+    });
     // the tree is let go of it before anything else is waited for
     drop(snapshot);
     for m in made.iter_mut().filter(|_| killed) {
@@ -319,6 +324,9 @@ fn folder(o: &Options) -> Result<ImageDir> {
         Some(place) => place.begin()?,
         None => ImageDir::create(&o.images)?,
     };
+    if o.no_sync {
+        dir = dir.volatile();
+    }
     dir.invalidate()?;
     // an older dump's, which would be taken for this one's
     for name in dir.list()? {

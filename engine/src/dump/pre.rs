@@ -3,9 +3,10 @@
 //! The tree is stopped while its pages are listed and write-protected; they are read when it runs again. What it writes
 //! meanwhile counts as changed, so a page that is read half old and half new does no harm: the next dump has it again.
 use super::facts::Facts;
-use super::memory::{self, Sink, Space};
+use super::memory::{self, Space};
 use super::process::GadgetCache;
 use super::ready::Ready;
+use super::sink::Sink;
 use super::task::Task;
 use super::tracking::{Range, Tracking};
 use super::{facts, folder, micros, mm, seize, thread};

@@ -14,9 +14,9 @@
 //! Long because what must be undone at each step stands beside the step.
 use super::drain::{self, Late, Listener, Space, refused};
 use super::facts::Seccomp;
-use super::memory::Sink;
 use super::mm::Run;
 use super::process::{self, GadgetCache};
+use super::sink::Sink;
 use super::task::Task;
 use super::{seize, suspend_seccomp, thread};
 use crate::error::{Error, Result};

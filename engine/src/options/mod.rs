@@ -38,6 +38,8 @@ pub struct Options {
     pub pid: i32,
     /// What becomes of the tree.
     pub after: After,
+    /// A dump does not wait until the images are on the disk (`--no-sync`): if the machine stops soon after, they may be lost.
+    pub no_sync: bool,
     /// Session, group leader or terminal may lie outside the tree (`--shell-job`).
     pub shell_job: bool,
     /// Save and restore file locks (`--file-locks`); without it a lock is an error that names it.
@@ -93,6 +95,7 @@ impl Options {
             images: images.into(),
             pid: 0,
             after: After::Default,
+            no_sync: false,
             shell_job: false,
             file_locks: false,
             link_remap: false,

@@ -36,6 +36,9 @@ pub struct Checkpoint {
     /// Let the container run on
     #[arg(short = 'R', long)]
     leave_running: bool,
+    /// Do not wait until the images are on the disk: if the machine stops soon after, they may be lost
+    #[arg(long)]
+    no_sync: bool,
     #[command(flatten)]
     carry: Carry,
     /// Folder of hooks, in place of /usr/share/stasis/hooks.d and /etc/stasis/hooks.d; may be given again
@@ -61,6 +64,7 @@ impl Checkpoint {
         stasis_proto::ImageDir::create(&self.dir)?;
         let mut o = Options::new(&self.dir);
         o.pid = pid;
+        o.no_sync = self.no_sync;
         o.after = match self.leave_running {
             true => After::Running,
             false => After::Default,

@@ -65,6 +65,9 @@ pub struct Dump {
     /// Take pages out of older images once newer ones have them
     #[arg(long)]
     auto_dedup: bool,
+    /// Do not wait until the images are on the disk: if the machine stops soon after, they may be lost
+    #[arg(long, conflicts_with = "output")]
+    no_sync: bool,
     /// Folder of hooks, in place of /usr/share/stasis/hooks.d and /etc/stasis/hooks.d; may be given again
     #[arg(long, value_name = "DIR")]
     hooks_dir: Vec<PathBuf>,
@@ -146,6 +149,7 @@ impl Dump {
             (_, true) => After::Stopped,
             _ => After::Default,
         };
+        o.no_sync = self.no_sync;
         o.timeout = Duration::from_secs(self.timeout);
         o.kill_at = crate::kill_at()?;
         self.carry.apply(&mut o);
