@@ -349,15 +349,26 @@ pub fn own_mountinfo(proc: BorrowedFd<'_>) -> crate::error::Result<Vec<crate::pr
 /// # Errors
 /// As fsopen(2), fsconfig(2), fsmount(2).
 pub fn nameless_tmpfs() -> Result<OwnedFd, SysError> {
+    let options = [("mode", "0700"), ("size", "0"), ("huge", "always")];
+    tmpfs_aside(&options, attr::NOSUID | attr::NODEV | attr::NOEXEC)
+}
+
+/// A tmpfs that is mounted nowhere, with these options and `MOUNT_ATTR_*`: it goes with its last open file.
+///
+/// # Errors
+/// As fsopen(2), fsconfig(2), fsmount(2).
+pub fn tmpfs_aside(options: &[(&str, &str)], attrs: u64) -> Result<OwnedFd, SysError> {
     let (context, mount) = (FdRef(0), FdRef(1));
     let mut host = crate::host::Host::default();
     host.play(&fsopen("tmpfs").binds(context))?;
-    host.play(&fsconfig(context, "mode", Some("0700")))?;
-    host.play(&fsconfig(context, "size", Some("0")))?;
-    // EINVAL without CONFIG_TRANSPARENT_HUGEPAGE
-    let _ = host.play(&fsconfig(context, "huge", Some("always")));
+    for (key, value) in options {
+        match host.play(&fsconfig(context, key, Some(value))) {
+            // EINVAL without CONFIG_TRANSPARENT_HUGEPAGE
+            Err(_) if *key == "huge" => {}
+            done => drop(done?),
+        }
+    }
     host.play(&create(context))?;
-    let attrs = attr::NOSUID | attr::NODEV | attr::NOEXEC;
     host.play(&fsmount(context, attrs).binds(mount))?;
     let fd = host
         .take(mount)

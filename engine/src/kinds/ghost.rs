@@ -53,12 +53,24 @@ const CHUNKS_FROM: u64 = 3 * 4096;
 /// # Errors
 /// E4112: larger than `--ghost-limit`; failures to read.
 pub(super) fn dump(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<()> {
+    tie(cx, v, id, None)
+}
+
+/// The same for a file that is not deleted, but on a detached mount (of this number): see [`super::detached`].
+///
+/// # Errors
+/// As [`dump`].
+pub(super) fn dump_aside(cx: &mut DumpCx, v: &FileView, id: u32, aside: u32) -> Result<()> {
+    tie(cx, v, id, Some(aside))
+}
+
+fn tie(cx: &mut DumpCx, v: &FileView, id: u32, aside: Option<u32>) -> Result<()> {
     let key = ("ghost", v.stat.st_dev, v.stat.st_ino);
     let ghost = match cx.inodes.get(&key) {
         Some(g) => *g,
         None => {
             let g = 1 + cx.inodes.keys().filter(|k| k.0 == "ghost").count() as u32;
-            carry(cx, v, g)?;
+            carry(cx, v, g, aside)?;
             cx.inodes.insert(key, g);
             g
         }
@@ -71,7 +83,7 @@ pub(super) fn dump(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<()> {
     cx.put("remap-fpath.img", &remap, &[])
 }
 
-fn carry(cx: &DumpCx, v: &FileView, ghost: u32) -> Result<()> {
+fn carry(cx: &DumpCx, v: &FileView, ghost: u32, aside: Option<u32>) -> Result<()> {
     let st = &v.stat;
     let held = st.st_blocks as u64 * 512;
     if let Some(limit) = cx.options.ghost_limit
@@ -111,6 +123,7 @@ fn carry(cx: &DumpCx, v: &FileView, ghost: u32) -> Result<()> {
             libc::S_IFLNK => Some(target(v)?),
             _ => None,
         },
+        stasis_aside: aside,
     };
     let mut w = cx.dir.writer(&Kind::GhostFile.file_of(ghost))?;
     w.write(&entry)?;
@@ -193,6 +206,8 @@ pub struct Nameless {
     pub from: From,
     /// Its names of old, at least one.
     pub names: Vec<OldName>,
+    /// It lies on this tmpfs, which is mounted nowhere and which the first of its files makes; and it keeps its names.
+    pub aside: Option<FdRef>,
 }
 
 /// A name that a file without names once had.
@@ -206,16 +221,18 @@ pub struct OldName {
     pub opens: Vec<(u32, FdRef)>,
 }
 
+/// The number of the tmpfs aside on which it lies, if it does.
+///
 /// A deleted device is made again only if the container may have it: an image alone opens no disk of the machine.
-fn device(cx: &PlanCx, ghost: u32) -> Result<()> {
+fn aside(cx: &PlanCx, ghost: u32) -> Result<Option<u32>> {
     let image = Kind::GhostFile.file_of(ghost);
     let Some(e) = cx.dir.reader(&image)?.read::<pb::GhostFileEntry>()? else {
-        return Ok(());
+        return Ok(None);
     };
     let kind = e.mode & libc::S_IFMT;
     let is_device = matches!(kind, libc::S_IFCHR | libc::S_IFBLK);
     if !is_device || crate::namespaces::mnt::devices(cx.options).allow(kind, e.rdev().into()) {
-        return Ok(());
+        return Ok(e.stasis_aside);
     }
     let number = (libc::major(e.rdev().into()), libc::minor(e.rdev().into()));
     Err(Error::new("E5195", Blame::Image, image)
@@ -235,9 +252,10 @@ pub(super) fn plan(
         return Ok(h[0]);
     }
     let (kind, number) = super::regular::remap_of(remap);
+    let mut lies = None;
     let from = match kind {
         pb::RemapType::Ghost => {
-            device(cx, number)?;
+            lies = aside(cx, number)?;
             From::Image(number)
         }
         _ => {
@@ -302,10 +320,21 @@ pub(super) fn plan(
         cx.host_at(super::Stage::Last, c, "the dump's link is no longer needed");
     }
     let stage = cx.stage();
+    let aside = lies.map(|number| {
+        let key = ("aside", (cx.home as u64) << 32 | u64::from(number));
+        let known = cx.made.get(&key).map(|f| f[0]);
+        let top = known.unwrap_or_else(|| cx.temp());
+        cx.made.insert(key, vec![top]);
+        top
+    });
+    let why = match aside {
+        Some(_) => "a file on a detached mount",
+        None => "a deleted file",
+    };
     cx.act_at(
         stage,
-        super::Act::Nameless(Nameless { from, names }),
-        "a deleted file",
+        super::Act::Nameless(Nameless { from, names, aside }),
+        why,
     );
     Ok(h)
 }
@@ -315,6 +344,9 @@ impl fmt::Display for Nameless {
         match &self.from {
             From::Image(n) => write!(f, "nameless({}", Kind::GhostFile.file_of(*n))?,
             From::Link(p) => write!(f, "nameless({}", p.display())?,
+        }
+        if let Some(top) = self.aside {
+            write!(f, ", on a tmpfs aside file#{}", top.0)?;
         }
         for n in &self.names {
             write!(f, ", as {} -> file#{}", n.path.display(), n.handle.0)?;

@@ -9,6 +9,7 @@
 pub mod act;
 pub mod bpfmap;
 pub mod common;
+mod detached;
 pub mod epoll;
 pub mod eventfd;
 pub mod fanotify;

@@ -3,6 +3,7 @@
 //! Names are remembered as they are made and removed on every way out ([`Made`]); only names made here are ever removed.
 use super::Stagehand;
 use super::act::{STEP, sys};
+use super::detached::Aside;
 use super::ghost::{From, Nameless};
 use crate::error::{Blame, Error, Result};
 use nix::errno::Errno;
@@ -10,6 +11,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid};
+use stasis_kernel::call::FdRef;
 use stasis_kernel::{fds, names};
 use stasis_proto::{ImageDir, ImageReader, Kind, pb};
 use std::ffi::OsString;
@@ -20,6 +22,9 @@ use std::path::{Path, PathBuf};
 
 impl Nameless {
     pub(super) fn perform(&self, on: &mut Stagehand<'_>) -> Result<()> {
+        if let (From::Image(ghost), Some(top)) = (&self.from, self.aside) {
+            return self.put_aside(on, *ghost, top);
+        }
         let mut made = Made::default();
         let at: Vec<PathBuf> = match &self.from {
             From::Image(n) => self.make_from(on.dir, *n, &mut made)?,
@@ -62,18 +67,38 @@ impl Nameless {
         Ok(())
     }
 
+    /// Makes the file on a tmpfs that is mounted nowhere, where it keeps its names.
+    fn put_aside(&self, on: &mut Stagehand<'_>, ghost: u32, top: FdRef) -> Result<()> {
+        if on.host.fd(top).is_none() {
+            on.host.insert(top, super::detached::make()?);
+        }
+        let aside = Aside(fds::dup(on.fd(top)?)?);
+        let (e, r) = entry(on.dir, ghost)?;
+        if e.mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(damaged(ghost, "it lies aside and is no regular file"));
+        }
+        let first = &self.names[0].path;
+        let file = aside.create(first)?;
+        contents(&file, &e, r, &|why| damaged(ghost, why))?;
+        metadata(file.as_fd(), &e, first)?;
+        for n in &self.names {
+            if n.path != *first {
+                aside.link(first, &n.path)?;
+            }
+            for (flags, file) in &n.opens {
+                let flags = super::regular::open_flags(*flags);
+                on.host.insert(*file, aside.open(&n.path, flags)?);
+            }
+            on.host
+                .insert(n.handle, aside.open(&n.path, OFlag::O_PATH)?);
+        }
+        Ok(())
+    }
+
     /// Makes the inode and gives it its names; returns them as they came to be.
     fn make_from(&self, dir: &ImageDir, ghost: u32, made: &mut Made) -> Result<Vec<PathBuf>> {
-        let image = Kind::GhostFile.file_of(ghost);
-        let mut r = dir.reader(&image)?;
-        let bad = |why: &str| {
-            Error::new("E5104", Blame::Image, image.clone())
-                .why(why)
-                .advice("dump again: this image does not describe a file")
-        };
-        let Some(e) = r.read::<pb::GhostFileEntry>()? else {
-            return Err(bad("it is empty"));
-        };
+        let (e, r) = entry(dir, ghost)?;
+        let bad = |why: &str| damaged(ghost, why);
         let first = &self.names[0].path;
         made.parents(first)?;
         let kind = e.mode & libc::S_IFMT;
@@ -115,6 +140,21 @@ impl Nameless {
         }
         Ok(paths)
     }
+}
+
+/// What an image says of a file, and the rest of the image.
+fn entry(dir: &ImageDir, ghost: u32) -> Result<(pb::GhostFileEntry, ImageReader)> {
+    let mut r = dir.reader(&Kind::GhostFile.file_of(ghost))?;
+    match r.read::<pb::GhostFileEntry>()? {
+        Some(e) => Ok((e, r)),
+        None => Err(damaged(ghost, "it is empty")),
+    }
+}
+
+fn damaged(ghost: u32, why: &str) -> Error {
+    Error::new("E5104", Blame::Image, Kind::GhostFile.file_of(ghost))
+        .why(why)
+        .advice("dump again: this image does not describe a file")
 }
 
 fn contents(
@@ -191,7 +231,7 @@ fn open_path(path: &Path, what: &str) -> Result<OwnedFd> {
     .map_err(|e| failed(path, "open", e).on(what))
 }
 
-fn failed(path: &Path, act: &str, e: Errno) -> Error {
+pub(super) fn failed(path: &Path, act: &str, e: Errno) -> Error {
     let (errno, blame) = (
         names::errno(e as i32),
         match e {

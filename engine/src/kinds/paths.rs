@@ -1,5 +1,6 @@
 //! From an open file to the name by which a restore will find it; see [`super::regular`].
 use super::act::Undo;
+use super::detached::Where;
 use super::regular::proc_pid;
 use super::{DumpCx, ghost};
 use crate::error::{Blame, Error, Result};
@@ -120,7 +121,28 @@ pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<Vec<u8>> {
         }
         // opened from its mount, whatever lies on top of that
         _ if is_hidden(cx, v, &root, full)? => Ok(full.to_owned()),
-        Some(st) => Err(v.refuse(
+        _ => no_path(cx, v, found, id),
+    }
+}
+
+/// What to do with a file that its path does not lead to: its mount may be detached.
+fn no_path(cx: &mut DumpCx, v: &FileView, found: Option<FileStat>, id: u32) -> Result<Vec<u8>> {
+    let detached = match super::detached::look(cx, v)? {
+        Where::Here(path) => return Ok(path),
+        Where::Aside(number) => {
+            ghost::dump_aside(cx, v, id, number)?;
+            return Ok(v.link.to_owned());
+        }
+        Where::Lost(why) => Some(why),
+        Where::Attached => None,
+    };
+    match (detached, found) {
+        (Some(why), _) => Err(v.refuse(
+            "E4114",
+            format!("its mount was detached (umount -l), and {why}"),
+            "close it before the dump",
+        )),
+        (None, Some(st)) => Err(v.refuse(
             "E4113",
             format!(
                 "its path leads to another file now (device {}:{} inode {} instead of {}:{} inode {}): \
@@ -134,9 +156,9 @@ pub(super) fn place(cx: &mut DumpCx, v: &FileView, id: u32) -> Result<Vec<u8>> {
             ),
             "close it, or unmount what hides it, before the dump",
         )),
-        None => Err(v.refuse(
+        (None, None) => Err(v.refuse(
             "E4114",
-            "its path leads nowhere, though it was not deleted: its mount is detached or hidden",
+            "its path leads nowhere, though it was not deleted: its mount is hidden",
             "close it before the dump",
         )),
     }

@@ -202,6 +202,12 @@ impl Place {
     }
 }
 
+/// A path of an inode on another mount than the one it was opened on.
+pub(super) fn elsewhere(pid: HostPid, w: &Watched) -> Result<Option<Vec<u8>>> {
+    let place = Place::of(pid)?;
+    Ok(place.by_handle(w).or_else(|| place.by_walk(w, &[])))
+}
+
 /// Finds a path of a watched inode, in these folders first where handles do not open, and gives both as the image has them.
 pub fn find(seen: &Seen, w: &Watched, named: &[PathBuf]) -> Result<pb::FhEntry> {
     let place = Place::of(seen.pid)?;

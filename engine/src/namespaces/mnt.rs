@@ -33,6 +33,8 @@ pub struct MntNs {
     pub root: Rc<OwnedFd>,
     /// Its mounts, by the numbers that fdinfo and the image have.
     pub mounts: BTreeSet<u32>,
+    /// Those and the ones that are not in the image.
+    pub all: BTreeSet<u32>,
 }
 
 /// What a visitor saw.
@@ -108,6 +110,7 @@ pub fn dump(cx: &mut DumpCx, places: &[Place]) -> Result<()> {
     for ((p, (_, seen)), entries) in places.iter().zip(all).zip(&told.entries) {
         cx.dir.write_all(&Kind::Mnts.file_of(p.id), entries)?;
         let here = MntNs {
+            all: seen.infos.iter().map(|m| m.id as u32).collect(),
             root: Rc::new(seen.root),
             mounts: entries.iter().map(|e| e.mnt_id).collect(),
         };
