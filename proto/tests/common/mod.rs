@@ -58,6 +58,7 @@ macro_rules! for_message {
             "pagemap_head" => $visit!(pb::PagemapHead),
             "pidfd_entry" => $visit!(pb::PidfdEntry),
             "stasis_mqueue_entry" => $visit!(pb::StasisMqueueEntry),
+            "stasis_namespace_entry" => $visit!(pb::StasisNamespaceEntry),
             "stasis_packed_entry" => $visit!(pb::StasisPackedEntry),
             "stasis_plugin_entry" => $visit!(pb::StasisPluginEntry),
             "stasis_tracking_entry" => $visit!(pb::StasisTrackingEntry),
