@@ -24,7 +24,7 @@ mod tree;
 pub use error::{Blame, Error, Result};
 pub use ids::Ids;
 pub use perform::Performer;
-pub use plan::{Caller, Plan, Row, Step, plan};
+pub use plan::{Caller, Plan, Proc, Row, Step, plan};
 pub use tree::{Mount, Tree};
 
 /// Flags of mount(2) and the attributes of mount_setattr(2) that mean the same.

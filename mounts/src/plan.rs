@@ -14,6 +14,9 @@
 //!    built, and a group may begin in any namespace. A group is taken over from a mount of any namespace, propagation is set in
 //!    a mount's own: so these rows come in runs, each for the process of one namespace.
 //! 6. `late`: mounts of a terminal's name exist only when the terminal does.
+//! 7. `inner`: a proc file system of a pid namespace below that of the first task is made inside of that one (`procs`), which exists
+//!    only when its first process is born. Until then one that shows the worker's own namespace holds its place. What is mounted
+//!    in it follows, and then `sharing`.
 //!
 //! A tree may have several mount namespaces. They are built one after the other, each by a process of its own, and share one
 //! set of names: a file system that several of them show is made by the first, which also copies it for the others (a mount
@@ -140,6 +143,17 @@ impl fmt::Display for Row {
     }
 }
 
+/// A proc file system of a pid namespace below that of the first task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Proc {
+    /// The pid namespace, by its number in the image.
+    pub pid_ns: u32,
+    /// Index of the mount namespace from which it is made.
+    pub space: usize,
+    /// What a process in both does.
+    pub rows: Vec<Row>,
+}
+
 /// How a tree is built.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
@@ -153,6 +167,10 @@ pub struct Plan {
     pub late: Vec<Row>,
     /// The same two for each further mount namespace.
     pub further: Vec<(Vec<Row>, Vec<Row>)>,
+    /// When tasks are born: file systems that are made in their pid namespaces.
+    pub procs: Vec<Proc>,
+    /// After those, for each mount namespace. Empty if there are none.
+    pub inner: Vec<Vec<Row>>,
     /// What will not come back as it was.
     pub warnings: Vec<String>,
     /// The mount of the image with this number is held open under this name when all is built.
@@ -179,6 +197,15 @@ impl Plan {
     pub fn space_of(&self, mnt_id: u32) -> Option<usize> {
         let found = self.tree.mounts.iter().find(|m| m.id == mnt_id);
         found.map(|m| m.space)
+    }
+    /// Is everything mounted when the only namespace is built?
+    pub fn shares_at_once(&self) -> bool {
+        self.tree.roots.len() < 2 && self.procs.is_empty()
+    }
+    /// Is this mount there only when tasks are born?
+    pub fn is_inner(&self, mnt_id: u32) -> bool {
+        let found = self.tree.mounts.iter().position(|m| m.id == mnt_id);
+        !self.procs.is_empty() && found.is_some_and(|i| self.tree.is_inner(i))
     }
     /// The rows that build a namespace, and those when terminals are open.
     pub fn of_space(&self, space: usize) -> (&[Row], &[Row]) {
@@ -210,6 +237,15 @@ enum Source {
 /// Names from here on are the mounts': files have numbers from 1, temporary ones from 2^31.
 const FIRST_NAME: u32 = 0x4000_0000;
 
+/// When rows are performed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Build,
+    Inner,
+    /// By a process in the pid namespace of the last of [`Plan::procs`].
+    Proc,
+}
+
 struct Maker<'a> {
     tree: &'a Tree,
     caller: Caller<'a>,
@@ -218,6 +254,8 @@ struct Maker<'a> {
     next: u32,
     /// The namespace whose process performs the next rows.
     space: usize,
+    /// When it does.
+    when: When,
     /// The detached mount of each, once there is one.
     mounts: BTreeMap<usize, FdRef>,
     /// A copy of /dev/null for each mount that is only a mask.
@@ -236,19 +274,27 @@ struct Maker<'a> {
 pub fn plan(tree: &Tree, caller: Caller) -> Result<Plan> {
     let skipped = skip(tree, caller.skip)?;
     let tree = &skipped;
-    let sources = (0..tree.mounts.len())
+    let sources: Vec<Source> = (0..tree.mounts.len())
         .map(|i| source(tree, i, &caller))
         .collect::<Result<_>>()?;
+    // made in a pid namespace below that of the first task
+    let nested = |(m, s): (&Mount, &Source)| *s == Source::Fresh && m.pid_ns.is_some();
+    let inner = match tree.mounts.iter().zip(&sources).any(nested) {
+        true => tree.roots.len(),
+        false => 0,
+    };
     let mut m = Maker {
         tree,
         caller,
         sources,
         plan: Plan {
             further: vec![Default::default(); tree.roots.len().saturating_sub(1)],
+            inner: vec![Vec::new(); inner],
             ..Default::default()
         },
         next: FIRST_NAME,
         space: 0,
+        when: When::Build,
         mounts: BTreeMap::new(),
         masks: BTreeMap::new(),
         held: BTreeSet::new(),
@@ -436,9 +482,16 @@ impl Maker<'_> {
         FdRef(self.next)
     }
     fn row(&mut self, step: Step, why: impl Into<String>) {
-        let rows = match self.space.checked_sub(1) {
-            Some(n) => &mut self.plan.further[n].0,
-            None => &mut self.plan.build,
+        let proc = self
+            .plan
+            .procs
+            .last_mut()
+            .filter(|_| self.when == When::Proc);
+        let rows = match (proc, self.when, self.space.checked_sub(1)) {
+            (Some(p), ..) => &mut p.rows,
+            (None, When::Inner, _) => &mut self.plan.inner[self.space],
+            (None, _, Some(n)) => &mut self.plan.further[n].0,
+            (None, _, None) => &mut self.plan.build,
         };
         rows.push(Row {
             step,
@@ -622,6 +675,9 @@ impl Maker<'_> {
     fn detach(&mut self, whole: FdRef) {
         self.call(mnt::enter(whole), "to detach it again");
         self.call(mnt::detach_here(), "the copies are made");
+        if self.when == When::Inner {
+            self.call(mnt::chdir("/"), "back to the root");
+        }
     }
     fn part(&mut self, i: usize, whole: FdRef, path: impl Fn(&Mount, &Tree) -> String) {
         let place = self.tree.mounts[i].place();
@@ -636,6 +692,15 @@ impl Maker<'_> {
     }
     /// Makes a file system and a detached mount for each that shows it.
     fn filesystem(&mut self, members: &[usize]) -> Result<()> {
+        if let Some(pid_ns) = self.tree.mounts[members[0]].pid_ns {
+            let (space, rows) = (self.space, Vec::new());
+            self.plan.procs.push(Proc {
+                pid_ns,
+                space,
+                rows,
+            });
+            self.when = When::Proc;
+        }
         // the one that shows all of it tells most about it
         let lead = members
             .iter()
@@ -673,7 +738,11 @@ impl Maker<'_> {
                 self.call(mnt::reconfigure(again), m.place());
             }
         }
+        if self.when == When::Proc {
+            self.when = When::Inner;
+        }
         self.shown_by(members, whole);
+        self.when = When::Build;
         Ok(())
     }
     /// A detached mount for each that shows a file system, from one that shows all of it.
@@ -769,8 +838,10 @@ impl Maker<'_> {
         }
         for (p, children) in children.into_iter().enumerate() {
             self.space = self.tree.mounts[p].space;
+            let inner = |i: usize| !self.plan.inner.is_empty() && self.tree.is_inner(i);
+            let (when, all): (_, Vec<_>) = (inner(p), children.iter().map(|c| inner(*c)).collect());
             let mut places = Vec::new();
-            for &c in &children {
+            for (&c, inner) in children.iter().zip(all) {
                 let at = self.name();
                 let Some(&parent) = self.mounts.get(&p) else {
                     // below what is masked, or mounted later
@@ -778,13 +849,34 @@ impl Maker<'_> {
                 };
                 let m = &self.tree.mounts[c];
                 let (path, why) = (m.at.clone(), format!("{}: its place", m.place()));
+                self.when = [When::Build, When::Inner][usize::from(when)];
                 self.call(mnt::beneath(parent, &path).binds(at), why);
-                places.push((c, at));
+                places.push((c, at, inner));
             }
-            for (c, at) in places {
+            for (c, at, inner) in places {
+                self.when = [When::Build, When::Inner][usize::from(inner)];
+                if inner && !when {
+                    self.placeholder(c, at);
+                }
                 self.place(c, at);
             }
+            self.when = When::Build;
         }
+    }
+    /// A proc file system of the worker's own pid namespace holds the place of one that is still to come: what is opened until then is
+    /// found through it.
+    fn placeholder(&mut self, c: usize, at: FdRef) {
+        let why = format!("{}: held by one of our own", self.tree.mounts[c].place());
+        let (context, mount) = (self.name(), self.name());
+        self.when = When::Build;
+        self.call(mnt::fsopen("proc").binds(context), &why);
+        self.call(mnt::create(context), &why);
+        self.call(mnt::fsmount(context, 0).binds(mount), &why);
+        self.call(mnt::attach(mount, at), &why);
+        self.when = When::Inner;
+        self.call(mnt::enter(mount), &why);
+        self.call(mnt::detach_here(), "its time is over");
+        self.call(mnt::chdir("/"), "back to the root");
     }
     fn place(&mut self, c: usize, at: FdRef) {
         let m = self.tree.mounts[c].clone();

@@ -56,6 +56,34 @@ fn text(p: &Plan) -> String {
 }
 
 #[test]
+fn a_nested_proc_is_made_inside_and_mounted_when_tasks_are_there() {
+    use pb::Fstype::{Proc, Tmpfs};
+    let mut proc = entry(2, 1, Proc, "/proc");
+    proc.stasis_pid_ns = Some(20);
+    let all = [root(), proc, entry(3, 2, Tmpfs, "/proc/tty")];
+    let p = made(&all, &[]).unwrap();
+    let shown = |rows: &[Row]| rows.iter().map(|r| format!("{r}\n")).collect::<String>();
+    assert_eq!(
+        (p.procs.len(), p.procs[0].pid_ns, p.inner.len()),
+        (1, 20, 1)
+    );
+    assert!(shown(&p.procs[0].rows).contains("\"proc\""));
+    // one of the worker's own holds the place
+    let build = shown(&p.build);
+    assert!(build.contains("held by one of our own"), "{build}");
+    assert!(!build.contains("mount 3 (/proc/tty): its place"), "{build}");
+    let inner = shown(&p.inner[0]);
+    let at = |what: &str| {
+        inner
+            .find(what)
+            .unwrap_or_else(|| panic!("{what}: {inner}"))
+    };
+    assert!(at("its time is over") < at("mount 2 (/proc)\n"));
+    assert!(at("mount 2 (/proc)\n") < at("mount 3 (/proc/tty): its place"));
+    assert!(p.is_inner(2) && p.is_inner(3) && !p.is_inner(1));
+}
+
+#[test]
 fn hostile_trees_are_refused() {
     use pb::Fstype::{Proc, Tmpfs, Unsupported};
     let at = |p: &str| entry(2, 1, Tmpfs, p);
@@ -79,6 +107,10 @@ fn hostile_trees_are_refused() {
         code(&[e])
     };
     assert_eq!(other(&|e| e.fstype = 99), "E5300");
+    assert_eq!(other(&|e| e.stasis_pid_ns = Some(20)), "E5300");
+    let mut two = [entry(2, 1, Proc, "/a"), entry(3, 1, Proc, "/b")];
+    (two[1].root_dev, two[1].stasis_pid_ns) = (2, Some(20));
+    assert_eq!(code(&two), "E5300");
     assert_eq!(other(&|e| e.source = "a\0b".into()), "E5300");
     assert_eq!(other(&|e| e.fstype = Unsupported as u32), "E5302");
     assert_eq!(other(&|e| e.root = "/../../etc".into()), "E5307");

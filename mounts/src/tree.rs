@@ -51,6 +51,8 @@ pub struct Mount {
     pub recursive: bool,
     /// Of an overlay: where its layers are.
     pub layers: Vec<Layer>,
+    /// Of a proc file system: the pid namespace below that of the first task which it shows.
+    pub pid_ns: Option<u32>,
 }
 
 impl Mount {
@@ -124,6 +126,7 @@ impl Tree {
     /// E5300: what cannot be trees of mounts.
     pub fn from_spaces(spaces: &[&[pb::MntEntry]]) -> Result<Self> {
         let (mut ids, mut types, mut tree) = (BTreeSet::new(), BTreeMap::new(), Self::default());
+        let mut shows = BTreeMap::new();
         for entries in spaces {
             for e in *entries {
                 if !ids.insert(e.mnt_id) {
@@ -138,6 +141,12 @@ impl Tree {
                     return Err(hostile(
                         e,
                         "another mount of the same file system has another type",
+                    ));
+                }
+                if *shows.entry(e.root_dev).or_insert(e.stasis_pid_ns) != e.stasis_pid_ns {
+                    return Err(hostile(
+                        e,
+                        "another mount of the same file system shows another pid namespace",
                     ));
                 }
                 check(e)?;
@@ -227,6 +236,18 @@ impl Tree {
     pub fn root(&self) -> &Mount {
         &self.mounts[0]
     }
+    /// Is it a proc file system of a pid namespace below that of the first task, or mounted in one?
+    pub fn is_inner(&self, mut i: usize) -> bool {
+        loop {
+            if self.mounts[i].pid_ns.is_some() {
+                return true;
+            }
+            if self.is_root(i) {
+                return false;
+            }
+            i = self.mounts[i].parent;
+        }
+    }
     /// Is this the root of a namespace?
     pub fn is_root(&self, i: usize) -> bool {
         self.roots.contains(&i)
@@ -289,6 +310,9 @@ fn check(e: &pb::MntEntry) -> Result<()> {
             format!("file system type {} is not known", e.fstype),
         ));
     }
+    if e.stasis_pid_ns.is_some() && e.fstype != pb::Fstype::Proc as u32 {
+        return Err(hostile(e, "only a proc file system shows a pid namespace"));
+    }
     Ok(())
 }
 
@@ -327,6 +351,7 @@ fn mount(e: &pb::MntEntry, space: usize, parent: usize, at: &str) -> Mount {
         inherited: e.stasis_inherited(),
         recursive: e.stasis_recursive(),
         layers: e.stasis_layers.iter().map(layer).collect(),
+        pid_ns: e.stasis_pid_ns,
     }
 }
 

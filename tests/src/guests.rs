@@ -66,6 +66,7 @@ macro_rules! with_guests {
             late_master: [] [];
             nested_ns: [] [];
             nested_pid: [] [];
+            nested_proc: [] [];
             nested_timens: [] [];
             nested_cgroup: [] [];
             nested_fs: [] [];
@@ -194,6 +195,7 @@ macro_rules! with_works {
             late_master: dump_restore, leave_running, generations, contained, contained_user;
             nested_timens: dump_restore, leave_running, generations, contained, contained_user;
             nested_pid: dump_restore, leave_running, generations, contained, contained_user;
+            nested_proc: dump_restore, leave_running, generations, contained, contained_user;
             nested_ns: dump_restore, leave_running, generations, contained, contained_user;
             nested_cgroup: dump_restore, leave_running, generations, contained, contained_user;
             nested_fs: dump_restore, leave_running, generations, contained, contained_user;

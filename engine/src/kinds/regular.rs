@@ -126,7 +126,7 @@ pub fn plan_open(cx: &mut PlanCx, id: u32, flags: u32, bind: FdRef) -> Result<()
         return Err(malformed(e, "it cannot be mapped, executed or entered"));
     };
     let before = cx.stage();
-    cx.enter(stage_of(reg).max(before));
+    cx.enter(stage_of(reg, cx).max(before));
     let home = cx.go_to_mount(mount_id(reg));
     let call = open_call(cx, reg, flags | NONBLOCK);
     if let Ok(c) = &call {
@@ -186,7 +186,7 @@ impl FileKind for Regular {
             return Ok(());
         }
         let before = cx.stage();
-        cx.enter(stage_of(reg).max(before));
+        cx.enter(stage_of(reg, cx).max(before));
         let home = cx.go_to_mount(mount_id(reg));
         let done = plan_entry(reg, cx);
         cx.enter(before);
@@ -366,9 +366,11 @@ pub(super) fn open_flags(flags: u32) -> OFlag {
     f | OFlag::O_CLOEXEC | OFlag::O_NOCTTY
 }
 
-/// Files of a task's /proc need the task.
-fn stage_of(reg: &pb::RegFileEntry) -> Stage {
-    match std::str::from_utf8(&reg.name).is_ok_and(|n| proc_pid(n).is_some()) {
+/// Files of a task's /proc need the task, and some file systems need one of their pid namespace.
+fn stage_of(reg: &pb::RegFileEntry, cx: &PlanCx) -> Stage {
+    let inner = |id| cx.mounts.as_ref().is_some_and(|m| m.is_inner(id));
+    let of_task = std::str::from_utf8(&reg.name).is_ok_and(|n| proc_pid(n).is_some());
+    match of_task || mount_id(reg).is_some_and(inner) {
         true => Stage::Tasks,
         false => Stage::First,
     }

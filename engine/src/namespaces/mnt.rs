@@ -8,8 +8,8 @@
 use crate::error::{Blame, Error, Result};
 use crate::kinds::DumpCx;
 use crate::options::Options;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, lstat, stat};
+use nix::fcntl::{AtFlags, OFlag, open};
+use nix::sys::stat::{Mode, fstatat, lstat};
 use stasis_kernel::error::SysError;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::HostPid;
@@ -41,8 +41,8 @@ pub struct MntNs {
 struct Visit {
     infos: Vec<MountInfo>,
     devices: BTreeMap<i32, u64>,
-    /// By mount of a proc file system: the inode number of the pid namespace that it shows.
-    procs: BTreeMap<i32, u64>,
+    /// By device of a proc file system: the inode number of the pid namespace that it shows.
+    procs: BTreeMap<(u32, u32), u64>,
     root: OwnedFd,
 }
 
@@ -73,7 +73,6 @@ pub fn dump(cx: &mut DumpCx, places: &[Place]) -> Result<()> {
         let groups = Ns::Cgroup.of(p.task)?;
         let there = [(Ns::Cgroup, groups.as_fd()), (Ns::Mnt, handle.as_fd())];
         let seen = ns::visit(&there, || visit(&proc))??;
-        nested_procs(cx, &seen)?;
         all.push((handle, seen));
     }
     let host = ProcDir::open(HostPid::own())?.mountinfo()?;
@@ -98,7 +97,14 @@ pub fn dump(cx: &mut DumpCx, places: &[Place]) -> Result<()> {
         ids: &ids,
         layers: &layers,
     };
-    let told = look::describe(&view, &wishes)?;
+    let procs = nested_procs(cx, &host, &all)?;
+    let mut told = look::describe(&view, &wishes)?;
+    for ((_, seen), entries) in all.iter().zip(&mut told.entries) {
+        for e in entries {
+            let info = seen.infos.iter().find(|m| m.id as u32 == e.mnt_id);
+            e.stasis_pid_ns = info.and_then(|m| procs.get(&m.dev)).copied();
+        }
+    }
     for c in &told.contents {
         let copy = reach::copy(all[c.space].0.as_fd(), proc.as_fd(), c)?;
         let image = Kind::TmpfsDev.file_of(c.dev);
@@ -135,10 +141,14 @@ fn visit(proc: &File) -> Result<Visit> {
     let proc = |m: &&MountInfo| m.fstype == b"proc" && m.root == b"/";
     let shown = |m: &MountInfo| {
         // process 1 of a proc file system is the first of the pid namespace that it shows
-        let mut path = m.mountpoint.clone();
-        path.extend_from_slice(b"/1/ns/pid");
-        let st = stat(Path::new(std::ffi::OsStr::from_bytes(&path))).ok()?;
-        Some((m.id, st.st_ino))
+        let path = Path::new(std::ffi::OsStr::from_bytes(&m.mountpoint));
+        let at = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        // another one may lie on it
+        mnt::id_of(at.as_fd())
+            .ok()
+            .filter(|id| *id as i32 == m.id)?;
+        let st = fstatat(&at, "1/ns/pid", AtFlags::empty()).ok()?;
+        Some((m.dev, st.st_ino))
     };
     let procs = infos.iter().filter(proc).filter_map(shown).collect();
     Ok(Visit {
@@ -149,22 +159,37 @@ fn visit(proc: &File) -> Result<Visit> {
     })
 }
 
-/// Refuses what shows a pid namespace below that of the first process.
-fn nested_procs(cx: &DumpCx, seen: &Visit) -> Result<()> {
-    for (id, ino) in &seen.procs {
-        let known = cx.namespaces.get(ino);
-        if known.is_some_and(|(ns, id)| *ns == Ns::Pid && crate::dump::is_nested(*id)) {
-            let at = seen.infos.iter().find(|m| m.id == *id);
-            let at = at.map_or_else(String::new, |m| {
-                String::from_utf8_lossy(&m.mountpoint).into()
-            });
-            let what = format!("cannot dump mount {id} ({at})");
+/// Proc file systems that show a pid namespace below that of the first process: that one, by the device of the file system.
+///
+/// # Errors
+/// E4311: one that cannot be seen, in a tree with several pid namespaces.
+fn nested_procs(
+    cx: &DumpCx,
+    host: &[MountInfo],
+    all: &[(OwnedFd, Visit)],
+) -> Result<BTreeMap<(u32, u32), u32>> {
+    let nested = |ino: &u64| match cx.namespaces.get(ino) {
+        Some((Ns::Pid, id)) if crate::dump::is_nested(*id) => Some(*id),
+        _ => None,
+    };
+    if !cx.namespaces.keys().any(|ino| nested(ino).is_some()) {
+        return Ok(BTreeMap::new());
+    }
+    let shown: BTreeMap<(u32, u32), u64> = all.iter().flat_map(|a| a.1.procs.clone()).collect();
+    for m in all.iter().flat_map(|a| &a.1.infos) {
+        let machines = || host.iter().any(|h| h.dev == m.dev);
+        if m.fstype == b"proc" && !shown.contains_key(&m.dev) && !machines() {
+            let at = String::from_utf8_lossy(&m.mountpoint);
+            let what = format!("cannot dump mount {} ({at})", m.id);
             return Err(Error::new("E4311", Blame::Container, what)
-                .why("it shows the processes of a pid namespace below that of the root of the tree")
-                .advice("unmount it before the dump, or dump the processes in that namespace as a tree of their own"));
+                .why("another mount hides it, so nothing tells which of the tree's pid namespaces it shows")
+                .advice("unmount it before the dump"));
         }
     }
-    Ok(())
+    let ids = shown
+        .into_iter()
+        .filter_map(|(dev, ino)| Some((dev, nested(&ino)?)));
+    Ok(ids.collect())
 }
 
 /// Looks for the layers of the tree's own overlays, in the namespace of each and in those before.
@@ -280,7 +305,7 @@ pub fn build(
     let devices = devices(o);
     perform(dir, plan.of_space(space).0, host, &devices)?;
     // one that is alone waits for nobody
-    let alone = plan.tree.roots.len() == 1;
+    let alone = plan.shares_at_once();
     (0..plan.sharing.len())
         .filter(|_| alone)
         .try_for_each(|run| share(dir, plan, run, host))
@@ -292,6 +317,24 @@ pub fn build(
 /// E6300 to E6302.
 pub fn share(dir: &ImageDir, plan: &Plan, run: usize, host: &mut Host) -> Result<()> {
     let rows = plan.sharing.get(run).map_or(&[][..], |r| &r.1);
+    perform(dir, rows, host, &archive::Devices::default())
+}
+
+/// Makes one of the proc file systems of pid namespaces below that of the first task: the caller is in it.
+///
+/// # Errors
+/// E6300 to E6302.
+pub fn inside(dir: &ImageDir, plan: &Plan, number: usize, host: &mut Host) -> Result<()> {
+    let rows = plan.procs.get(number).map_or(&[][..], |p| &p.rows);
+    perform(dir, rows, host, &archive::Devices::default())
+}
+
+/// Mounts those, and what belongs in them.
+///
+/// # Errors
+/// E6300 to E6304.
+pub fn inner(dir: &ImageDir, plan: &Plan, space: usize, host: &mut Host) -> Result<()> {
+    let rows = plan.inner.get(space).map_or(&[][..], |r| r);
     perform(dir, rows, host, &archive::Devices::default())
 }
 

@@ -28,6 +28,10 @@ pub enum Task {
     Share(u32),
     /// Mounts of terminals, which are open by now.
     Late,
+    /// A proc file system of the pid namespace the worker is in: index in the plan of mounts.
+    Proc(u32),
+    /// Those file systems are mounted, and what belongs in them.
+    Inner,
     /// What was made outside of the tree belongs to others from now on.
     Keep,
 }
@@ -50,6 +54,8 @@ impl Task {
             Task::Keep => (101, 0),
             Task::Late => (102, 0),
             Task::Share(run) => (103, run),
+            Task::Inner => (104, 0),
+            Task::Proc(n) => (105, n),
             Task::Open(s, run) => {
                 let code = STAGES.iter().position(|x| *x == s).unwrap_or(0) as u8;
                 (code, run)
@@ -68,6 +74,8 @@ impl Task {
             101 => Some(Task::Keep),
             102 => Some(Task::Late),
             103 => Some(Task::Share(run)),
+            104 => Some(Task::Inner),
+            105 => Some(Task::Proc(run)),
             n => STAGES.get(*n as usize).map(|s| Task::Open(*s, run)),
         }
     }
@@ -243,7 +251,7 @@ pub struct Work<'a> {
 /// The worker's life: one task after the other until the channel is closed.
 pub fn serve(mut w: Work<'_>, channel: OwnedFd) -> i32 {
     let wanted = w.plan.wanted();
-    let share = !w.plan.grounds.homes.are_one();
+    let share = w.plan.shares();
     let mut known: BTreeSet<FdRef> = w.host.names().collect();
     let mut buf = vec![0u8; LONGEST];
     loop {
@@ -309,6 +317,19 @@ impl Work<'_> {
                     None => return Ok(Vec::new()),
                 };
                 crate::namespaces::mnt::finish(self.dir, &plan, space, &mut self.host)?;
+                Ok(Vec::new())
+            }
+            Task::Proc(n) => {
+                if let Some(m) = self.plan.mounts.clone() {
+                    crate::namespaces::mnt::inside(self.dir, &m, n as usize, &mut self.host)?;
+                }
+                Ok(Vec::new())
+            }
+            Task::Inner => {
+                if let Some((m, space)) = self.mounts() {
+                    let m = m.clone();
+                    crate::namespaces::mnt::inner(self.dir, &m, space, &mut self.host)?;
+                }
                 Ok(Vec::new())
             }
             Task::Keep => {

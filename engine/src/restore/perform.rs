@@ -198,8 +198,7 @@ impl<'a> Performance<'a> {
                 match self.workers.get_mut(home) {
                     Some(Some(w)) => {
                         let task = inner::Task::Open(*stage, n as u32);
-                        let share = !plan.grounds.homes.are_one();
-                        w.ask(task, &mut self.host, share)?;
+                        w.ask(task, &mut self.host, plan.shares())?;
                     }
                     _ => self.act(&run)?,
                 }
@@ -361,6 +360,9 @@ impl<'a> Performance<'a> {
         let last = self.plan.tasks.iter().map(|t| t.wave).max().unwrap_or(0);
         for wave in 0..=last {
             self.births(wave).map_err(|e| e.at(Phase::Birth))?;
+            if wave == 0 {
+                self.inner_mounts().map_err(|e| e.at(Phase::Open))?;
+            }
             if wave == 0 {
                 report.forking_us = begun.elapsed().as_micros() as u64;
             }
@@ -575,10 +577,7 @@ impl<'a> Performance<'a> {
             let way = Way {
                 task: root,
                 which: &which,
-                join: join
-                    .into_iter()
-                    .map(|(ns, id)| Ok((ns, self.handle(ns, id)?)))
-                    .collect::<Result<_>>()?,
+                join: self.handles(join)?,
                 make: &make,
                 clocks: match make.contains(&Ns::Time) {
                     true => {
@@ -610,12 +609,16 @@ impl<'a> Performance<'a> {
         for (ns, id) in &g.homes.all[0].ids {
             self.host.insert(handle_name(*ns, *id), ns.of(root)?);
         }
-        self.share_mounts()
+        match plan.mounts.as_ref().is_some_and(|m| !m.procs.is_empty()) {
+            // not everything is mounted yet
+            true => Ok(()),
+            false => self.share_mounts(),
+        }
     }
-    /// Mounts of several namespaces share with each other when all are built; one alone has done it by then.
+    /// Mounts of several namespaces share with each other when all are built; one alone may have done it by then.
     fn share_mounts(&mut self) -> Result<()> {
         let plan = self.plan;
-        let Some(m) = plan.mounts.as_ref().filter(|m| m.tree.roots.len() > 1) else {
+        let Some(m) = plan.mounts.as_ref().filter(|m| !m.shares_at_once()) else {
             return Ok(());
         };
         for (run, (space, _)) in m.sharing.iter().enumerate() {
@@ -626,6 +629,50 @@ impl<'a> Performance<'a> {
             }
         }
         Ok(())
+    }
+    /// Proc file systems of pid namespaces below the root's are made inside of those, which are there now, and mounted with what belongs
+    /// in them.
+    fn inner_mounts(&mut self) -> Result<()> {
+        let plan = self.plan;
+        let procs = plan.mounts.as_ref().map_or(&[][..], |m| &m.procs);
+        if procs.is_empty() {
+            return Ok(());
+        }
+        let root = self.pids.known(plan.tasks[0].pid)?;
+        for (p, n) in procs.iter().zip(0..) {
+            let homes = &plan.grounds.homes;
+            let home = homes.with_mounts(0, p.space);
+            let which: Vec<Ns> = plan.grounds.for_worker();
+            let mut join = self.handles(homes.way(0, home))?;
+            let first = plan.spaces.first_of_id(p.pid_ns);
+            let first = self.pids.known(first.unwrap_or(0))?;
+            join.push((Ns::Pid, Ns::Pid.of(first)?));
+            let way = Way {
+                join,
+                ..Way::to(root, &which)
+            };
+            let work = inner::Work {
+                o: self.o,
+                dir: self.dir,
+                plan,
+                host: self.host.copy()?,
+                home,
+            };
+            let inner = stasis_kernel::inner::start(&way, |channel| inner::serve(work, channel))?;
+            let mut worker = Worker::new(inner, &self.host);
+            worker.ask(inner::Task::Proc(n), &mut self.host, false)?;
+            // its number is its own no longer than that: others in the namespace may need it
+            worker.inner.end();
+        }
+        for w in self.workers.iter_mut().flatten() {
+            let warnings = w.ask(inner::Task::Inner, &mut self.host, true)?;
+            self.warnings.extend(warnings);
+        }
+        self.share_mounts()
+    }
+    fn handles(&self, of: Vec<(Ns, u32)>) -> Result<Vec<(Ns, OwnedFd)>> {
+        let handle = |(ns, id)| Ok((ns, self.handle(ns, id)?));
+        of.into_iter().map(handle).collect()
     }
     /// A handle of a namespace that a worker has made.
     fn handle(&self, ns: Ns, id: u32) -> Result<OwnedFd> {

@@ -115,6 +115,11 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     if !built.is_empty() {
         let mounts = crate::namespaces::mnt::plan(o, dir, &built)?;
         cx.warnings.extend(mounts.warnings.iter().cloned());
+        let unknown = |p: &&stasis_mounts::Proc| images.spaces.first_of_id(p.pid_ns).is_none();
+        if let Some(p) = mounts.procs.iter().find(unknown) {
+            let what = format!("pid namespace {} of a proc file system", p.pid_ns);
+            return Err(super::spaces::bad(what, "nobody of the tree is in it"));
+        }
         cx.mounts = Some(mounts.into());
     }
     files(images, &mut cx)?;
@@ -584,6 +589,11 @@ impl Plan {
     ) -> Result<Privileges> {
         privileges::plan(t, thread, &images.seccomp, &self.around)
     }
+    /// Does every worker get what others have opened?
+    pub fn shares(&self) -> bool {
+        let procs = self.mounts.as_ref().is_some_and(|m| !m.procs.is_empty());
+        procs || !self.grounds.homes.are_one()
+    }
     /// The acts of a stage, in runs that are performed in the same home.
     pub fn runs(&self, stage: Stage) -> Vec<Vec<&HostAct>> {
         let all: Vec<&HostAct> = self.host.iter().filter(|h| h.stage == stage).collect();
@@ -864,6 +874,12 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
             }
         };
         show("outside", &m.outside);
+        for p in &m.procs {
+            show(&format!("in pid namespace {}", p.pid_ns), &p.rows);
+        }
+        for (space, rows) in m.inner.iter().enumerate() {
+            show(&format!("inner of namespace {space}"), rows);
+        }
         for space in 0..m.tree.roots.len() {
             let (build, late) = m.of_space(space);
             let of = match space {

@@ -79,7 +79,7 @@ impl Name {
     }
 }
 
-fn bad(what: impl Into<String>, why: &str) -> Error {
+pub(super) fn bad(what: impl Into<String>, why: &str) -> Error {
     Error::new("E5857", Blame::Image, what)
         .why(why)
         .advice("the image is damaged or was made by something else: dump again")
