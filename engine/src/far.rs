@@ -9,11 +9,12 @@ use crate::migrate::pool::Pool;
 use crate::migrate::wire::{self, Link};
 use crate::pages::{PAGE, PRESENT};
 use crate::remote::{ADD_F, CLOSE, FORCE_CLOSE, GET, Message, Server, lost, odd};
+use crate::tls::{self, Tls};
 use std::fmt;
 use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pages served at a time: 256 KiB.
 const STEP: u64 = 64;
@@ -41,15 +42,12 @@ impl Far {
     /// Connects to a page server: by one connection, as CRIU's takes no more.
     ///
     /// # Errors
-    /// E6710.
+    /// E6710, E6713.
     pub fn connect(s: &Server) -> Result<Self> {
-        let c = match s {
-            Server::At(host, port) => TcpStream::connect((host.as_str(), *port)).map_err(lost)?,
-            Server::Connected(fd) => TcpStream::from(crate::inherited::descriptor(*fd)?),
-        };
+        let link = s.link()?;
         // a unix socket of a caller's has none of these
-        let _ = wire::prepare(&c);
-        Ok(Self::new(vec![Box::new(c)]))
+        let _ = wire::prepare(link.socket());
+        Ok(Self::new(vec![link]))
     }
     /// Numbers of the sockets.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
@@ -109,7 +107,9 @@ impl Far {
                 .and_then(|()| link.flush())
                 .map_err(lost)?;
             let mut status = [0; 4];
-            link.read_exact(&mut status).map_err(lost)
+            link.read_exact(&mut status)
+                .and_then(|()| link.bye())
+                .map_err(lost)
         })
     }
 }
@@ -135,6 +135,7 @@ pub fn serve(link: &mut dyn Link, left: &[Left]) -> Result<u64> {
             CLOSE | FORCE_CLOSE => {
                 link.write_all(&[0; 4])
                     .and_then(|()| link.flush())
+                    .and_then(|()| link.bye())
                     .map_err(lost)?;
                 return Ok(total);
             }
@@ -197,10 +198,10 @@ pub fn serve_all(links: Vec<Box<dyn Link>>, left: &[Left]) -> Result<u64> {
 /// Where a dump that keeps pages waits for who wants them.
 #[derive(Debug, Clone)]
 pub enum Counter {
-    /// It listens here, for one connection.
-    Listening(std::sync::Arc<std::net::TcpListener>),
-    /// A connection the caller has made: its descriptor.
-    Connected(i32),
+    /// It listens here, for one connection, and secures that so.
+    Listening(Arc<TcpListener>, Option<Arc<Tls>>),
+    /// A connection the caller has made: its descriptor; and how it is secured.
+    Connected(i32, Option<Arc<Tls>>),
     /// Connections of a migration.
     Links(Links),
 }
@@ -208,8 +209,8 @@ pub enum Counter {
 /// Connections for whoever takes them.
 #[derive(Clone, Default)]
 pub struct Links {
-    links: std::sync::Arc<Mutex<Vec<Box<dyn Link>>>>,
-    sockets: std::sync::Arc<Vec<TcpStream>>,
+    links: Arc<Mutex<Vec<Box<dyn Link>>>>,
+    sockets: Arc<Vec<TcpStream>>,
 }
 
 impl Links {
@@ -220,8 +221,8 @@ impl Links {
     pub fn new(links: Vec<Box<dyn Link>>) -> Result<Self> {
         let sockets = links.iter().map(|l| l.socket().try_clone());
         Ok(Self {
-            sockets: std::sync::Arc::new(sockets.collect::<std::io::Result<_>>().map_err(lost)?),
-            links: std::sync::Arc::new(Mutex::new(links)),
+            sockets: Arc::new(sockets.collect::<std::io::Result<_>>().map_err(lost)?),
+            links: Arc::new(Mutex::new(links)),
         })
     }
     /// Ends them: whoever serves on one fails.
@@ -269,14 +270,15 @@ impl Counter {
     /// As [`serve`].
     pub fn serve(&self, left: &[Left]) -> Result<u64> {
         let links = match self {
-            Counter::Listening(l) => {
+            Counter::Listening(l, tls) => {
                 let (c, from) = l.accept().map_err(lost)?;
                 wire::prepare(&c)?;
                 tracing::info!("pages go to {from}");
-                vec![Box::new(c) as Box<dyn Link>]
+                vec![tls::accept(tls.as_deref(), c)?]
             }
-            Counter::Connected(fd) => {
-                vec![Box::new(TcpStream::from(crate::inherited::descriptor(*fd)?)) as Box<dyn Link>]
+            Counter::Connected(fd, tls) => {
+                let c = TcpStream::from(crate::inherited::descriptor(*fd)?);
+                vec![tls::accept(tls.as_deref(), c)?]
             }
             Counter::Links(l) => {
                 std::mem::take(&mut *l.links.lock().unwrap_or_else(PoisonError::into_inner))
@@ -298,7 +300,6 @@ mod tests {
     use super::*;
     use crate::dump::mm_run;
     use stasis_kernel::ids::HostPid;
-    use std::net::TcpListener;
 
     fn both() -> (Box<dyn Link>, Box<dyn Link>) {
         let l = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -26,6 +26,7 @@ pub mod remote;
 pub mod report;
 pub mod restore;
 pub mod seccomp;
+pub mod tls;
 mod vault;
 mod workers;
 

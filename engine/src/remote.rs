@@ -5,12 +5,14 @@
 //! OPEN2 begins a pagemap and is answered by a byte: whether the server has one of an earlier dump. ADD_F names pages, which
 //! follow if the flags say PRESENT. CLOSE ends, and is answered by four bytes of zero when all is written.
 use crate::error::{Blame, Error, Result};
+use crate::migrate::wire::Link;
 use crate::pages::{IN_PARENT, LAZY, PAGE, PRESENT};
+use crate::tls::{self, Tls};
 use stasis_proto::{ImageDir, ImageWriter, Kind, pb};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 const ADD: u32 = 1;
 const HOLE: u32 = 2;
@@ -31,12 +33,32 @@ const FIRST_ID: u32 = 0x10000;
 const STEP: usize = 256 * 1024;
 
 /// Where a page server is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Server {
-    /// Host or address, and port.
-    At(String, u16),
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Its host's name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
     /// A connection the caller has made: its descriptor.
-    Connected(i32),
+    pub connected: Option<i32>,
+    /// How the connection is secured.
+    pub tls: Option<Arc<Tls>>,
+}
+
+impl Server {
+    /// Connects.
+    ///
+    /// # Errors
+    /// E6710, E6713.
+    pub fn link(&self) -> Result<Box<dyn Link>> {
+        let socket = match self.connected {
+            Some(fd) => TcpStream::from(crate::inherited::descriptor(fd)?),
+            None => TcpStream::connect((self.host.as_str(), self.port)).map_err(lost)?,
+        };
+        // a unix socket of a caller's has nothing to delay
+        let _ = socket.set_nodelay(true);
+        tls::connect(self.tls.as_deref(), socket, &self.host)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +102,7 @@ pub(crate) fn lost(e: impl std::fmt::Display) -> Error {
 
 /// Our end of a connection to a page server.
 pub struct Client {
-    to: File,
+    to: Box<dyn Link>,
     forced: bool,
 }
 
@@ -88,19 +110,11 @@ impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// E6710.
+    /// E6710, E6713.
     pub fn connect(s: &Server) -> Result<Self> {
-        let (to, forced) = match s {
-            Server::At(host, port) => {
-                let c = TcpStream::connect((host.as_str(), *port)).map_err(lost)?;
-                c.set_nodelay(true).map_err(lost)?;
-                (OwnedFd::from(c), false)
-            }
-            Server::Connected(fd) => (crate::inherited::descriptor(*fd)?, true),
-        };
         Ok(Self {
-            to: File::from(to),
-            forced,
+            to: s.link()?,
+            forced: s.connected.is_some(),
         })
     }
     fn say(&mut self, command: u32, pages: u64, addr: u64, whose: u64) -> Result<()> {
@@ -150,7 +164,7 @@ impl Client {
         let mut status = [0; 4];
         self.to.read_exact(&mut status).map_err(lost)?;
         match i32::from_le_bytes(status) {
-            0 => Ok(()),
+            0 => self.to.bye().map_err(lost),
             n => Err(
                 Error::new("E6711", Blame::Host, "the page server has failed")
                     .why(format!("it answered {n}"))
@@ -180,8 +194,7 @@ struct Receiving {
 ///
 /// # Errors
 /// E6710, E5710, E5701; those of writing.
-pub fn receive(from: OwnedFd, dir: &ImageDir) -> Result<u64> {
-    let mut from = File::from(from);
+pub fn receive(mut from: Box<dyn Link>, dir: &ImageDir) -> Result<u64> {
     let mut open: Option<Receiving> = None;
     let (mut ids, mut total) = (FIRST_ID.., 0);
     let mut buf = vec![0u8; STEP];
@@ -215,7 +228,9 @@ pub fn receive(from: OwnedFd, dir: &ImageDir) -> Result<u64> {
             CLOSE | FORCE_CLOSE => {
                 finish(open.take())?;
                 dir.sync_all()?;
-                from.write_all(&[0; 4]).map_err(lost)?;
+                from.write_all(&[0; 4])
+                    .and_then(|()| from.bye())
+                    .map_err(lost)?;
                 return Ok(total);
             }
             c => return Err(odd(format!("there is no command {c:#x}"))),
@@ -297,19 +312,24 @@ fn finish(r: Option<Receiving>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
+
+    fn link(s: UnixStream) -> Box<dyn Link> {
+        Box::new(TcpStream::from(OwnedFd::from(s)))
+    }
 
     fn both(dir: &ImageDir, talk: impl FnOnce(&mut Client) -> Result<()> + Send) -> Result<u64> {
         let (a, b) = UnixStream::pair().unwrap();
         std::thread::scope(|s| {
             let client = s.spawn(|| {
                 let mut c = Client {
-                    to: File::from(OwnedFd::from(a)),
+                    to: link(a),
                     forced: false,
                 };
                 talk(&mut c)
             });
-            let r = receive(b.into(), dir);
+            let r = receive(link(b), dir);
             let told = client.join().unwrap();
             r.inspect(|_| told.unwrap())
         })

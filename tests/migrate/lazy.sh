@@ -1,7 +1,8 @@
 #!/bin/sh
 # Post-copy with the command line of criu, in fresh pid, mount and network namespaces:
 #   lazy.sh DUMP DAEMON RESTORE GUEST FOLDER WAY
-# DUMP, DAEMON and RESTORE are binaries named criu, of ours or CRIU's own. WAY:
+# DUMP, DAEMON and RESTORE are binaries named criu, of ours or CRIU's own. TLS in the environment: options that secure the
+# connection. WAY:
 #   local   a whole dump; the daemon brings memory from the images
 #   remote  the dump keeps memory with the frozen tree; the daemon asks it over a connection
 #   lost    as remote, but the dump answers nothing and is then killed: the copy fails at once, the tree here runs on
@@ -30,7 +31,7 @@ setsid env -i PATH=/usr/bin:/bin GUEST=stasis "$guest" "$dir/work" - </dev/null 
 root=$!
 wait_for [ -e "$dir/work/ready" ]
 keep=
-[ "$way" = local ] || keep="--lazy-pages --address 127.0.0.1 --port 7911 --status-fd 7"
+[ "$way" = local ] || keep="--lazy-pages --address 127.0.0.1 --port 7911 --status-fd 7 ${TLS:-}"
 "$dump" dump -t $root -D "$dir/img" -v4 -o dump.log $keep 7>"$dir/status" >"$dir/dump.out" 2>&1 &
 dumping=$!
 if [ "$way" = local ]; then
@@ -40,7 +41,7 @@ else
 	wait_for [ -s "$dir/status" ]
 fi
 from=
-[ "$way" = local ] || from="--page-server --address 127.0.0.1 --port 7911"
+[ "$way" = local ] || from="--page-server --address 127.0.0.1 --port 7911 ${TLS:-}"
 # on one machine the frozen tree has the numbers: the tree comes back in a pid namespace of its own
 in=
 [ "$way" = local ] || in="unshare -p -m --fork --mount-proc --kill-child"

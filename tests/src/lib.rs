@@ -26,6 +26,7 @@ pub mod init;
 mod lazy;
 pub mod life;
 mod ours;
+pub mod pki;
 pub mod program;
 pub mod rpc;
 pub mod runtimes;

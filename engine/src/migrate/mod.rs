@@ -33,6 +33,7 @@ use crate::far::{Counter, Links};
 use crate::options::{After, Options};
 use crate::pages::PAGE;
 use crate::report::DumpReport;
+use crate::tls::{self, Tls};
 use forecast::{Forecast, Shown};
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::mnt;
@@ -63,6 +64,8 @@ pub struct Way {
     pub to: String,
     /// How many for pages.
     pub connections: u32,
+    /// How they are secured.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Way {
@@ -81,7 +84,9 @@ impl Way {
             match TcpStream::connect_timeout(&a, Duration::from_secs(ASK_SECS)) {
                 Ok(s) => {
                     wire::prepare(&s)?;
-                    let mut link: Box<dyn Link> = Box::new(s);
+                    let host = self.to.rsplit_once(':').map_or("", |(host, _)| host);
+                    let host = host.trim_start_matches('[').trim_end_matches(']');
+                    let mut link = tls::connect(self.tls.as_deref(), s, host)?;
                     wire::introduce(&mut *link, role, token)?;
                     return Ok(link);
                 }

@@ -11,6 +11,7 @@ use crate::far::Far;
 use crate::options::Options;
 use crate::report::RestoreReport;
 use crate::restore::rehearse::Rehearsed;
+use crate::tls::{self, Tls};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use stasis_kernel::ids::HostPid;
 use stasis_proto::{ImageDir, Kind};
@@ -49,6 +50,8 @@ pub struct Receiver {
     listener: TcpListener,
     /// Where images go, if not into memory.
     folder: Option<PathBuf>,
+    /// How connections are secured.
+    tls: Option<Arc<Tls>>,
 }
 
 /// Somebody who speaks the protocol.
@@ -176,13 +179,17 @@ impl Receiver {
     ///
     /// # Errors
     /// E6728.
-    pub fn listen(at: &str, folder: Option<PathBuf>) -> Result<Self> {
+    pub fn listen(at: &str, folder: Option<PathBuf>, tls: Option<Arc<Tls>>) -> Result<Self> {
         let listener = TcpListener::bind(at).map_err(|e| {
             Error::new("E6728", Blame::Host, format!("cannot listen at {at}"))
                 .why(e)
                 .advice("name a local address and a free port: HOST:PORT")
         })?;
-        Ok(Self { listener, folder })
+        Ok(Self {
+            listener,
+            folder,
+            tls,
+        })
     }
     /// Where it listens.
     ///
@@ -214,7 +221,7 @@ impl Receiver {
             }
             let (s, from) = self.listener.accept().map_err(lost)?;
             let met = prepare(&s).and_then(|()| {
-                let mut link: Box<dyn Link> = Box::new(s);
+                let mut link = tls::accept(self.tls.as_deref(), s)?;
                 let (role, token) = meet(&mut *link)?;
                 Ok(Caller { role, token, link })
             });
@@ -486,7 +493,7 @@ mod tests {
 
     #[test]
     fn who_knocks_and_talks_nonsense_is_sent_away() {
-        let r = Receiver::listen("127.0.0.1:0", None).unwrap();
+        let r = Receiver::listen("127.0.0.1:0", None, None).unwrap();
         let at = r.address().unwrap();
         let mut stranger = std::net::TcpStream::connect(at).unwrap();
         stranger
@@ -495,6 +502,7 @@ mod tests {
         let way = Way {
             to: at.to_string(),
             connections: 2,
+            tls: None,
         };
         let o = Options::new(".");
         std::thread::scope(|s| {
@@ -511,10 +519,11 @@ mod tests {
     #[test]
     fn a_failed_dump_leaves_nothing_at_either_side() {
         let tmp = tempfile::tempdir().unwrap();
-        let r = Receiver::listen("127.0.0.1:0", Some(tmp.path().into())).unwrap();
+        let r = Receiver::listen("127.0.0.1:0", Some(tmp.path().into()), None).unwrap();
         let way = Way {
             to: r.address().unwrap().to_string(),
             connections: 1,
+            tls: None,
         };
         let goal = Goal {
             downtime: Duration::from_secs(1),

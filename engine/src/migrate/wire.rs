@@ -153,6 +153,13 @@ pub fn odd(why: impl Into<String>) -> Error {
 pub trait Link: Read + Write + Send {
     /// The socket.
     fn socket(&self) -> &TcpStream;
+    /// Says that nothing more comes, where the end of the connection alone does not tell that nothing was cut off.
+    ///
+    /// # Errors
+    /// The connection does not carry any more.
+    fn bye(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Link for TcpStream {

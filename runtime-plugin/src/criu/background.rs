@@ -15,7 +15,7 @@ fn host(what: String, e: impl std::fmt::Display) -> Error {
 /// # Errors
 /// The pidfile exists or cannot be written; no other process can be started; those of [`tell_ready`].
 pub fn wait_there(s: &Settings) -> Result<()> {
-    let options = s.engine();
+    let options = s.engine()?;
     crate::verbs::restore::free_pidfile(&options)?;
     if s.options.detach {
         nix::unistd::daemon(true, s.log.is_none())

@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub fn run(s: &Settings, _: &[String]) -> Result<ExitCode> {
     let dir = ImageDir::open(&s.options.images)?;
     let dir = dir.with_parents(s.options.memory.parent.as_deref())?;
-    let far = s.page_server.then(|| s.server());
+    let far = s.page_server.then(|| s.server()).transpose()?;
     let listener = lazy_daemon::listen(s.work_dir())?;
     wait_there(s)?;
     lazy_daemon::run(&dir, &listener, far.as_ref())?;
@@ -57,8 +57,8 @@ pub fn keep(s: &Settings, o: &mut Options) -> Result<()> {
     }
     o.memory.lazy = false;
     o.memory.counter = Some(match s.ps_socket {
-        Some(fd) => Counter::Connected(fd),
-        None => Counter::Listening(Arc::new(bind(s, "pages can be asked for")?)),
+        Some(fd) => Counter::Connected(fd, s.tls()?),
+        None => Counter::Listening(Arc::new(bind(s, "pages can be asked for")?), s.tls()?),
     });
     o.events.0.push(Arc::new(Ready(s.clone())));
     Ok(())
@@ -73,11 +73,15 @@ pub fn by_daemon(s: &Settings, o: &mut Options) {
 
 impl Settings {
     /// Where the page server is.
-    pub fn server(&self) -> Server {
-        match (self.ps_socket, &self.address) {
-            (Some(fd), _) => Server::Connected(fd),
-            (None, Some(a)) => Server::At(a.clone(), self.port),
-            (None, None) => Server::At("127.0.0.1".into(), self.port),
-        }
+    ///
+    /// # Errors
+    /// As for [`Settings::tls`].
+    pub fn server(&self) -> Result<Server> {
+        Ok(Server {
+            host: self.address.clone().unwrap_or("127.0.0.1".into()),
+            port: self.port,
+            connected: self.ps_socket,
+            tls: self.tls()?,
+        })
     }
 }

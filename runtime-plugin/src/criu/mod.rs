@@ -70,6 +70,8 @@ Options of dump and restore:
       --prev-images-dir DIR  folder of the dump before, relative to the image folder: only changes are dumped
       --track-mem           track changes of memory from this dump on
       --page-server         pages go to the page server at --address and --port
+      --tls                 connections to page servers and daemons are secured (--tls-cacert, --tls-cacrl, --tls-cert,
+                            --tls-key FILE, --tls-no-cn-verify)
       --lazy-pages          dump: memory stays with the tree until it is asked for at --port; restore: the daemon
                             lazy-pages in the work folder brings it
       --auto-dedup          take pages out of older images once newer ones have them

@@ -50,10 +50,6 @@ const fn opt(long: &'static str, short: Option<char>, takes: Takes, fate: Fate) 
 use Fate::{Harmless, Honoured, Refused};
 use Takes::{Maybe, Nothing, Value};
 
-const REMOTE: Fate = Refused(
-    "encrypted connections and pages that stay at a page server are not in this version; use --page-server in a trusted network, or stasis restore --lazy",
-);
-
 /// The sorts of `--external`.
 pub static EXTERNALS: &[&str] = &[
     "mnt", "net", "pid", "unix", "veth", "macvlan", "netdev", "tty", "file", "dev",
@@ -165,12 +161,12 @@ pub static OPTIONS: &[Opt] = &[
         Nothing,
         Refused("image streaming is not in this version; dump to a folder on tmpfs and read that"),
     ),
-    opt("tls", None, Nothing, REMOTE),
-    opt("tls-cacert", None, Value, REMOTE),
-    opt("tls-cacrl", None, Value, REMOTE),
-    opt("tls-cert", None, Value, REMOTE),
-    opt("tls-key", None, Value, REMOTE),
-    opt("tls-no-cn-verify", None, Nothing, REMOTE),
+    opt("tls", None, Nothing, Honoured),
+    opt("tls-cacert", None, Value, Honoured),
+    opt("tls-cacrl", None, Value, Honoured),
+    opt("tls-cert", None, Value, Honoured),
+    opt("tls-key", None, Value, Honoured),
+    opt("tls-no-cn-verify", None, Nothing, Honoured),
     opt(
         "libdir",
         Some('L'),

@@ -29,11 +29,13 @@ pub fn run(s: &Settings, _: &[String]) -> Result<ExitCode> {
         Some(fd) => stasis_engine::inherited::descriptor(fd)?,
         None => listen(s)?,
     };
-    receive(&dir, connection)
+    receive(s, &dir, connection)
 }
 
-fn receive(dir: &ImageDir, connection: OwnedFd) -> Result<ExitCode> {
-    let pages = stasis_engine::remote::receive(connection, dir)?;
+fn receive(s: &Settings, dir: &ImageDir, connection: OwnedFd) -> Result<ExitCode> {
+    let tls = s.tls()?;
+    let link = stasis_engine::tls::accept(tls.as_deref(), connection.into())?;
+    let pages = stasis_engine::remote::receive(link, dir)?;
     tracing::info!("received {pages} pages");
     Ok(ExitCode::SUCCESS)
 }
@@ -92,8 +94,9 @@ pub enum Manner {
 /// # Errors
 /// The port is taken, the folder does not exist, no process can be started.
 pub fn start(s: &Settings, manner: Manner) -> Result<(i32, u16)> {
-    // what is wrong with the folder is said now
+    // what is wrong with the folder or the certificates is said now
     folder(s)?;
+    s.tls()?;
     let (socket, port) = match s.ps_socket {
         Some(fd) => (stasis_engine::inherited::descriptor(fd)?, 0),
         None => {
@@ -131,6 +134,26 @@ pub fn start(s: &Settings, manner: Manner) -> Result<(i32, u16)> {
     if let Some(p) = &s.options.memory.parent {
         c.arg("--prev-images-dir").arg(p);
     }
+    if s.tls {
+        c.arg("--tls");
+    }
+    if s.tls_files.no_name {
+        c.arg("--tls-no-cn-verify");
+    }
+    let f = &s.tls_files;
+    let named = [
+        ("--tls-cacert", &f.cacert),
+        ("--tls-cacrl", &f.cacrl),
+        ("--tls-cert", &f.cert),
+        ("--tls-key", &f.key),
+    ];
+    for (name, file) in named {
+        if let Some(file) = file {
+            // it works in another folder
+            let file = std::path::absolute(file).map_err(|e| host(name.into(), e))?;
+            c.arg(name).arg(file);
+        }
+    }
     let child = c
         .spawn()
         .map_err(|e| host("cannot start a page server".into(), e))?;
@@ -160,5 +183,5 @@ pub fn child(s: &Settings, _: &[String]) -> Result<ExitCode> {
         true => accept(&socket.into())?,
         false => socket,
     };
-    receive(&dir, connection)
+    receive(s, &dir, connection)
 }

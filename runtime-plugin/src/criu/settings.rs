@@ -3,8 +3,10 @@ use super::external;
 use super::options::Fate;
 use super::parse::Given;
 use stasis_engine::options::{CgroupMode, NetworkLock};
-use stasis_engine::{After, Options};
+use stasis_engine::tls::{Files, Tls};
+use stasis_engine::{After, Error, Options};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything the verbs need.
@@ -41,6 +43,10 @@ pub struct Settings {
     pub port: u16,
     /// `--ps-socket`
     pub ps_socket: Option<i32>,
+    /// `--tls`
+    pub tls: bool,
+    /// `--tls-cacert` and its like.
+    pub tls_files: Files,
     /// `--close`
     pub close: Vec<i32>,
     /// `-V`
@@ -84,6 +90,8 @@ impl Default for Settings {
             page_server: false,
             port: 0,
             ps_socket: None,
+            tls: false,
+            tls_files: Files::default(),
             close: Vec::new(),
             version: false,
             help: false,
@@ -266,6 +274,12 @@ impl Settings {
             "port" => self.port = number(0)?.try_into().map_err(|_| bad("up to 65535"))?,
             "ps-socket" => self.ps_socket = Some(number(0)?),
             "address" => self.address = Some(text.into()),
+            "tls" => self.tls = on,
+            "tls-cacert" => self.tls_files.cacert = Some(text.into()),
+            "tls-cacrl" => self.tls_files.cacrl = Some(text.into()),
+            "tls-cert" => self.tls_files.cert = Some(text.into()),
+            "tls-key" => self.tls_files.key = Some(text.into()),
+            "tls-no-cn-verify" => self.tls_files.no_name = on,
             "config" => self.config = Some(text.into()),
             "no-default-config" => self.no_default_config = on,
             "feature" => self.features.push(text.into()),
@@ -288,14 +302,26 @@ impl Settings {
         self.work.as_deref().unwrap_or(&self.options.images)
     }
 
+    /// How connections are secured.
+    ///
+    /// # Errors
+    /// E2730.
+    pub fn tls(&self) -> Result<Option<Arc<Tls>>, Error> {
+        let load = || Tls::load(&self.tls_files).map(Arc::new);
+        self.tls.then(load).transpose()
+    }
+
     /// What the engine is asked for.
-    pub fn engine(&self) -> Options {
+    ///
+    /// # Errors
+    /// As for [`Settings::tls`].
+    pub fn engine(&self) -> Result<Options, Error> {
         let mut o = self.options.clone();
         if self.page_server {
-            o.memory.page_server = Some(self.server());
+            o.memory.page_server = Some(self.server()?);
         }
         o.pidfile = o.pidfile.map(|f| self.work_dir().join(f));
-        o
+        Ok(o)
     }
 }
 fn verbosity(now: u32, value: Option<&str>) -> Option<u32> {

@@ -255,7 +255,7 @@ fn values_reach_the_engine() {
         "-s",
     ])
     .unwrap();
-    let o = s.engine();
+    let o = s.engine().unwrap();
     assert_eq!(
         (o.pid, o.ghost_limit, o.timeout),
         (7, Some(3072), Duration::from_secs(2))

@@ -31,7 +31,7 @@ fn options(s: &Settings) -> Result<Options> {
     for script in std::mem::take(&mut s.scripts) {
         watch_script(&mut s, &script)?;
     }
-    let mut o = s.engine();
+    let mut o = s.engine()?;
     crate::hooks::watch(&mut o, &s.hooks, None)?;
     o.kill_at = crate::kill_at()?;
     Ok(o)

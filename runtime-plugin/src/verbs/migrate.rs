@@ -1,5 +1,6 @@
 //! `stasis migrate`
 use super::dump::Carry;
+use super::secure::Secure;
 use super::{bytes, time};
 use crate::hooks;
 use crate::oci::{self, Bundle};
@@ -54,6 +55,8 @@ pub struct Migrate {
     #[arg(long, value_name = "DIR")]
     hooks_dir: Vec<PathBuf>,
     #[command(flatten)]
+    secure: Secure,
+    #[command(flatten)]
     carry: Carry,
     /// Give up if the tree does not stop in time, or the other host does not bring it back in time
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
@@ -93,6 +96,7 @@ impl Migrate {
         let m = Migration::connect(Way {
             to: self.to.clone(),
             connections: self.connections,
+            tls: self.secure.load()?,
         })?;
         abort_on(signals, m.brake());
         let goal = Goal {

@@ -10,6 +10,7 @@ pub mod netlock;
 pub mod plan;
 pub mod receive;
 pub mod restore;
+mod secure;
 pub mod show;
 
 use serde_json::{Value, json};

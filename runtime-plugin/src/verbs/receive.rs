@@ -1,6 +1,7 @@
 //! `stasis receive`
 use super::dump::Carry;
 use super::into::Into;
+use super::secure::Secure;
 use super::{bytes, time};
 use crate::oci;
 use clap::Args;
@@ -37,6 +38,8 @@ pub struct Receive {
     #[command(flatten)]
     into: Into,
     #[command(flatten)]
+    secure: Secure,
+    #[command(flatten)]
     carry: Carry,
 }
 
@@ -54,7 +57,7 @@ impl Receive {
     /// Runs the verb.
     pub fn run(&self, json: bool) -> Result<ExitCode> {
         let o = self.options()?;
-        let receiver = Receiver::listen(&self.listen, self.dir.clone())?;
+        let receiver = Receiver::listen(&self.listen, self.dir.clone(), self.secure.load()?)?;
         let at = receiver.address()?;
         match json {
             true => sayln!("{}", json!({"listening": at.to_string()})),
