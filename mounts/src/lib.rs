@@ -5,6 +5,8 @@
 
 /// The contents of a tmpfs as a tar.
 pub mod archive;
+/// binfmt_misc of a user namespace.
+pub mod binfmt;
 mod error;
 /// The file system types that are known, and what a restore makes of them.
 pub mod fstype;

@@ -69,6 +69,8 @@ pub struct Described {
     pub entries: Vec<Vec<pb::MntEntry>>,
     /// What is to be archived.
     pub contents: Vec<Contents>,
+    /// Where the formats of the tree's own binfmt_misc are to be read.
+    pub formats: Option<Contents>,
     /// What will not come back as it was.
     pub warnings: Vec<String>,
 }
@@ -212,13 +214,18 @@ pub fn describe(view: &View, wishes: &Wishes) -> Result<Described> {
         let filled = m.fstype.is_some_and(|t| t.make == Make::Filled);
         let shown = |w: &One| w.outside() && w.dev == m.dev && below(&m.root, &w.root).is_some();
         let from_outside = all.iter().any(shown);
+        let place = Contents {
+            space: m.space,
+            dev: m.dev,
+            mnt_id: m.info.id as u32,
+            mountpoint: m.mountpoint.clone(),
+        };
+        let hosts = view.host.iter().any(|h| h.dev == m.info.dev);
+        if m.root == "/" && m.type_name() == crate::binfmt::NAME && !m.outside() && !hosts {
+            out.formats.get_or_insert(place.clone());
+        }
         if filled && i != root && !from_outside && m.root == "/" && archived.insert(m.dev) {
-            out.contents.push(Contents {
-                space: m.space,
-                dev: m.dev,
-                mnt_id: m.info.id as u32,
-                mountpoint: m.mountpoint.clone(),
-            });
+            out.contents.push(place);
         }
     }
     let of = |space| all.iter().rev().filter(move |m| m.space == space);

@@ -75,6 +75,12 @@ impl Performer<'_> {
                     .advice("the kernel log says what overlayfs did not like")
                 })
             }
+            Step::Register { with, format } => format.register(self.fd(*with)?).map_err(|why| {
+                let what = format!("cannot register a format: {}", row.why);
+                Error::new("E6300", Blame::Host, what)
+                    .why(why)
+                    .advice("its interpreter must be there if it has the flag F")
+            }),
             Step::Mask { at, null } => self.mask(*at, *null, &row.why),
             Step::Pivot => self.pivot(&row.why),
         }

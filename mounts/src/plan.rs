@@ -23,6 +23,7 @@
 //! can be copied only where it is); the copies are attached where they belong.
 //!
 //! Long because the order is one story, told by one maker.
+use crate::binfmt::{self, Format};
 use crate::error::{Blame, Error, Result};
 use crate::flags;
 use crate::fstype::{self, DISKS, Make};
@@ -55,6 +56,8 @@ pub struct Caller<'a> {
     pub context: Option<&'a str>,
     /// Name of the image with the contents of the tmpfs with this number, if there is one.
     pub archive: &'a dyn Fn(u32) -> Option<String>,
+    /// The tree has a user namespace of its own; these are its formats of binfmt_misc.
+    pub formats: Option<&'a [Format]>,
     /// The part of a cgroup hierarchy that a mount shows now, for what it showed.
     pub cgroup: &'a dyn Fn(&str) -> String,
 }
@@ -96,6 +99,13 @@ pub enum Step {
         /// A copy of /dev/null.
         null: FdRef,
     },
+    /// A format is registered with binfmt_misc.
+    Register {
+        /// The mount.
+        with: FdRef,
+        /// The format.
+        format: Format,
+    },
     /// The working directory's mount becomes the root, and the old root goes.
     Pivot,
 }
@@ -135,6 +145,7 @@ impl fmt::Display for Row {
             Step::Mask { at, null } => {
                 write!(f, "mask(file#{}, file#{} or an empty tmpfs)", at.0, null.0)?
             }
+            Step::Register { with, format } => write!(f, "register(file#{}, {format})", with.0)?,
             Step::Pivot => {
                 f.write_str("pivot_root(\".\", \".\"), umount2(\".\", MNT_DETACH), chdir(\"/\")")?
             }
@@ -468,6 +479,8 @@ fn fresh(m: &Mount, caller: &Caller) -> bool {
     match (m.fstype, &m.fsname) {
         (Some(t), _) => match t.make {
             Make::Fresh | Make::Filled | Make::Layered => true,
+            // each user namespace has one of its own
+            Make::HostWide if t.name == binfmt::NAME && caller.formats.is_some() => true,
             Make::HostWide => enabled(t.name),
             Make::Never => false,
         },
@@ -974,6 +987,30 @@ impl Maker<'_> {
 
     // ---- the end
 
+    /// Formats are registered by the first namespace that shows them, in its root: interpreters may be opened there.
+    fn formats(&mut self) {
+        let shows = |i: &usize| {
+            let t = self.tree.mounts[*i].fstype;
+            self.sources[*i] == Source::Fresh && t.is_some_and(|t| t.name == binfmt::NAME)
+        };
+        let first = (0..self.sources.len()).find(shows);
+        let Some(i) = first.filter(|i| self.tree.mounts[*i].space == self.space) else {
+            return;
+        };
+        let place = self.tree.mounts[i].place();
+        let formats = self.caller.formats.unwrap_or_default();
+        if formats.is_empty() {
+            return;
+        }
+        // those of the tree may be read-only
+        let (context, with) = (self.name(), self.name());
+        self.call(mnt::fsopen(binfmt::NAME).binds(context), &place);
+        self.call(mnt::create(context), &place);
+        self.call(mnt::fsmount(context, 0).binds(with), &place);
+        for format in formats.iter().cloned() {
+            self.row(Step::Register { with, format }, &place);
+        }
+    }
     fn finish(&mut self) {
         let at = self.tree.roots[self.space];
         let root = self.tree.mounts[at].clone();
@@ -988,6 +1025,7 @@ impl Maker<'_> {
             Step::Pivot,
             "the new root becomes the root, the old one goes",
         );
+        self.formats();
         self.plan.tree = self.tree.clone();
         self.plan.mounts = self
             .mounts

@@ -30,6 +30,7 @@ fn made(entries: &[pb::MntEntry], external: &[(String, String)]) -> Result<Plan>
         skip: &[],
         context: None,
         archive: &|_| Some("a".into()),
+        formats: None,
         cgroup: &str::to_owned,
     };
     plan(&Tree::from_entries(entries)?, caller)
@@ -202,6 +203,7 @@ fn a_file_system_of_two_namespaces_is_made_once_and_shared_last() {
         skip: &[],
         context: None,
         archive: &|_| None,
+        formats: None,
         cgroup: &str::to_owned,
     };
     let (first, second) = ([root(), here], [top, there]);
@@ -247,6 +249,7 @@ fn a_master_may_be_in_a_later_namespace() {
         skip: &[],
         context: None,
         archive: &|_| None,
+        formats: None,
         cgroup: &str::to_owned,
     };
     let tree = Tree::from_spaces(&[&[root(), here], &[top, there]]).expect("two trees");
@@ -290,6 +293,34 @@ fn layers_of_overlays_lie_on_mounts_of_the_tree() {
     let recipe = recipe.expect("an overlay");
     assert_eq!(recipe.mounts, [1, 0], "{recipe:?}");
     assert_eq!(recipe.options, "lowerdir=/a/x:/b,xino=off");
+}
+
+#[test]
+fn formats_belong_to_user_namespaces_and_come_last() {
+    let all = [root(), entry(2, 1, pb::Fstype::BinfmtMisc, "/a")];
+    assert_eq!(code(&all[1..]), "E2302");
+    let e = pb::BinfmtMiscEntry {
+        name: "x".into(),
+        interpreter: "/bin/x".into(),
+        extension: Some("y".into()),
+        ..Default::default()
+    };
+    let formats = [Format::new(&e).expect("a format")];
+    let caller = Caller {
+        root: None,
+        external: &[],
+        external_sharing: false,
+        enable_fs: &[],
+        skip: &[],
+        context: None,
+        archive: &|_| None,
+        formats: Some(&formats),
+        cgroup: &str::to_owned,
+    };
+    let p = plan(&Tree::from_entries(&all).expect("a tree"), caller).expect("a plan");
+    let is = |f: &dyn Fn(&Step) -> bool| p.build.iter().position(|r| f(&r.step)).expect("a row");
+    let pivot = is(&|s| *s == Step::Pivot);
+    assert!(pivot < is(&|s| matches!(s, Step::Register { .. })));
 }
 
 #[test]
@@ -364,6 +395,7 @@ proptest! {
                         prop_assert!(mounts.iter().all(|m| known.contains(m)));
                         known.insert(*to);
                     }
+                    Step::Register { with, .. } => prop_assert!(known.contains(with)),
                     Step::Pivot => {}
                 }
             }
@@ -426,6 +458,7 @@ fn a_context_with_commas_is_one_option_and_the_callers_wins() {
             skip: &[],
             context,
             archive: &|_| None,
+            formats: None,
             cgroup: &str::to_owned,
         };
         let tree = Tree::from_entries(&all).expect("a tree");

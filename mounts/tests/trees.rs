@@ -157,6 +157,7 @@ fn planned(
         skip: &[],
         context: None,
         archive: &archive,
+        formats: None,
         cgroup: &str::to_owned,
     };
     plan(&Tree::from_entries(&told.entries[0])?, caller)

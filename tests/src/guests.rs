@@ -62,6 +62,7 @@ macro_rules! with_guests {
             tun: [] [];
             mounts: [] [];
             overlay: [] [];
+            binfmt: [] [];
             detached: [] [];
             late_master: [] [];
             nested_ns: [] [];
@@ -191,6 +192,7 @@ macro_rules! with_works {
             tun: dump_restore, leave_running, generations, contained;
             mounts: dump_restore, leave_running, generations, contained, contained_user;
             overlay: dump_restore, leave_running, generations, contained, contained_user;
+            binfmt: leave_running, contained_user;
             detached: dump_restore, leave_running, generations, contained, contained_user;
             late_master: dump_restore, leave_running, generations, contained, contained_user;
             nested_timens: dump_restore, leave_running, generations, contained, contained_user;

@@ -17,7 +17,7 @@ use stasis_kernel::mnt;
 use stasis_kernel::ns::{self, Ns};
 use stasis_kernel::procfs::{MountInfo, ProcDir};
 use stasis_mounts::look::{self, View, Wishes};
-use stasis_mounts::{Caller, Ids, Performer, Plan, Row, Tree, archive, overlay, reach};
+use stasis_mounts::{Caller, Ids, Performer, Plan, Row, Tree, archive, binfmt, overlay, reach};
 use stasis_proto::{ImageDir, Kind, pb};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -25,6 +25,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
+
+/// The formats of binfmt_misc.
+const FORMATS: &str = "binfmt-misc.img";
 
 /// A mount namespace that is in the image.
 #[derive(Debug, Clone)]
@@ -111,6 +114,15 @@ pub fn dump(cx: &mut DumpCx, places: &[Place]) -> Result<()> {
         let out = std::io::BufWriter::new(cx.dir.create_raw(&image)?);
         archive::pack(copy.as_fd(), out, &ids)
             .map_err(|e| Error::from(e).on(format!("mount {} ({})", c.mnt_id, c.mountpoint)))?;
+    }
+    // others are the machine's
+    let own_users = own_users(first.task)?;
+    if let Some(c) = told.formats.as_ref().filter(|_| own_users) {
+        let copy = reach::copy(all[c.space].0.as_fd(), proc.as_fd(), c)?;
+        let formats = binfmt::read(copy.as_fd())?;
+        if !formats.is_empty() {
+            cx.dir.write_all(FORMATS, &formats)?;
+        }
     }
     cx.warnings.extend(told.warnings);
     for ((p, (_, seen)), entries) in places.iter().zip(all).zip(&told.entries) {
@@ -219,6 +231,12 @@ fn layers_of(all: &[(OwnedFd, Visit)], host: &[MountInfo], proc: &File) -> Resul
     Ok(layers)
 }
 
+/// Is the task's user namespace another than the engine's?
+fn own_users(task: HostPid) -> Result<bool> {
+    let (theirs, ours) = (ProcDir::open(task)?, ProcDir::open(HostPid::own())?);
+    Ok(theirs.ns("user")? != ours.ns("user")?)
+}
+
 /// Owners as the task's user namespace numbers them.
 fn ids_of(task: HostPid) -> Result<Ids> {
     let (theirs, ours) = (ProcDir::open(task)?, ProcDir::open(HostPid::own())?);
@@ -227,7 +245,7 @@ fn ids_of(task: HostPid) -> Result<Ids> {
             .ok_or_else(|| Error::bug(format!("/proc/{}/{name} cannot be read", of.pid().0)))
     };
     let engine = (rows(&ours, "uid_map")?, rows(&ours, "gid_map")?);
-    if theirs.ns("user")? == ours.ns("user")? {
+    if !own_users(task)? {
         return Ok(Ids {
             engine,
             ..Default::default()
@@ -245,11 +263,12 @@ fn io(call: &'static str, e: &std::io::Error, what: &str) -> Error {
     SysError::new(call, errno, what).into()
 }
 
-/// Plans how the mount namespaces with these numbers are built, that of the first process first.
+/// Plans how the mount namespaces with these numbers are built, that of the first process first. `own_users`: in a user
+/// namespace that is made for them.
 ///
 /// # Errors
 /// E5300 to E5304: hostile or damaged entries; E2300 to E2302: the caller did not give what must come from outside.
-pub fn plan(o: &Options, dir: &ImageDir, ids: &[u32]) -> Result<Plan> {
+pub fn plan(o: &Options, dir: &ImageDir, ids: &[u32], own_users: bool) -> Result<Plan> {
     let all = ids.iter().map(|id| dir.read_all(&Kind::Mnts.file_of(*id)));
     let all: Vec<Vec<pb::MntEntry>> = all.collect::<std::result::Result<_, _>>()?;
     let spaces: Vec<&[pb::MntEntry]> = all.iter().map(|e| &e[..]).collect();
@@ -258,6 +277,12 @@ pub fn plan(o: &Options, dir: &ImageDir, ids: &[u32]) -> Result<Plan> {
         let image = Kind::TmpfsDev.file_of(dev);
         dir.exists(&image).unwrap_or(false).then_some(image)
     };
+    let mut formats = Vec::new();
+    if own_users && dir.exists(FORMATS)? {
+        for e in dir.read_all::<pb::BinfmtMiscEntry>(FORMATS)? {
+            formats.push(binfmt::Format::new(&e)?);
+        }
+    }
     let caller = Caller {
         root: o.mounts.root.as_deref(),
         external: &o.mounts.external,
@@ -266,6 +291,7 @@ pub fn plan(o: &Options, dir: &ImageDir, ids: &[u32]) -> Result<Plan> {
         skip: &o.mounts.skip,
         context: o.mounts.context.as_deref(),
         archive: &archive,
+        formats: own_users.then_some(&formats),
         cgroup: &str::to_owned,
     };
     Ok(stasis_mounts::plan(&tree, caller)?)

@@ -113,7 +113,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
     cx.spaces = images.spaces.clone();
     let built = grounds.homes.built();
     if !built.is_empty() {
-        let mounts = crate::namespaces::mnt::plan(o, dir, &built)?;
+        let mounts = crate::namespaces::mnt::plan(o, dir, &built, grounds.makes(Ns::User))?;
         cx.warnings.extend(mounts.warnings.iter().cloned());
         let unknown = |p: &&stasis_mounts::Proc| images.spaces.first_of_id(p.pid_ns).is_none();
         if let Some(p) = mounts.procs.iter().find(unknown) {
