@@ -66,6 +66,7 @@ macro_rules! with_guests {
             detached: [] [];
             late_master: [] [];
             nested_ns: [] [];
+            nested_veth: [] [];
             nested_pid: [] [];
             nested_proc: [] [];
             nested_timens: [] [];
@@ -199,6 +200,7 @@ macro_rules! with_works {
             nested_pid: dump_restore, leave_running, generations, contained, contained_user;
             nested_proc: dump_restore, leave_running, generations, contained, contained_user;
             nested_ns: dump_restore, leave_running, generations, contained, contained_user;
+            nested_veth: dump_restore, leave_running, generations, contained, contained_user;
             nested_cgroup: dump_restore, leave_running, generations, contained, contained_user;
             nested_fs: dump_restore, leave_running, generations, contained, contained_user;
             ipc_sem: dump_restore, leave_running, generations, contained, contained_user;

@@ -4,6 +4,7 @@
 use crate::error::{Blame, Error, Result};
 use crate::kinds::DumpCx;
 use crate::namespaces::mnt;
+use stasis_kernel::error::SysError;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::ProcDir;
@@ -213,7 +214,13 @@ impl Places {
     /// # Errors
     /// Contents that cannot be carried.
     pub fn dump(&self, cx: &mut DumpCx, ns: Ns) -> Result<()> {
-        for s in self.own.iter().filter(|s| s.ns == ns) {
+        let own = || self.own.iter().filter(|s| s.ns == ns);
+        let all = match ns {
+            Ns::Net => own().map(|s| Ok((s.id, ns.of(s.task)?))).collect(),
+            _ => Ok(Vec::new()),
+        };
+        let all = all.map_err(|e: SysError| Error::from(e))?;
+        for s in own() {
             let mut external = cx.options.namespaces.external.iter();
             match external.find(|(name, i, _)| name == ns.name() && *i == s.ino) {
                 // its first process is in the tree: nobody else can have made it
@@ -221,7 +228,7 @@ impl Places {
                     return Err(elsewhere(ns.name()).why("a pid namespace in which the tree begins none is not one for the caller to give"));
                 }
                 Some((_, _, key)) => left_to_caller(cx, ns, s.id, key)?,
-                None => crate::namespaces::dump(cx, ns, s.id, s.task)?,
+                None => crate::namespaces::dump(cx, ns, (s.id, s.task), &all)?,
             }
         }
         Ok(())

@@ -15,27 +15,34 @@ use crate::options::Options;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::ns::Ns;
 use stasis_proto::ImageDir;
+use std::os::fd::OwnedFd;
 
-/// Describes what is in a namespace of the tree's own. `task` is in it; `id` is its number in the image.
+/// Describes what is in a namespace of the tree's own. `task` is in it; `id` is its number in the image; `all` are the tree's own of
+/// this sort.
 ///
 /// # Errors
 /// Contents that cannot be carried.
-pub fn dump(cx: &mut DumpCx, ns: Ns, id: u32, task: HostPid) -> Result<()> {
+pub fn dump(
+    cx: &mut DumpCx,
+    ns: Ns,
+    (id, task): (u32, HostPid),
+    all: &[(u32, OwnedFd)],
+) -> Result<()> {
     match ns {
         Ns::Uts => uts::dump(cx.dir, id, task),
         // nothing is in them but what tasks show; clocks are dumped always; mounts are dumped before all files
         Ns::Pid | Ns::Time | Ns::Cgroup | Ns::Mnt => Ok(()),
-        Ns::Net => net::dump(cx, task, id),
+        Ns::Net => net::dump(cx, task, id, all),
         Ns::Ipc => ipc::dump(cx, id, task),
         Ns::User => user::dump(cx.dir, id, task),
     }
 }
 
-/// Fills a namespace that was made for the tree; the caller is in it.
+/// Fills a namespace that was made for the tree; the caller is in it. `nets` are the tree's network namespaces.
 ///
 /// # Errors
 /// Contents that cannot be made.
-pub fn restore(o: &Options, dir: &ImageDir, ns: Ns, id: u32) -> Result<()> {
+pub fn restore(o: &Options, dir: &ImageDir, ns: Ns, id: u32, nets: net::Places<'_>) -> Result<()> {
     match ns {
         Ns::Uts => match uts::load(dir, id)? {
             Some(names) => names.set(),
@@ -43,7 +50,7 @@ pub fn restore(o: &Options, dir: &ImageDir, ns: Ns, id: u32) -> Result<()> {
         },
         // mounts are built by their plan
         Ns::Pid | Ns::Time | Ns::Cgroup | Ns::User | Ns::Mnt => Ok(()),
-        Ns::Net => net::restore(o, dir, id),
+        Ns::Net => net::restore(o, dir, id, nets),
         Ns::Ipc => ipc::restore(dir, id),
     }
 }

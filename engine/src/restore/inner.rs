@@ -3,6 +3,7 @@
 //!
 //! It is a copy of the engine (see `stasis_kernel::inner`), so it has the plan already; the engine only says what to do next.
 //! Pids are as the tree sees them, paths as its mount namespace has them. What it opens crosses the channel as SCM_RIGHTS.
+use super::perform::handle_name;
 use super::plan::Plan;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::Stage;
@@ -20,6 +21,8 @@ use std::rc::Rc;
 /// What the engine asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
+    /// Devices of networks that lead from one of them to another.
+    Devices,
     /// What is in the namespaces: names, IPC objects, devices, mounts.
     Contents,
     /// A run of acts of a stage: see [`Plan::runs`].
@@ -53,6 +56,7 @@ impl Task {
             Task::Contents => (100, 0),
             Task::Keep => (101, 0),
             Task::Late => (102, 0),
+            Task::Devices => (106, 0),
             Task::Share(run) => (103, run),
             Task::Inner => (104, 0),
             Task::Proc(n) => (105, n),
@@ -73,6 +77,7 @@ impl Task {
             100 => Some(Task::Contents),
             101 => Some(Task::Keep),
             102 => Some(Task::Late),
+            106 => Some(Task::Devices),
             103 => Some(Task::Share(run)),
             104 => Some(Task::Inner),
             105 => Some(Task::Proc(run)),
@@ -296,6 +301,7 @@ pub fn serve(mut w: Work<'_>, channel: OwnedFd) -> i32 {
 impl Work<'_> {
     fn perform(&mut self, task: Task) -> Result<Vec<String>> {
         match task {
+            Task::Devices => self.devices().map(|()| Vec::new()),
             Task::Contents => self.contents().map(|()| Vec::new()),
             Task::Open(stage, run) => {
                 let runs = self.plan.runs(stage);
@@ -348,17 +354,30 @@ impl Work<'_> {
         let plan = self.plan.mounts.as_ref();
         plan.zip(home.mounts.filter(|_| makes))
     }
-    /// Fills the namespaces that were made.
-    fn contents(&mut self) -> Result<()> {
-        let fresh = match self.home {
+    /// The namespaces that were made for this home.
+    fn fresh(&self) -> Vec<(Ns, u32)> {
+        match self.home {
             0 => self.plan.grounds.fresh.clone(),
             n => {
                 let home = &self.plan.grounds.homes.all[n];
                 home.makes.iter().map(|ns| (*ns, home.ids[ns])).collect()
             }
-        };
-        for (ns, id) in fresh {
-            crate::namespaces::restore(self.o, self.dir, ns, id)?;
+        }
+    }
+    fn devices(&mut self) -> Result<()> {
+        let host = &self.host;
+        let nets = |id| host.fd(handle_name(Ns::Net, id)).map(AsFd::as_fd);
+        for (_, id) in self.fresh().into_iter().filter(|f| f.0 == Ns::Net) {
+            crate::namespaces::net::devices(self.o, self.dir, id, &nets)?;
+        }
+        Ok(())
+    }
+    /// Fills the namespaces that were made.
+    fn contents(&mut self) -> Result<()> {
+        let host = &self.host;
+        let nets = |id| host.fd(handle_name(Ns::Net, id)).map(AsFd::as_fd);
+        for (ns, id) in self.fresh() {
+            crate::namespaces::restore(self.o, self.dir, ns, id, &nets)?;
         }
         // mounts last: until then /proc is the host's
         let (plan, space) = match self.mounts() {

@@ -211,9 +211,13 @@ impl<'a> Performance<'a> {
     }
     /// Has all workers do something; gives their warnings.
     fn all_workers(&mut self, task: inner::Task) -> Result<Vec<String>> {
+        self.each_worker(task, false)
+    }
+    /// The same; with `share` each knows what was opened before.
+    fn each_worker(&mut self, task: inner::Task, share: bool) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         for w in self.workers.iter_mut().flatten() {
-            warnings.extend(w.ask(task, &mut self.host, false)?);
+            warnings.extend(w.ask(task, &mut self.host, share)?);
         }
         Ok(warnings)
     }
@@ -597,18 +601,22 @@ impl<'a> Performance<'a> {
             };
             let inner = stasis_kernel::inner::start(&way, |channel| inner::serve(work, channel))?;
             let there = HostPid(inner.worker);
-            let mut worker = Worker::new(inner, &self.host);
+            let worker = Worker::new(inner, &self.host);
             for ns in make {
                 let id = g.homes.all[home].ids[&ns];
                 self.host.insert(handle_name(ns, id), ns.of(there)?);
             }
-            self.warnings
-                .extend(worker.ask(inner::Task::Contents, &mut self.host, false)?);
             self.workers.push(Some(worker));
         }
         for (ns, id) in &g.homes.all[0].ids {
             self.host.insert(handle_name(*ns, *id), ns.of(root)?);
         }
+        let share = !g.homes.are_one();
+        if share {
+            self.each_worker(inner::Task::Devices, share)?;
+        }
+        let told = self.each_worker(inner::Task::Contents, share)?;
+        self.warnings.extend(told);
         match plan.mounts.as_ref().is_some_and(|m| !m.procs.is_empty()) {
             // not everything is mounted yet
             true => Ok(()),
@@ -664,10 +672,8 @@ impl<'a> Performance<'a> {
             // its number is its own no longer than that: others in the namespace may need it
             worker.inner.end();
         }
-        for w in self.workers.iter_mut().flatten() {
-            let warnings = w.ask(inner::Task::Inner, &mut self.host, true)?;
-            self.warnings.extend(warnings);
-        }
+        let told = self.each_worker(inner::Task::Inner, true)?;
+        self.warnings.extend(told);
         self.share_mounts()
     }
     fn handles(&self, of: Vec<(Ns, u32)>) -> Result<Vec<(Ns, OwnedFd)>> {
@@ -1418,7 +1424,7 @@ impl<'a> Performance<'a> {
 }
 
 /// The name of a handle of a namespace: above those of files and mounts.
-fn handle_name(ns: Ns, id: u32) -> FdRef {
+pub(super) fn handle_name(ns: Ns, id: u32) -> FdRef {
     FdRef(0x6000_0000 | (ns as u32) << 24 | id & 0xff_ffff)
 }
 

@@ -1,16 +1,18 @@
 //! What is in a network namespace, written down.
 use super::parts::Part;
 use super::{
-    ADDRESS_MAGIC, IFINFOMSG, ROUTE_MAGIC, RULE_MAGIC, filter, ifla, rtm, sysctls, tracked,
+    ADDRESS_MAGIC, IFINFOMSG, ROUTE_MAGIC, RTGENMSG, RULE_MAGIC, filter, ifla, netnsa, rtm,
+    sysctls, tracked,
 };
 use crate::error::{Blame, Error, Result};
 use crate::kinds::DumpCx;
 use stasis_kernel::error::SysError;
 use stasis_kernel::ids::HostPid;
-use stasis_kernel::netlink::{Message, Messages, Netlink};
+use stasis_kernel::netlink::{Body, Message, Messages, Netlink};
 use stasis_kernel::ns::{self, Ns};
 use stasis_proto::{Kind, pb};
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use tracing::debug;
 
 const ARPHRD_LOOPBACK: u16 = 772;
@@ -41,11 +43,11 @@ struct Seen {
 
 /// Writes the images of the network namespace of a task. `ns_id` is its number in `ids-N.img`.
 ///
-/// Nothing is asked of the task; a thread of the engine visits the namespace.
+/// Nothing is asked of the task; a thread of the engine visits the namespace. `all` are the network namespaces of the tree.
 ///
 /// # Errors
 /// A device that cannot be carried is named before anything is written.
-pub fn dump(cx: &mut DumpCx<'_>, task: HostPid, ns_id: u32) -> Result<()> {
+pub fn dump(cx: &mut DumpCx<'_>, task: HostPid, ns_id: u32, all: &[(u32, OwnedFd)]) -> Result<()> {
     let bare = cx.options.namespaces.empty_net;
     let plugged = match cx.options.plugins.0.is_empty() || bare {
         true => Vec::new(),
@@ -59,7 +61,7 @@ pub fn dump(cx: &mut DumpCx<'_>, task: HostPid, ns_id: u32) -> Result<()> {
         n.netdevs.iter().map(|(inside, _)| inside.clone()).collect()
     };
     named.extend(plugged);
-    let seen = ns::visit_task(task, &[Ns::Net], || look(ns_id, bare, &named))??;
+    let seen = ns::visit_task(task, &[Ns::Net], || look(ns_id, bare, &named, all))??;
     debug!(
         "network namespace {ns_id}: {} devices, {} settings",
         seen.devices.len(),
@@ -84,15 +86,36 @@ fn list() -> Result<Vec<(u32, String, Option<String>)>> {
     Ok(devices.collect())
 }
 
+/// How the kernel numbers other namespaces of the tree in this one: it does so when a device leads there.
+fn numbers(nl: &mut Netlink, ns_id: u32, all: &[(u32, OwnedFd)]) -> Result<Vec<pb::NetnsId>> {
+    let mut known = Vec::new();
+    for (id, handle) in all.iter().filter(|a| a.0 != ns_id) {
+        let mut b = Body::new(&RTGENMSG);
+        b.u32(netnsa::FD, handle.as_raw_fd() as u32);
+        let told = or_none(nl.get("rtnetlink(RTM_GETNSID)", rtm::GETNSID, &b.0))?;
+        let told = Messages(&told).flatten().next();
+        let number = told.and_then(|m| m.attrs(RTGENMSG.len()).u32(netnsa::NSID));
+        // -1: it has none
+        if let Some(n) = number.map(|n| n as i32).filter(|n| *n >= 0) {
+            known.push(pb::NetnsId {
+                target_ns_id: *id,
+                netnsid_value: n,
+            });
+        }
+    }
+    Ok(known)
+}
+
 /// Asks the kernel everything, in the namespace.
-fn look(ns_id: u32, bare: bool, named: &[String]) -> Result<Seen> {
+fn look(ns_id: u32, bare: bool, named: &[String], all: &[(u32, OwnedFd)]) -> Result<Seen> {
     let mut nl = Netlink::route()?;
     let links = nl.dump("rtnetlink(RTM_GETLINK)", rtm::GETLINK, &[0; IFINFOMSG])?;
+    let nsids = numbers(&mut nl, ns_id, all)?;
     let devices = Messages(&links)
         .flatten()
         .filter(|m| m.kind() == rtm::NEWLINK)
         .filter(|m| !bare || is_loopback(m))
-        .map(|m| device(&m, ns_id, named))
+        .map(|m| device(&m, ns_id, named, &nsids))
         .collect::<Result<Vec<_>>>()?;
     let inside: Vec<u32> = devices.iter().map(|d| d.ifindex).collect();
     let on_these = |m: &Message<'_>| !bare || m.u32(4).is_some_and(|i| inside.contains(&i));
@@ -125,6 +148,7 @@ fn look(ns_id: u32, bare: bool, named: &[String]) -> Result<Seen> {
             all_conf6: sysctls::list("ipv6/conf/all", sysctls::CONF6),
             unix_conf: sysctls::list("unix", sysctls::UNIX),
             ipv4_sysctl: sysctls::list("ipv4", sysctls::IPV4),
+            nsids,
             ..Default::default()
         },
     };
@@ -193,7 +217,12 @@ const TOLD_WHOLE: &[&str] = &[
     "vxlan",
 ];
 
-fn device(m: &Message<'_>, ns_id: u32, named: &[String]) -> Result<pb::NetDeviceEntry> {
+fn device(
+    m: &Message<'_>,
+    ns_id: u32,
+    named: &[String],
+    nsids: &[pb::NetnsId],
+) -> Result<pb::NetDeviceEntry> {
     let a = m.attrs(IFINFOMSG);
     let index = m.u32(4).unwrap_or(0);
     let name = a.text(ifla::IFNAME).unwrap_or_default();
@@ -226,7 +255,13 @@ fn device(m: &Message<'_>, ns_id: u32, named: &[String]) -> Result<pb::NetDevice
         }
     };
     // without IFLA_LINK a device leads nowhere; without IFLA_LINK_NETNSID its other end is in the same namespace
-    let outside = a.get(ifla::LINK_NETNSID).is_some();
+    let place = match a.u32(ifla::LINK_NETNSID) {
+        None => Some(ns_id),
+        Some(n) => {
+            let known = nsids.iter().find(|k| k.netnsid_value == n as i32);
+            known.map(|k| k.target_ns_id)
+        }
+    };
     let mut e = pb::NetDeviceEntry {
         r#type: is_type as i32,
         ifindex: index,
@@ -238,7 +273,7 @@ fn device(m: &Message<'_>, ns_id: u32, named: &[String]) -> Result<pb::NetDevice
         conf4: sysctls::list(&format!("ipv4/conf/{name}"), sysctls::CONF4),
         conf6: sysctls::list(&format!("ipv6/conf/{name}"), sysctls::CONF6),
         peer_ifindex: Some(a.u32(ifla::LINK).unwrap_or(index)),
-        peer_nsid: (!outside).then_some(ns_id),
+        peer_nsid: place,
         master: a.u32(ifla::MASTER),
         stasis: Some(pb::StasisLinkEntry {
             link: Some(m.bytes().to_vec()),

@@ -1,15 +1,16 @@
 //! Devices: how each sort is made. Long, as each sort has its own way.
-use super::{IFINFOMSG, ifinfo, ifla, rtm};
+use super::{IFINFOMSG, Places, RTGENMSG, ifinfo, ifla, netnsa, rtm};
 use crate::error::{Blame, Error, Result};
 use crate::kinds::common::ioctl_row;
 use crate::options::NetworkOptions;
+use nix::errno::Errno;
 use stasis_kernel::call::{Arg, FdRef};
 use stasis_kernel::error::SysError;
 use stasis_kernel::host::Host;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::netlink::{Attrs, Body, Messages, NLM_F_CREATE, NLM_F_EXCL, Netlink};
 use stasis_kernel::ns::{self, Ns};
-use stasis_proto::pb;
+use stasis_proto::{ImageDir, Kind, pb};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Flags a person can set (linux/if.h): UP, DEBUG, NOTRAILERS, NOARP, PROMISC, ALLMULTI, MULTICAST, PORTSEL, AUTOMEDIA, DYNAMIC.
@@ -148,7 +149,7 @@ pub fn tun_entry(d: &Attrs<'_>) -> pb::TunLinkEntry {
 }
 
 /// What devices are made with.
-pub struct Workshop<'a> {
+pub struct Workshop<'a, 'n> {
     /// In the namespace.
     pub inside: &'a mut Netlink,
     /// The namespace.
@@ -159,6 +160,10 @@ pub struct Workshop<'a> {
     pub options: &'a NetworkOptions,
     /// Number of the namespace in the image.
     pub ns_id: u32,
+    /// The image.
+    pub dir: &'a ImageDir,
+    /// All of the tree's, with those that are made by now.
+    pub nets: Places<'n>,
 }
 
 /// The caller's network namespace, where the other ends of devices go.
@@ -212,7 +217,7 @@ pub enum Made {
     Later,
 }
 
-impl Workshop<'_> {
+impl Workshop<'_, '_> {
     fn outside(&mut self) -> Result<&mut Outside> {
         if self.caller.is_none() {
             self.caller = Some(Outside::find(self.place)?);
@@ -246,6 +251,9 @@ impl Workshop<'_> {
             None => {}
         }
         let own = e.peer_nsid == Some(self.ns_id);
+        // where it leads to: another namespace of the tree
+        let other = e.peer_nsid.filter(|_| !own);
+        let other = other.and_then(|id| Some((id, (self.nets)(id)?)));
         let mut b = Body::new(&ifinfo(e.ifindex, 0, 0));
         common(&mut b, e);
         match kind {
@@ -256,23 +264,13 @@ impl Workshop<'_> {
                 ));
             }
             pb::NdType::Veth if own => {
-                let peer = all.iter().find(|p| {
-                    Some(p.ifindex) == e.peer_ifindex && p.peer_ifindex == Some(e.ifindex)
-                });
-                let peer = peer.ok_or_else(|| {
-                    Error::new(
-                        "E5602",
-                        Blame::Image,
-                        format!("veth {} has no other end", e.name),
-                    )
-                    .why("the image says that it is in the same namespace, and does not have it")
-                    .advice("dump again; this image was changed or damaged")
-                })?;
-                info(&mut b, "veth", |d| {
-                    let mut other = Body::new(&ifinfo(peer.ifindex, 0, 0));
-                    common(&mut other, peer);
-                    d.attr(ifla::VETH_INFO_PEER, &other.0);
-                });
+                let peer = peer_of(e, self.ns_id, all)?;
+                pair(&mut b, peer, None);
+            }
+            pb::NdType::Veth if let Some((id, place)) = other => {
+                let theirs: Vec<pb::NetDeviceEntry> =
+                    self.dir.read_all(&Kind::Netdev.file_of(id))?;
+                pair(&mut b, peer_of(e, self.ns_id, &theirs)?, Some(place));
             }
             pb::NdType::Veth => return self.veth_out(e, b),
             pb::NdType::Macvlan => {
@@ -293,6 +291,9 @@ impl Workshop<'_> {
                 });
                 if let Some(outside) = named {
                     return self.lower_out(e, b, &outside);
+                }
+                if let Some((_, place)) = other {
+                    return self.lower_there(e, b, place);
                 }
                 if !own {
                     return Err(nameless(
@@ -334,6 +335,10 @@ impl Workshop<'_> {
                 };
                 let lower = raw.as_ref().and_then(|a| a.u32(ifla::LINK));
                 if let Some(lower) = lower.filter(|l| *l != e.ifindex && *l != 0) {
+                    if let Some((_, place)) = other {
+                        self.told(&mut b, e, &kind);
+                        return self.lower_there(e, b, place);
+                    }
                     if !own {
                         return Err(nameless(
                             e,
@@ -417,17 +422,47 @@ impl Workshop<'_> {
         }
         Ok(Made::Done)
     }
-    /// A device upon one of the caller's: made there, and born in the namespace.
-    fn lower_out(&mut self, e: &pb::NetDeviceEntry, mut b: Body, lower: &str) -> Result<Made> {
-        let place = self.place.as_raw_fd() as u32;
+    /// A device upon one of the caller's.
+    fn lower_out(&mut self, e: &pb::NetDeviceEntry, b: Body, lower: &str) -> Result<Made> {
+        let place = self.place;
         let nl = &mut self.outside()?.nl;
         let index = index_of(nl, lower)?.ok_or_else(|| missing(e, lower))?;
-        b.u32(ifla::LINK, index);
-        b.u32(ifla::NET_NS_FD, place);
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        nl.act("rtnetlink(RTM_NEWLINK)", rtm::NEWLINK, flags, &b.0)
-            .map_err(|err| refused(&e.name, &err))?;
-        Ok(Made::Done)
+        born_in(place, e, b, nl, index)
+    }
+    /// A device upon one of another namespace of the tree.
+    fn lower_there(
+        &mut self,
+        e: &pb::NetDeviceEntry,
+        b: Body,
+        there: BorrowedFd<'_>,
+    ) -> Result<Made> {
+        let mut nl = ns::visit(&[(Ns::Net, there)], Netlink::route).and_then(|n| n)?;
+        let index = e.peer_ifindex.unwrap_or(0);
+        match nl.get("rtnetlink(RTM_GETLINK)", rtm::GETLINK, &ifinfo(index, 0, 0)) {
+            Ok(_) => born_in(self.place, e, b, &mut nl, index),
+            Err(e) if e.errno == Errno::ENODEV => Ok(Made::Later),
+            Err(err) => Err(refused(&e.name, &err)),
+        }
+    }
+    /// Has the kernel number another namespace of the tree as it was numbered here.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn number(&mut self, n: &pb::NetnsId) -> Result<()> {
+        let Some(place) = (self.nets)(n.target_ns_id) else {
+            return Ok(());
+        };
+        let mut b = Body::new(&RTGENMSG);
+        b.u32(netnsa::NSID, n.netnsid_value as u32)
+            .u32(netnsa::FD, place.as_raw_fd() as u32);
+        match self
+            .inside
+            .act("rtnetlink(RTM_NEWNSID)", rtm::NEWNSID, 0, &b.0)
+        {
+            // a pair that another namespace has made has been numbered
+            Err(e) if e.errno == Errno::EEXIST => Ok(()),
+            r => Ok(r?),
+        }
     }
     /// A device of the caller's that moves in.
     fn move_in(&mut self, e: &pb::NetDeviceEntry, outside: &str) -> Result<Made> {
@@ -575,9 +610,58 @@ fn tun_device(e: &pb::NetDeviceEntry) -> Result<Made> {
     Ok(Made::Done)
 }
 
+/// Makes a device upon another one: where that is, but born elsewhere.
+fn born_in(
+    place: BorrowedFd<'_>,
+    e: &pb::NetDeviceEntry,
+    mut b: Body,
+    nl: &mut Netlink,
+    lower: u32,
+) -> Result<Made> {
+    b.u32(ifla::LINK, lower);
+    b.u32(ifla::NET_NS_FD, place.as_raw_fd() as u32);
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    nl.act("rtnetlink(RTM_NEWLINK)", rtm::NEWLINK, flags, &b.0)
+        .map_err(|err| refused(&e.name, &err))?;
+    Ok(Made::Done)
+}
+
+/// The other end of a pair, among the devices of its namespace.
+fn peer_of<'d>(
+    e: &pb::NetDeviceEntry,
+    ns_id: u32,
+    all: &'d [pb::NetDeviceEntry],
+) -> Result<&'d pb::NetDeviceEntry> {
+    let end = (Some(e.ifindex), Some(ns_id));
+    let peer = all
+        .iter()
+        .find(|p| Some(p.ifindex) == e.peer_ifindex && (p.peer_ifindex, p.peer_nsid) == end);
+    peer.ok_or_else(|| {
+        Error::new(
+            "E5602",
+            Blame::Image,
+            format!("veth {} has no other end", e.name),
+        )
+        .why("the image says in which namespace of the tree it is, and that does not have it")
+        .advice("dump again; this image was changed or damaged")
+    })
+}
+
+/// The settings of a pair: its other end, and where that is if it is elsewhere.
+fn pair(b: &mut Body, peer: &pb::NetDeviceEntry, place: Option<BorrowedFd<'_>>) {
+    info(b, "veth", |d| {
+        let mut other = Body::new(&ifinfo(peer.ifindex, 0, 0));
+        common(&mut other, peer);
+        if let Some(place) = place {
+            other.u32(ifla::NET_NS_FD, place.as_raw_fd() as u32);
+        }
+        d.attr(ifla::VETH_INFO_PEER, &other.0);
+    });
+}
+
 /// Is the device that this one stands upon there already?
 fn all_there(
-    w: &mut Workshop<'_>,
+    w: &mut Workshop<'_, '_>,
     e: &pb::NetDeviceEntry,
     all: &[pb::NetDeviceEntry],
 ) -> Result<bool> {
@@ -649,7 +733,7 @@ pub fn index_of(nl: &mut Netlink, name: &str) -> Result<Option<u32>> {
     b.text(ifla::IFNAME, name);
     match nl.get("rtnetlink(RTM_GETLINK)", rtm::GETLINK, &b.0) {
         Ok(found) => Ok(Messages(&found).flatten().next().and_then(|m| m.u32(4))),
-        Err(e) if e.errno == nix::errno::Errno::ENODEV => Ok(None),
+        Err(e) if e.errno == Errno::ENODEV => Ok(None),
         Err(e) => Err(refused(name, &e)),
     }
 }

@@ -19,7 +19,7 @@ use stasis_kernel::error::SysError;
 use std::os::fd::BorrowedFd;
 
 pub use dump::dump;
-pub use restore::restore;
+pub use restore::{devices, restore};
 
 /// First word of `ifaddr-N.img` (iproute2, ip/ipaddress.c: IPADDR_DUMP_MAGIC).
 const ADDRESS_MAGIC: u32 = 0x4736_1222;
@@ -44,6 +44,8 @@ mod rtm {
     pub const NEWRULE: u16 = 32;
     pub const DELRULE: u16 = 33;
     pub const GETRULE: u16 = 34;
+    pub const NEWNSID: u16 = 88;
+    pub const GETNSID: u16 = 90;
     pub const NEWNEXTHOP: u16 = 104;
     pub const GETNEXTHOP: u16 = 106;
 }
@@ -74,6 +76,18 @@ mod ifla {
     pub const MACVLAN_MODE: u16 = 1;
     pub const MACVLAN_FLAGS: u16 = 2;
 }
+
+/// Attributes of numbers of namespaces (linux/net_namespace.h).
+mod netnsa {
+    pub const NSID: u16 = 1;
+    pub const FD: u16 = 3;
+}
+
+/// `struct rtgenmsg` of no family, with its padding.
+const RTGENMSG: [u8; 4] = [0; 4];
+
+/// Handles of the tree's network namespaces, by their numbers in the image.
+pub type Places<'a> = &'a dyn Fn(u32) -> Option<BorrowedFd<'a>>;
 
 /// Are these handles of one namespace?
 fn same_namespace(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool, SysError> {

@@ -1,7 +1,7 @@
 //! The contents of a network namespace, made again in a fresh one.
 use super::links::{Made, Workshop};
 use super::parts::Part;
-use super::{ADDRESS_MAGIC, ROUTE_MAGIC, RULE_MAGIC, filter, rtm, sysctls, tracked};
+use super::{ADDRESS_MAGIC, Places, ROUTE_MAGIC, RULE_MAGIC, filter, rtm, sysctls, tracked};
 use crate::error::{Blame, Error, Result};
 use crate::options::Options;
 use stasis_kernel::error::SysError;
@@ -37,7 +37,7 @@ struct Images {
 ///
 /// # Errors
 /// An image is damaged, a device needs something outside that was not named, or the kernel refuses.
-pub fn restore(o: &Options, dir: &ImageDir, ns_id: u32) -> Result<()> {
+pub fn restore(o: &Options, dir: &ImageDir, ns_id: u32, nets: Places<'_>) -> Result<()> {
     let bare = o.namespaces.empty_net;
     // CRIU writes nothing of a network namespace that was dumped as an empty one
     if bare && !dir.exists(&Kind::Netns.file_of(ns_id))? {
@@ -47,20 +47,49 @@ pub fn restore(o: &Options, dir: &ImageDir, ns_id: u32) -> Result<()> {
     if images.entry.ext_key.is_some() {
         return Ok(());
     }
+    in_workshop((o, dir, ns_id, nets), |w| make(w, &images, bare))
+}
+
+/// Makes the devices of the network namespace the calling thread is in as far as that can be done: those that lead from one namespace
+/// of the tree to another must be there before any of these is finished by [`restore`].
+///
+/// # Errors
+/// As for [`restore`].
+pub fn devices(o: &Options, dir: &ImageDir, ns_id: u32, nets: Places<'_>) -> Result<()> {
+    if o.namespaces.empty_net {
+        return Ok(());
+    }
+    let images = read(dir, ns_id, false)?;
+    if images.entry.ext_key.is_some() {
+        return Ok(());
+    }
+    in_workshop((o, dir, ns_id, nets), |w| {
+        set(&common_settings(&images.entry), w.options.weak_sysctls)?;
+        for n in &images.entry.nsids {
+            w.number(n)?;
+        }
+        make_devices(w, &images.devices, false)
+    })
+}
+
+fn in_workshop<T>(
+    (o, dir, ns_id, nets): (&Options, &ImageDir, u32, Places<'_>),
+    f: impl FnOnce(&mut Workshop<'_, '_>) -> Result<T>,
+) -> Result<T> {
     let own = "/proc/thread-self/ns/net";
     let place = std::fs::File::open(own).map_err(|e| {
         let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0));
         SysError::new("openat", errno, own)
     })?;
-    let mut inside = Netlink::route()?;
-    let mut w = Workshop {
-        inside: &mut inside,
+    f(&mut Workshop {
+        inside: &mut Netlink::route()?,
         place: place.as_fd(),
         caller: None,
         options: &o.network,
         ns_id,
-    };
-    make(&mut w, &images, bare)
+        dir,
+        nets,
+    })
 }
 
 fn read(dir: &ImageDir, ns_id: u32, bare: bool) -> Result<Images> {
@@ -156,7 +185,7 @@ fn damaged(name: &str, why: impl std::fmt::Display) -> Error {
         .advice("dump again, or copy the folder again if it was copied")
 }
 
-fn make(w: &mut Workshop<'_>, images: &Images, bare: bool) -> Result<()> {
+fn make(w: &mut Workshop<'_, '_>, images: &Images, bare: bool) -> Result<()> {
     let lo = pb::NdType::Loopback as i32;
     let devices: Vec<pb::NetDeviceEntry> = images
         .devices
@@ -170,7 +199,7 @@ fn make(w: &mut Workshop<'_>, images: &Images, bare: bool) -> Result<()> {
     }
     let weak = w.options.weak_sysctls;
     set(&common_settings(&images.entry), weak)?;
-    make_devices(w, &devices)?;
+    make_devices(w, &devices, true)?;
     for d in &devices {
         w.join(d)?;
     }
@@ -271,7 +300,7 @@ fn late(name: &str) -> bool {
     name.starts_with("ipv6/") && (name.ends_with("/accept_dad") || name.ends_with("/mtu"))
 }
 
-fn loopback_up(w: &mut Workshop<'_>) -> Result<()> {
+fn loopback_up(w: &mut Workshop<'_, '_>) -> Result<()> {
     let Some(index) = w.there("lo")? else {
         return Ok(());
     };
@@ -311,8 +340,8 @@ fn device_settings(d: &pb::NetDeviceEntry) -> Vec<(String, String)> {
     four.chain(six).collect()
 }
 
-/// Makes all devices, lower ones before those upon them.
-fn make_devices(w: &mut Workshop<'_>, all: &[pb::NetDeviceEntry]) -> Result<()> {
+/// Makes all devices, lower ones before those upon them; or all that can be made by now.
+fn make_devices(w: &mut Workshop<'_, '_>, all: &[pb::NetDeviceEntry], each: bool) -> Result<()> {
     let mut rest: Vec<&pb::NetDeviceEntry> = all.iter().collect();
     rest.sort_by_key(|d| d.ifindex);
     while !rest.is_empty() {
@@ -322,6 +351,9 @@ fn make_devices(w: &mut Workshop<'_>, all: &[pb::NetDeviceEntry]) -> Result<()> 
             if w.make(d, all)? == Made::Later {
                 waiting.push(d);
             }
+        }
+        if waiting.len() == before && !each {
+            return Ok(());
         }
         if waiting.len() == before {
             let name = &waiting[0].name;
