@@ -1108,7 +1108,8 @@ impl<'a> Dumping<'a> {
         self.shared_contents().map_err(|e| e.at(Phase::Memory))?;
         crate::kill_point();
         self.dir.write_all(&Kind::Pstree.file(), &self.pstree)?;
-        self.spaces.write(self.dir)?;
+        let root = self.places.id(Ns::Pid);
+        self.spaces.write(self.dir, &self.pstree, root)?;
         crate::kinds::finish(&mut self.cx)?;
         for t in held.iter().filter(|t| t.zombie.is_none()) {
             let own = self.cx.pids.get(&t.pid).copied().unwrap_or(t.pid.0 as u32);

@@ -151,11 +151,11 @@ impl PidSpaces {
         all.extend(level.inner(&st.ns_pid));
         all
     }
-    /// Writes down which namespace is in which.
+    /// Writes down which namespace is in which, if this tree can be born again. `root`: the number of the first process's.
     ///
     /// # Errors
-    /// Failures to write.
-    pub fn write(&self, dir: &ImageDir) -> Result<()> {
+    /// E4014: it cannot; failures to write.
+    pub fn write(&self, dir: &ImageDir, tree: &[pb::PstreeEntry], root: u32) -> Result<()> {
         let image = Kind::Namespaces.file();
         if self.nested.is_empty() {
             return Ok(dir.remove(&image)?);
@@ -167,6 +167,7 @@ impl PidSpaces {
             parent: *parent,
         };
         let all: Vec<_> = self.nested.values().map(entry).collect();
+        crate::restore::can_be_born(all.clone(), tree, root)?;
         Ok(dir.write_all(&image, &all)?)
     }
 }

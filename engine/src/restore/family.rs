@@ -542,6 +542,8 @@ impl Planner<'_> {
                 && self.is_above(p, *y)
                 && self.shares(*y, i)
                 && self.reaches(*y, i)
+                // KERNEL: nobody is adopted out of a pid namespace (kernel/exit.c, find_new_reaper())
+                && z.kin.space == self.people[p].kin.space
         })
     }
     fn birth(&self, by: Node, child: Node) -> Deed {
@@ -607,12 +609,7 @@ impl Planner<'_> {
             let mut moved = false;
             for at in std::mem::take(&mut ready) {
                 let mut deeds = Vec::new();
-                while let Some(d) = todo[at].front() {
-                    if !self.prepare(at, d, &mut now, &mut deeds)? {
-                        next.push(at);
-                        break;
-                    }
-                    let Some(d) = todo[at].pop_front() else { break };
+                while let Some(d) = self.next_of(at, &mut todo[at], &mut now, &mut deeds)? {
                     match &d {
                         Deed::Birth { child, .. } => {
                             now.born[*child] = Some((now.stage, at));
@@ -624,6 +621,9 @@ impl Planner<'_> {
                     }
                     deeds.push(d);
                     moved = true;
+                }
+                if !todo[at].is_empty() {
+                    next.push(at);
                 }
                 let own = self.people[at].kin.space;
                 if todo[at].is_empty() && now.bears_in[at] != own {
@@ -645,6 +645,25 @@ impl Planner<'_> {
         }
         Ok((stages, now.group))
     }
+    /// The next deed that `at` need not wait with, prepared: of several births that may be any.
+    fn next_of(
+        &self,
+        at: Node,
+        todo: &mut VecDeque<Deed>,
+        now: &mut Births,
+        deeds: &mut Vec<Deed>,
+    ) -> Result<Option<Deed>, Stuck> {
+        for i in 0..todo.len() {
+            let birth = matches!(todo[i], Deed::Birth { .. });
+            if i > 0 && !birth {
+                break;
+            }
+            if self.prepare(at, &todo[i], now, deeds)? {
+                return Ok(todo.remove(i));
+            }
+        }
+        Ok(None)
+    }
     /// What each would do if it had nobody to wait for.
     fn wishes(&self) -> Vec<VecDeque<Deed>> {
         let mut children: BTreeMap<Node, Vec<Node>> = BTreeMap::new();
@@ -664,11 +683,14 @@ impl Planner<'_> {
             if own {
                 deeds.push_back(Deed::Session);
             }
-            if !own && self.hidden.contains(&x.pid) {
-                deeds.push_back(Deed::Group(x.pid));
-            }
-            let late = born.iter().filter(|c| !early(c));
-            deeds.extend(late.map(|c| self.birth(at, *c)));
+            let leads = !own && self.hidden.contains(&x.pid);
+            // a group that is left by the only one in it is no more
+            let before = |c: &&Node| leads && self.hidden_group(**c).is_some_and(|g| g != x.pid);
+            let (first, then): (Vec<&Node>, Vec<&Node>) =
+                born.iter().filter(|c| !early(c)).partition(before);
+            deeds.extend(first.into_iter().map(|c| self.birth(at, *c)));
+            deeds.extend(leads.then_some(Deed::Group(x.pid)));
+            deeds.extend(then.into_iter().map(|c| self.birth(at, *c)));
             deeds
         };
         (0..self.people.len()).map(wishes).collect()
@@ -712,7 +734,9 @@ impl Planner<'_> {
             if !led.is_some_and(|(stage, by)| *stage < now.stage || *by == at) {
                 return Ok(false);
             }
-            if own.sid == own.pid || self.spaces.seen(own.space, &self.spaces.name(g)) == 0 {
+            // who cannot see its own group would not come back to it
+            let may = own.sid != own.pid && self.hidden_group(at).is_none();
+            if !may || self.spaces.seen(own.space, &self.spaces.name(g)) == 0 {
                 return Err(stuck(
                     child,
                     "its group is one that it cannot see, and that its creator cannot join",
@@ -796,9 +820,9 @@ impl Planner<'_> {
                         "it is in the group of who restores, and another one that it was born in is hidden from others",
                     ));
                 }
-                _ if strayed && !foreign(&k) => join.add(i, Deed::Group(k.pgid)),
-                _ if !foreign(&k) && !leads => {}
+                _ if strayed && !foreign(&k) && !leads => join.add(i, Deed::Group(k.pgid)),
                 _ if leads => movers.push(i),
+                _ if !foreign(&k) => {}
                 Some(_) => join.add(i, Deed::Group(k.pgid)),
                 None => {}
             }

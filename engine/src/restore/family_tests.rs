@@ -1,4 +1,6 @@
-//! A kernel of tasks, sessions and groups, small enough to read: it makes random trees and plays plans.
+//! A kernel of tasks, sessions, groups and pid namespaces, small enough to read: it makes random trees and plays plans.
+//!
+//! Long because the model and what is tried with it are one story.
 use super::*;
 use proptest::prelude::*;
 
@@ -12,17 +14,21 @@ struct T {
     exit_signal: u32,
     objects: [u32; 4],
     dies_with: Option<u32>,
+    /// Its pid namespace, and that of its children.
+    space: usize,
+    bears_in: usize,
 }
 
 /// Tasks by pid. Task 1 is init, whose session is outside of every tree.
+/// And pid namespaces: the one above, and the first task.
 #[derive(Debug, Clone, Default)]
-struct World(BTreeMap<u32, T>);
+struct World(BTreeMap<u32, T>, Vec<(usize, u32)>);
 
 const OUT: u32 = 900;
 
 impl World {
     fn new() -> Self {
-        Self(BTreeMap::from([(
+        let tasks = BTreeMap::from([(
             1,
             T {
                 ppid: 0,
@@ -33,8 +39,55 @@ impl World {
                 exit_signal: CHLD,
                 objects: [1; 4],
                 dies_with: None,
+                space: 0,
+                bears_in: 0,
             },
-        )]))
+        )]);
+        Self(tasks, vec![(0, 1)])
+    }
+    fn is_within(&self, mut space: usize, above: usize) -> bool {
+        while space != above && space != 0 {
+            space = self.1[space].0;
+        }
+        space == above
+    }
+    /// clone3 with CLONE_NEWPID.
+    fn found(&mut self, by: u32, pid: u32, sibling: bool, signal: u32) -> Result<(), String> {
+        let c = &self.0[&by];
+        if c.space != c.bears_in {
+            return Err(format!("{by} bears elsewhere"));
+        }
+        self.1.push((c.space, pid));
+        let new = self.1.len() - 1;
+        self.born(by, pid, sibling, signal)?;
+        let t = self.0.get_mut(&pid).expect("just born");
+        (t.space, t.bears_in) = (new, new);
+        Ok(())
+    }
+    /// setns with a pidfd.
+    fn bear_in(&mut self, who: u32, of: u32) -> Result<(), String> {
+        let space = self.0.get(&of).ok_or(format!("no task {of}"))?.space;
+        if !self.is_within(space, self.0[&who].space) {
+            return Err(format!("{who} does not see {of}"));
+        }
+        self.0.get_mut(&who).expect("caller").bears_in = space;
+        Ok(())
+    }
+    /// Can it see the number of a group, which is that of its leader?
+    fn sees(&self, who: u32, group: u32) -> bool {
+        let member = self.0.get(&group).map(|l| l.space);
+        // of one that is gone, a member tells
+        let all = self.0.values().filter(|t| t.pgid == group);
+        let led = all.map(|t| t.space).min_by_key(|s| self.depth(*s));
+        self.is_within(member.or(led).unwrap_or(0), self.0[&who].space)
+    }
+    fn depth(&self, mut space: usize) -> usize {
+        let mut n = 0;
+        while space != 0 {
+            space = self.1[space].0;
+            n += 1;
+        }
+        n
     }
     fn born(&mut self, by: u32, pid: u32, sibling: bool, exit_signal: u32) -> Result<(), String> {
         let c = self.0.get(&by).ok_or(format!("no caller {by}"))?.clone();
@@ -52,6 +105,7 @@ impl World {
             exit_signal: if sibling { c.exit_signal } else { exit_signal },
             objects: [pid; 4],
             dies_with: None,
+            space: c.bears_in,
             ..c
         };
         self.0.insert(pid, t);
@@ -67,16 +121,22 @@ impl World {
     }
     fn setpgid(&mut self, who: u32, to: u32) -> Result<(), String> {
         let sid = self.0[&who].sid;
-        if sid == who || to != who && !self.0.values().any(|t| t.pgid == to && t.sid == sid) {
+        let there = || self.0.values().any(|t| t.pgid == to && t.sid == sid);
+        if sid == who || to != who && !(there() && self.sees(who, to)) {
             return Err(format!("{who} may not join {to}"));
         }
         self.0.get_mut(&who).expect("caller").pgid = to;
         Ok(())
     }
     fn exit(&mut self, who: u32) -> Result<(), String> {
+        // a subreaper above in the same pid namespace, or the first task there
+        let space = self.0[&who].space;
         let mut to = self.0[&who].ppid;
-        while !self.0[&to].subreaper {
+        while !self.0[&to].subreaper && self.0[&to].space == space {
             to = self.0[&to].ppid;
+        }
+        if self.0[&to].space != space {
+            to = self.1[space].1;
         }
         for (p, t) in &mut self.0 {
             if t.ppid == who {
@@ -122,7 +182,7 @@ impl World {
                     pgid: t.pgid,
                     exit_signal: t.exit_signal,
                     objects: (!t.dead).then_some(t.objects),
-                    space: 0,
+                    space: t.space,
                 }
             })
             .collect();
@@ -134,6 +194,62 @@ impl World {
         let known = r.pgid == OUT || all.contains(&r.pgid);
         (closed && known).then_some(tree)
     }
+}
+
+/// The pid namespaces of a tree, numbered as the world has them: inside, the first task is 1, others have the numbers they have outside.
+fn spaces(w: &World, tree: &[Kin]) -> Result<Spaces> {
+    use stasis_proto::pb;
+    let id = |space: usize| space as u32 + 100;
+    let used = |space: &usize| tree.iter().any(|k| k.space == *space);
+    let nested = (1..w.1.len())
+        .filter(used)
+        .map(|s| pb::StasisNamespaceEntry {
+            id: id(s),
+            sort: libc::CLONE_NEWPID as u32,
+            parent: id(w.1[s].0),
+        });
+    let number = |number: u32, space: usize| {
+        let mut inner = Vec::new();
+        let mut at = space;
+        while at != 0 {
+            inner.insert(0, if w.1[at].1 == number { 1 } else { number });
+            at = w.1[at].0;
+        }
+        pb::StasisNumbers { number, inner }
+    };
+    let led = |g: u32, k: &Kin| {
+        let own = w.0.get(&g).map(|l| l.space);
+        let mut all: Vec<usize> =
+            w.0.values()
+                .filter(|t| t.pgid == g || t.sid == g)
+                .map(|t| t.space)
+                .collect();
+        all.sort_by_key(|s| w.depth(*s));
+        let mut at = own.or(all.first().copied()).unwrap_or(0);
+        if !w.is_within(k.space, at) {
+            at = 0;
+        }
+        number(g, at)
+    };
+    let entry = |k: &Kin| {
+        let all = [number(k.pid, k.space), led(k.sid, k), led(k.pgid, k)];
+        let mut numbers: Vec<_> = all.into_iter().filter(|n| !n.inner.is_empty()).collect();
+        numbers.dedup_by_key(|n| n.number);
+        pb::PstreeEntry {
+            pid: k.pid,
+            ppid: k.ppid,
+            pgid: k.pgid,
+            sid: k.sid,
+            threads: vec![k.pid],
+            stasis: (k.space != 0).then(|| pb::StasisPstreeEntry {
+                pid_ns: Some(id(k.space)),
+                numbers,
+                ..Default::default()
+            }),
+        }
+    };
+    let entries: Vec<_> = tree.iter().map(entry).collect();
+    Spaces::from_entries(nested.collect(), &entries, Some(id(0)))
 }
 
 /// Plays a plan as the engine does and gives the tree.
@@ -172,10 +288,13 @@ fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> 
                         share,
                         founds,
                     } => {
-                        assert!(!founds);
                         let old = w.0[&me].objects;
                         let c = pids[*child];
-                        w.born(me, c, pids[*parent] != me, *exit_signal)?;
+                        let sibling = pids[*parent] != me;
+                        match founds {
+                            true => w.found(me, c, sibling, *exit_signal)?,
+                            false => w.born(me, c, sibling, *exit_signal)?,
+                        }
                         let t = w.0.get_mut(&c).expect("just born");
                         for k in 0..4 {
                             if share[k] {
@@ -189,7 +308,7 @@ fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> 
                         }
                         t.dies_with = Some(t.ppid);
                     }
-                    Deed::BearIn(_) => return Err("there is one pid namespace".into()),
+                    Deed::BearIn(n) => w.bear_in(me, pids[*n])?,
                     Deed::Session => w.setsid(me)?,
                     Deed::Group(g) => w.setpgid(me, *g)?,
                     Deed::Adopt(on) => w.0.get_mut(&me).expect("caller").subreaper = *on,
@@ -373,10 +492,14 @@ enum Op {
     Exit(usize),
     Reap(usize),
     Subreaper(usize, bool),
+    Found(usize),
+    BearIn(usize, usize),
 }
 
-fn op() -> impl Strategy<Value = Op> {
+/// `nested`: with pid namespaces.
+fn op(nested: bool) -> impl Strategy<Value = Op> {
     let n = 0..64usize;
+    let rare = u32::from(nested);
     prop_oneof![
         8 => n.clone().prop_map(Op::Fork),
         1 => n.clone().prop_map(Op::Sibling),
@@ -384,12 +507,14 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (n.clone(), n.clone()).prop_map(|(a, b)| Op::Setpgid(a, b)),
         4 => n.clone().prop_map(Op::Exit),
         4 => n.clone().prop_map(Op::Reap),
-        1 => (n, any::<bool>()).prop_map(|(a, b)| Op::Subreaper(a, b)),
+        1 => (n.clone(), any::<bool>()).prop_map(|(a, b)| Op::Subreaper(a, b)),
+        rare => n.clone().prop_map(Op::Found),
+        rare => (n.clone(), n).prop_map(|(a, b)| Op::BearIn(a, b)),
     ]
 }
 
 /// A tree that such a life led to; refusals of the kernel are part of life.
-fn lived(ops: &[Op], root_leads: bool) -> Option<Vec<Kin>> {
+fn lived(ops: &[Op], root_leads: bool) -> Option<(Vec<Kin>, World)> {
     let mut w = World::new();
     let mut next = 10;
     w.born(1, next, false, CHLD).expect("root");
@@ -419,6 +544,13 @@ fn lived(ops: &[Op], root_leads: bool) -> Option<Vec<Kin>> {
                 let to = if m % 2 == 0 { at(n) } else { w.0[&at(m)].pgid };
                 drop(w.setpgid(at(n), to));
             }
+            Op::Found(n) => {
+                next += 1;
+                drop(w.found(at(n), next, false, CHLD));
+            }
+            Op::BearIn(n, m) => drop(w.bear_in(at(n), at(m))),
+            // the first of a pid namespace takes all others with it
+            Op::Exit(n) if w.1.iter().any(|s| s.1 == at(n)) => {}
             Op::Exit(n) if at(n) != root => w.exit(at(n)).expect("exit"),
             Op::Reap(n) => {
                 let dead: Vec<u32> =
@@ -437,23 +569,96 @@ fn lived(ops: &[Op], root_leads: bool) -> Option<Vec<Kin>> {
             Op::Sibling(_) | Op::Exit(_) | Op::Subreaper(..) => {}
         }
     }
-    w.tree(root)
+    w.tree(root).map(|t| (t, w))
+}
+
+/// Plans and plays a tree, and compares. False: there is no plan.
+fn told_again(tasks: &[Kin], spaces: &Spaces, late: usize) -> Result<bool, String> {
+    let f = match super::plan(tasks, spaces) {
+        Ok(f) => f,
+        Err(e) if spaces.are_one() => return Err(e.to_string()),
+        Err(_) => return Ok(false),
+    };
+    // whoever may be late is, one wave behind its parent
+    let mut waves = vec![0; tasks.len()];
+    for (i, t) in tasks.iter().enumerate().skip(1) {
+        let p = tasks.iter().position(|p| p.pid == t.ppid).expect("parent");
+        waves[i] = if f.plain[i] {
+            waves[p] + (late + i) % 2
+        } else {
+            0
+        };
+    }
+    let got = play(tasks, &f, &waves).map_err(|e| format!("{e}\n{f:#?}"))?;
+    // namespaces have other numbers: who is where the same first task is
+    let first = |v: &[Kin], k: &Kin| v.iter().filter(|o| o.space == k.space).map(|o| o.pid).min();
+    let key = |v: &[Kin]| {
+        let of = |k: &Kin| (k.pid, (k.ppid, k.sid, k.pgid, k.exit_signal, first(v, k)));
+        v.iter().map(of).collect::<BTreeMap<_, _>>()
+    };
+    match key(&got) == key(tasks) {
+        true => Ok(true),
+        false => Err(format!("{got:#?}\n{f:#?}")),
+    }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
-    fn any_life_can_be_told_again(ops in prop::collection::vec(op(), 0..60), leads: bool) {
-        let Some(tasks) = lived(&ops, leads) else { return Ok(()) };
-        let f = plan(&tasks).map_err(|e| TestCaseError::fail(format!("{e}")))?;
-        // whoever may be late is, one wave behind its parent
-        let mut waves = vec![0; tasks.len()];
-        for (i, t) in tasks.iter().enumerate().skip(1) {
-            let p = tasks.iter().position(|p| p.pid == t.ppid).expect("parent");
-            waves[i] = if f.plain[i] { waves[p] + (ops.len() + i) % 2 } else { 0 };
-        }
-        let got = play(&tasks, &f, &waves).map_err(|e| TestCaseError::fail(format!("{e}\n{f:#?}")))?;
-        let key = |v: &[Kin]| v.iter().map(|k| (k.pid, (k.ppid, k.sid, k.pgid, k.exit_signal))).collect::<BTreeMap<_, _>>();
-        prop_assert_eq!(key(&got), key(&tasks));
+    fn any_life_can_be_told_again(ops in prop::collection::vec(op(false), 0..60), leads: bool) {
+        let Some((tasks, _)) = lived(&ops, leads) else { return Ok(()) };
+        let told = told_again(&tasks, &Spaces::default(), ops.len());
+        prop_assert_eq!(told, Ok(true));
     }
+    #[test]
+    fn a_plan_with_pid_namespaces_makes_the_same_tree(ops in prop::collection::vec(op(true), 0..60), leads: bool) {
+        let Some((tasks, world)) = lived(&ops, leads) else { return Ok(()) };
+        let spaces = spaces(&world, &tasks).map_err(|e| TestCaseError::fail(format!("{e} {tasks:?}")))?;
+        let told = told_again(&tasks, &spaces, ops.len());
+        prop_assert!(told.is_ok(), "{}\n{tasks:#?}", told.unwrap_err());
+    }
+}
+
+#[test]
+fn jobs_whose_group_is_hidden() {
+    // a shell, a job of two of which one bears in a new pid namespace, where nobody sees the group
+    let run = |f: &dyn Fn(&mut World)| {
+        let mut w = World::new();
+        w.born(1, 10, false, CHLD).unwrap();
+        w.setsid(10).unwrap();
+        w.0.get_mut(&10).unwrap().subreaper = true;
+        f(&mut w);
+        let tree = w.tree(10).unwrap();
+        let spaces = spaces(&w, &tree).unwrap();
+        assert_eq!(told_again(&tree, &spaces, 0), Ok(true));
+    };
+    run(&|w| {
+        w.born(10, 11, false, CHLD).unwrap();
+        w.setpgid(11, 11).unwrap();
+        w.born(10, 12, false, CHLD).unwrap();
+        w.setpgid(12, 11).unwrap();
+        w.found(12, 13, false, CHLD).unwrap();
+        w.born(13, 14, false, CHLD).unwrap();
+        w.setpgid(14, 14).unwrap();
+    });
+    // the leader is gone
+    run(&|w| {
+        w.born(10, 11, false, CHLD).unwrap();
+        w.setpgid(11, 11).unwrap();
+        w.born(10, 12, false, CHLD).unwrap();
+        w.setpgid(12, 11).unwrap();
+        w.found(12, 13, false, CHLD).unwrap();
+        w.exit(11).unwrap();
+        w.reap(10, 11).unwrap();
+    });
+    // injected from above, and one more namespace below
+    run(&|w| {
+        w.found(10, 11, false, CHLD).unwrap();
+        w.setsid(11).unwrap();
+        w.born(11, 12, false, CHLD).unwrap();
+        w.found(11, 13, false, CHLD).unwrap();
+        w.born(10, 14, false, CHLD).unwrap();
+        w.bear_in(14, 13).unwrap();
+        w.born(14, 15, false, CHLD).unwrap();
+    });
 }

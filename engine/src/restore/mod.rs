@@ -24,14 +24,43 @@ pub(crate) mod spaces;
 mod undo;
 mod vdso;
 
-use crate::error::Result;
+use crate::error::{Blame, Error, Result};
 use crate::events::Moment;
 use crate::options::Options;
 use crate::phase::Phase;
 use crate::plugins::bring;
 use crate::report::RestoreReport;
-use stasis_proto::ImageDir;
+use stasis_proto::{ImageDir, pb};
 use std::time::Instant;
+
+/// Whether a tree with several pid namespaces can be born again, as far as its numbers tell.
+///
+/// # Errors
+/// E4014: no sequence of calls is known that makes such a tree.
+pub(crate) fn can_be_born(
+    nested: Vec<pb::StasisNamespaceEntry>,
+    tree: &[pb::PstreeEntry],
+    root: u32,
+) -> Result<()> {
+    let spaces = spaces::Spaces::from_entries(nested, tree, Some(root));
+    let planned = spaces.and_then(|spaces| {
+        let kin = tree.iter().map(|t| family::Kin {
+            pid: t.pid,
+            ppid: t.ppid,
+            sid: t.sid,
+            pgid: t.pgid,
+            exit_signal: libc::SIGCHLD as u32,
+            objects: Some([t.pid; 4]),
+            space: spaces.space_of(t.pid),
+        });
+        family::plan(&kin.collect::<Vec<_>>(), &spaces)
+    });
+    planned.map(drop).map_err(|e| {
+        Error::new("E4014", Blame::Container, e.what)
+            .why(e.why)
+            .advice("this place in a tree with several pid namespaces cannot be rebuilt: please report it")
+    })
+}
 
 /// Brings the tree in `o.images` back.
 ///

@@ -96,6 +96,17 @@ impl Spaces {
             true => dir.read_all::<pb::StasisNamespaceEntry>(&image)?,
             false => Vec::new(),
         };
+        Self::from_entries(nested, tree, root)
+    }
+    /// The same of what that image has.
+    ///
+    /// # Errors
+    /// E5857.
+    pub fn from_entries(
+        nested: Vec<pb::StasisNamespaceEntry>,
+        tree: &[pb::PstreeEntry],
+        root: Option<u32>,
+    ) -> Result<Self> {
         let mut all = Self::default();
         all.all[0].id = root;
         all.places(nested)?;
