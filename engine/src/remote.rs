@@ -4,8 +4,18 @@
 //! nothing, number of pages, address, and whose pages (type in the lower 8 bits: 1 a process, 2 shared memory; its number above).
 //! OPEN2 begins a pagemap and is answered by a byte: whether the server has one of an earlier dump. ADD_F names pages, which
 //! follow if the flags say PRESENT. CLOSE ends, and is answered by four bytes of zero when all is written.
+//!
+//! Between two of ours pages go over several connections at once. In the first OPEN2 the client offers it where CRIU leaves zeroes
+//! and its server looks at nothing: the address is a mark, the number of pages that of connections. A server of ours that can
+//! take them sets a further bit of the byte it answers, and sends sixteen bytes more, a token. The connections are introduced as
+//! those of a migration ([`wire`]), and pages come over them as they do there, in frames; ADD_F then only lists them, and
+//! CLOSE says how many frames there are.
 use crate::error::{Blame, Error, Result};
-use crate::migrate::wire::Link;
+use crate::migrate::MOST_CONNECTIONS;
+use crate::migrate::callers::Callers;
+use crate::migrate::staging::Staging;
+use crate::migrate::stream::{Remote, Stream, Target};
+use crate::migrate::wire::{self, Link, Role};
 use crate::pages::{IN_PARENT, LAZY, PAGE, PRESENT};
 use crate::tls::{self, Tls};
 use stasis_proto::{ImageDir, ImageWriter, Kind, pb};
@@ -13,6 +23,7 @@ use std::fs::File;
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
+use tracing::info;
 
 const ADD: u32 = 1;
 const HOLE: u32 = 2;
@@ -23,6 +34,15 @@ pub(crate) const ADD_F: u32 = 6;
 pub(crate) const GET: u32 = 7;
 pub(crate) const CLOSE: u32 = 0x1023;
 pub(crate) const FORCE_CLOSE: u32 = 0x1024;
+
+/// Address of an OPEN2 that offers further connections.
+const OFFER: u64 = u64::from_le_bytes(*b"stasis\x00\x01");
+/// Bit of its answer: they may come.
+const TAKEN: u8 = 0x80;
+/// Flag of ADD_F: its pages come over them.
+const APART: u32 = 1 << 15;
+/// Further connections that are offered.
+const CONNECTIONS: u32 = 3;
 
 const PROCESS: u64 = 1;
 const SHARED: u64 = 2;
@@ -104,6 +124,12 @@ pub(crate) fn lost(e: impl std::fmt::Display) -> Error {
 pub struct Client {
     to: Box<dyn Link>,
     forced: bool,
+    /// How to connect once more, until that was offered.
+    offer: Option<Server>,
+    /// Further connections.
+    stream: Option<Arc<Stream>>,
+    /// Number of the pagemap at the server.
+    image: u32,
 }
 
 impl Client {
@@ -112,10 +138,17 @@ impl Client {
     /// # Errors
     /// E6710, E6713.
     pub fn connect(s: &Server) -> Result<Self> {
-        Ok(Self {
-            to: s.link()?,
-            forced: s.connected.is_some(),
-        })
+        let forced = s.connected.is_some();
+        Ok(Self::on(s.link()?, forced, (!forced).then(|| s.clone())))
+    }
+    fn on(to: Box<dyn Link>, forced: bool, offer: Option<Server>) -> Self {
+        Self {
+            to,
+            forced,
+            offer,
+            stream: None,
+            image: FIRST_ID - 1,
+        }
     }
     fn say(&mut self, command: u32, pages: u64, addr: u64, whose: u64) -> Result<()> {
         let m = Message {
@@ -129,18 +162,47 @@ impl Client {
     /// Begins the pagemap of a process.
     ///
     /// # Errors
-    /// E6710.
+    /// E6710, E6713.
     pub fn open(&mut self, pid: u32) -> Result<()> {
-        self.say(OPEN2, 0, 0, u64::from(pid) << 8 | PROCESS)?;
+        let offer = self.offer.take();
+        let (more, mark) = match offer {
+            Some(_) => (u64::from(CONNECTIONS), OFFER),
+            None => (0, 0),
+        };
+        self.say(OPEN2, more, mark, u64::from(pid) << 8 | PROCESS)?;
+        self.image += 1;
         let mut has_parent = [0];
-        self.to.read_exact(&mut has_parent).map_err(lost)
+        self.to.read_exact(&mut has_parent).map_err(lost)?;
+        match offer {
+            Some(s) if has_parent[0] & TAKEN != 0 => self.spread(&s),
+            _ => Ok(()),
+        }
     }
-    /// Announces pages, which [`Client::pages`] sends then.
+    /// Makes further connections.
+    fn spread(&mut self, s: &Server) -> Result<()> {
+        let mut token = [0; 16];
+        self.to.read_exact(&mut token).map_err(lost)?;
+        let link = |_| {
+            let mut link = s.link()?;
+            wire::introduce(&mut *link, Role::Pages, &token)?;
+            Ok(link)
+        };
+        let links = (0..CONNECTIONS).map(link).collect::<Result<_>>()?;
+        self.stream = Some(Arc::new(Stream::new(links, self.to.socket())?));
+        Ok(())
+    }
+    /// Where the pages of this pagemap go, if not after what announces them.
+    pub fn apart(&self) -> Option<Remote> {
+        let stream = self.stream.clone()?;
+        Some(Target { stream, folder: 1 }.image(self.image))
+    }
+    /// Announces pages, which [`Client::pages`] sends then, or [`Client::apart`].
     ///
     /// # Errors
     /// E6710.
     pub fn add(&mut self, pid: u32, addr: u64, pages: u64, lazy: bool) -> Result<()> {
         let flags = PRESENT | if lazy { LAZY } else { 0 };
+        let flags = flags | if self.stream.is_some() { APART } else { 0 };
         self.say(
             ADD_F | flags << 16,
             pages,
@@ -160,7 +222,9 @@ impl Client {
     /// # Errors
     /// E6710, E6711.
     pub fn close(&mut self) -> Result<()> {
-        self.say(if self.forced { FORCE_CLOSE } else { CLOSE }, 0, 0, 0)?;
+        let frames = self.stream.as_ref().map_or(0, |s| s.sent().0);
+        let command = if self.forced { FORCE_CLOSE } else { CLOSE };
+        self.say(command, frames, 0, 0)?;
         let mut status = [0; 4];
         self.to.read_exact(&mut status).map_err(lost)?;
         match i32::from_le_bytes(status) {
@@ -190,80 +254,177 @@ struct Receiving {
 }
 
 /// Takes pages from a connection into a folder until its other end says that this was all. `dir` knows the folder before, if
-/// there is one. Gives the number of pages.
+/// there is one; `more` is where further connections may come. Gives the number of pages.
 ///
 /// # Errors
 /// E6710, E5710, E5701; those of writing.
-pub fn receive(mut from: Box<dyn Link>, dir: &ImageDir) -> Result<u64> {
-    let mut open: Option<Receiving> = None;
-    let (mut ids, mut total) = (FIRST_ID.., 0);
-    let mut buf = vec![0u8; STEP];
-    loop {
-        let mut b = [0; Message::LEN];
-        from.read_exact(&mut b).map_err(lost)?;
-        let m = Message::parse(&b);
-        let flags = match m.command & 0xffff {
-            ADD_F => m.command >> 16,
-            ADD => PRESENT,
-            HOLE => IN_PARENT,
-            c @ (OPEN | OPEN2) => {
-                finish(open.take())?;
-                let id = ids.next().ok_or_else(|| odd("too many pagemaps"))?;
-                let r = begin(dir, m.whose, id)?;
-                if c == OPEN2 {
-                    let has = dir.parent().map_or(Ok(false), |p| p.exists(&r.name))?;
-                    from.write_all(&[u8::from(has)]).map_err(lost)?;
+pub fn receive(from: Box<dyn Link>, dir: &ImageDir, more: Option<&Callers>) -> Result<u64> {
+    let mut t = Taking {
+        from,
+        dir,
+        more,
+        staging: None,
+        open: None,
+        last: FIRST_ID - 1,
+        total: 0,
+        buf: vec![0u8; STEP],
+    };
+    let links = match t.take()? {
+        Some(links) => links,
+        None => return Ok(t.total),
+    };
+    let staging = Arc::new(Staging::of_one(dir.try_clone()?));
+    t.staging = Some(staging.clone());
+    if let Some(r) = &t.open {
+        staging.name(t.last, r.again()?);
+    }
+    // a second offer is none of the protocol
+    staging.while_pages_come(links, || match t.take()? {
+        Some(_) => Err(odd("connections are offered twice")),
+        None => Ok(t.total),
+    })
+}
+
+/// A connection that pages come from.
+struct Taking<'a> {
+    from: Box<dyn Link>,
+    dir: &'a ImageDir,
+    more: Option<&'a Callers>,
+    /// Where pages go that come over further connections.
+    staging: Option<Arc<Staging>>,
+    open: Option<Receiving>,
+    /// Number of the last pages image.
+    last: u32,
+    total: u64,
+    buf: Vec<u8>,
+}
+
+impl Taking<'_> {
+    /// Until the end, or until further connections have come: those.
+    fn take(&mut self) -> Result<Option<Vec<Box<dyn Link>>>> {
+        loop {
+            let mut b = [0; Message::LEN];
+            self.from.read_exact(&mut b).map_err(lost)?;
+            let m = Message::parse(&b);
+            let flags = match m.command & 0xffff {
+                ADD_F => m.command >> 16,
+                ADD => PRESENT,
+                HOLE => IN_PARENT,
+                OPEN => {
+                    self.begin(m.whose)?;
+                    continue;
                 }
-                open = Some(r);
-                continue;
-            }
-            PARENT => {
-                let has = dir.parent().map_or(Ok(false), |p| {
-                    p.exists(&name(m.whose)?).map_err(Error::from)
-                })?;
-                from.write_all(&i32::from(has).to_le_bytes())
-                    .map_err(lost)?;
-                continue;
-            }
-            CLOSE | FORCE_CLOSE => {
-                finish(open.take())?;
-                dir.sync_all()?;
-                from.write_all(&[0; 4])
-                    .and_then(|()| from.bye())
-                    .map_err(lost)?;
-                return Ok(total);
-            }
-            c => return Err(odd(format!("there is no command {c:#x}"))),
-        };
-        let r = open
+                OPEN2 => {
+                    let has = u8::from(self.begin(m.whose)?);
+                    match self.more.filter(|_| m.addr == OFFER) {
+                        Some(more) => return self.spread(more, m.pages, has).map(Some),
+                        None => self.answer(&[has])?,
+                    }
+                    continue;
+                }
+                PARENT => {
+                    let has = self.has_parent(&name(m.whose)?)?;
+                    self.answer(&i32::from(has).to_le_bytes())?;
+                    continue;
+                }
+                CLOSE | FORCE_CLOSE => {
+                    if let Some(s) = &self.staging {
+                        s.settled(m.pages)?;
+                    }
+                    finish(self.open.take())?;
+                    self.dir.sync_all()?;
+                    self.answer(&[0; 4])?;
+                    self.from.bye().map_err(lost)?;
+                    return Ok(None);
+                }
+                c => return Err(odd(format!("there is no command {c:#x}"))),
+            };
+            self.pages(&m, flags)?;
+        }
+    }
+    fn answer(&mut self, bytes: &[u8]) -> Result<()> {
+        let done = self.from.write_all(bytes);
+        done.and_then(|()| self.from.flush()).map_err(lost)
+    }
+    fn has_parent(&self, name: &str) -> Result<bool> {
+        let parent = self.dir.parent();
+        Ok(parent.map_or(Ok(false), |p| p.exists(name))?)
+    }
+    /// Begins a pagemap: whether the folder before has it.
+    fn begin(&mut self, whose: u64) -> Result<bool> {
+        finish(self.open.take())?;
+        self.last = self
+            .last
+            .checked_add(1)
+            .ok_or_else(|| odd("too many pagemaps"))?;
+        let r = begin(self.dir, whose, self.last)?;
+        if let Some(s) = &self.staging {
+            s.name(self.last, r.again()?);
+        }
+        let has = self.has_parent(&r.name)?;
+        self.open = Some(r);
+        Ok(has)
+    }
+    /// Takes an offer of connections.
+    fn spread(&mut self, more: &Callers, n: u64, has: u8) -> Result<Vec<Box<dyn Link>>> {
+        let n = u32::try_from(n)
+            .ok()
+            .filter(|n| (1..=MOST_CONNECTIONS).contains(n));
+        let n = n.ok_or_else(|| odd("more connections than anybody needs"))?;
+        let token = wire::new_token()?;
+        let mut answer = vec![has | TAKEN];
+        answer.extend(token);
+        self.answer(&answer)?;
+        let links = more.links(Role::Pages, n, &token)?;
+        info!("pages come over {n} further connections");
+        Ok(links)
+    }
+    /// Pages that are announced, and follow unless they come apart.
+    fn pages(&mut self, m: &Message, flags: u32) -> Result<()> {
+        let r = self
+            .open
             .as_mut()
             .filter(|r| r.whose == m.whose)
             .ok_or_else(|| odd("pages of a pagemap that is not open"))?;
-        add(r, &m, flags)?;
+        let apart = flags & APART != 0;
+        if apart && self.staging.is_none() {
+            return Err(odd("pages over connections that nobody made"));
+        }
+        let flags = flags & !APART;
+        add(r, m, flags)?;
         if flags & IN_PARENT != 0 {
-            if dir.parent().is_none() {
-                return Err(odd(
+            return match self.dir.parent() {
+                Some(_) => Ok(()),
+                None => Err(odd(
                     "pages are said to be here already, and there is no folder before",
-                ));
-            }
-            continue;
+                )),
+            };
         }
         let mut left = if flags & PRESENT != 0 {
             m.pages * PAGE
         } else {
             0
         };
-        total += left / PAGE;
-        while left > 0 {
+        self.total += left / PAGE;
+        while left > 0 && !apart {
             let n = left.min(STEP as u64) as usize;
-            from.read_exact(&mut buf[..n]).map_err(lost)?;
-            r.pages.write_all(&buf[..n]).map_err(|e| {
+            self.from.read_exact(&mut self.buf[..n]).map_err(lost)?;
+            r.pages.write_all(&self.buf[..n]).map_err(|e| {
                 Error::new("E6001", Blame::Host, "cannot write pages")
                     .why(e)
                     .advice("make room where the images go")
             })?;
             left -= n as u64;
         }
+        Ok(())
+    }
+}
+
+impl Receiving {
+    /// Its pages image once more.
+    fn again(&self) -> Result<File> {
+        let no = |e| Error::new("E6001", Blame::Host, "cannot write pages").why(e);
+        self.pages.try_clone().map_err(no)
     }
 }
 
@@ -323,13 +484,10 @@ mod tests {
         let (a, b) = UnixStream::pair().unwrap();
         std::thread::scope(|s| {
             let client = s.spawn(|| {
-                let mut c = Client {
-                    to: link(a),
-                    forced: false,
-                };
+                let mut c = Client::on(link(a), false, None);
                 talk(&mut c)
             });
-            let r = receive(link(b), dir);
+            let r = receive(link(b), dir, None);
             let told = client.join().unwrap();
             r.inspect(|_| told.unwrap())
         })
@@ -359,6 +517,58 @@ mod tests {
     }
 
     #[test]
+    fn pages_go_over_several_connections_where_the_server_takes_them() {
+        let one = |takes: bool| {
+            let tmp = tempfile::tempdir().unwrap();
+            let dir = ImageDir::create(tmp.path()).unwrap();
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let at = listener.local_addr().unwrap();
+            let server = Server {
+                host: at.ip().to_string(),
+                port: at.port(),
+                connected: None,
+                tls: None,
+            };
+            std::thread::scope(|s| {
+                let client = s.spawn(move || {
+                    let mut c = Client::connect(&server).unwrap();
+                    for pid in [7, 8] {
+                        c.open(pid).unwrap();
+                        c.add(pid, 0x1000, 300, true).unwrap();
+                        let bytes = vec![pid as u8; 300 * PAGE as usize];
+                        match c.apart() {
+                            // in any order
+                            Some(to) => {
+                                to.put(PAGE, &bytes[PAGE as usize..]).unwrap();
+                                to.put(0, &bytes[..PAGE as usize]).unwrap();
+                                to.end(300 * PAGE).unwrap();
+                            }
+                            None => c.pages(&bytes).unwrap(),
+                        }
+                    }
+                    c.close().unwrap();
+                    c.stream.is_some()
+                });
+                let from = Box::new(listener.accept().unwrap().0);
+                let more = Callers {
+                    listener,
+                    tls: None,
+                };
+                let n = receive(from, &dir, takes.then_some(&more)).unwrap();
+                assert_eq!((n, client.join().unwrap()), (600, takes));
+            });
+            for id in [7u8, 8] {
+                let p = crate::pages::Pages::load(&dir, &format!("pagemap-{id}.img")).unwrap();
+                let mut all = vec![0; 300 * PAGE as usize];
+                p.open(&dir).unwrap().read(&mut all, 0).unwrap();
+                assert!(all.iter().all(|b| *b == id));
+            }
+        };
+        one(true);
+        one(false);
+    }
+
+    #[test]
     fn nonsense_from_a_connection_is_refused() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = ImageDir::create(tmp.path()).unwrap();
@@ -379,5 +589,10 @@ mod tests {
         };
         assert_eq!(code(&huge), "E5710");
         assert_eq!(code(&|c| c.open(7)), "E6710");
+        let apart = |c: &mut Client| {
+            c.open(7)?;
+            c.say(ADD_F | (PRESENT | APART) << 16, 1, 0x1000, 7 << 8 | 1)
+        };
+        assert_eq!(code(&apart), "E5710");
     }
 }

@@ -64,6 +64,8 @@ fn pages_go_to_a_page_server() {
         let tls = options(tmp.path(), "ca", "own");
         args.extend(tls.iter().map(String::as_str));
         let said = script("pages.sh", &args, ("TLS", ""));
+        let several = said.contains("over 3 further connections");
+        assert_eq!(several, server == dump, "{server} {dump}: {said}");
         assert!(
             said.contains("over: PASS") && !said.contains("FAIL"),
             "{server} {dump}: {said}"

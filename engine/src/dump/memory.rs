@@ -7,6 +7,7 @@ use super::mm::Run;
 use super::sink::Sink;
 use super::tracking::Range;
 use crate::error::Result;
+use crate::migrate::stream::Remote;
 use crate::options::Options;
 use crate::pages::{IN_PARENT, LAZY, PAGE, PRESENT};
 use crate::remote::Client;
@@ -157,18 +158,7 @@ pub fn write_now(
                 offset += end - start;
                 continue;
             }
-            let mut at = start;
-            while at < end {
-                let len = PIECE.min(end - at);
-                pieces.push(Piece {
-                    addr: at,
-                    at: offset,
-                    len,
-                    shared: r.shared,
-                });
-                at += len;
-                offset += len;
-            }
+            cut(&mut pieces, (start, end), &mut offset, r);
         }
     }
     w.finish()?;
@@ -206,30 +196,72 @@ pub fn read_runs(
 
 /// Sends the pages of one address space to a page server; all of them.
 pub fn send(to: &mut Client, space: &Space, own_pid: u32, runs: &[Run]) -> Result<Written> {
-    let mut written = Written::default();
-    let mut buf = vec![0u8; PIECE as usize];
-    let lost = Mutex::new(Vec::new());
     to.open(own_pid)?;
+    match to.apart() {
+        Some(image) => send_apart(to, image, space, own_pid, runs),
+        None => send_along(to, space, own_pid, runs),
+    }
+}
+
+/// Over connections of their own, by several threads.
+fn send_apart(
+    to: &mut Client,
+    image: Remote,
+    space: &Space,
+    own_pid: u32,
+    runs: &[Run],
+) -> Result<Written> {
+    let (mut pieces, mut offset) = (Vec::new(), 0);
     for r in runs {
         to.add(own_pid, r.start, r.len / PAGE, r.lazy)?;
-        let mut at = 0;
-        while at < r.len {
-            let len = PIECE.min(r.len - at);
-            let piece = Piece {
-                addr: r.start + at,
-                at: 0,
-                len,
-                shared: r.shared,
-            };
-            let buf = &mut buf[..len as usize];
-            read(space, &[piece], buf, &lost)?;
-            to.pages(buf)?;
-            at += len;
-        }
-        written.pages += r.len / PAGE;
+        cut(&mut pieces, (r.start, r.start + r.len), &mut offset, r);
     }
-    written.lost = lost.into_inner().expect("nobody has panicked");
-    Ok(written)
+    let sink = Sink::Remote(image.clone());
+    let lost = copy(space, &sink, &pieces)?;
+    image.end(offset)?;
+    Ok(Written {
+        pages: offset / PAGE,
+        lost,
+        ..Written::default()
+    })
+}
+
+/// Over the one connection, each after what announces it.
+fn send_along(to: &mut Client, space: &Space, own_pid: u32, runs: &[Run]) -> Result<Written> {
+    let mut buf = vec![0u8; PIECE as usize];
+    let lost = Mutex::new(Vec::new());
+    let (mut pieces, mut offset) = (Vec::new(), 0);
+    for r in runs {
+        to.add(own_pid, r.start, r.len / PAGE, r.lazy)?;
+        pieces.clear();
+        cut(&mut pieces, (r.start, r.start + r.len), &mut offset, r);
+        for p in &pieces {
+            let buf = &mut buf[..p.len as usize];
+            read(space, std::slice::from_ref(p), buf, &lost)?;
+            to.pages(buf)?;
+        }
+    }
+    Ok(Written {
+        pages: offset / PAGE,
+        lost: lost.into_inner().expect("nobody has panicked"),
+        ..Written::default()
+    })
+}
+
+/// Cuts addresses of a run into pieces that follow each other in the image.
+fn cut(pieces: &mut Vec<Piece>, (start, end): (u64, u64), offset: &mut u64, r: &Run) {
+    let mut addr = start;
+    while addr < end {
+        let len = PIECE.min(end - addr);
+        pieces.push(Piece {
+            addr,
+            at: *offset,
+            len,
+            shared: r.shared,
+        });
+        addr += len;
+        *offset += len;
+    }
 }
 
 /// A run in pieces (start, end) that the dump before has and need not be written, and others.

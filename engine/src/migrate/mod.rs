@@ -18,14 +18,16 @@
 //!    nobody answers it lets the tree run; the destination, which saw that *Runs* was never received, kills its own.
 //!
 //! Long because the source's whole conversation, with every way it can end, is here.
+pub mod callers;
 mod census;
 mod forecast;
 pub(crate) mod pool;
 mod receive;
+pub mod staging;
 pub mod stream;
 pub mod wire;
 
-pub use receive::{Hearing, Receiver, Told};
+pub use receive::{Hearing, MOST_CONNECTIONS, Receiver, Told};
 
 use crate::error::{Blame, Error, Result};
 use crate::events::{Moment, Watcher};
@@ -237,12 +239,9 @@ impl Migration {
     /// # Errors
     /// E6722, E6720, E6721.
     pub fn connect(way: Way) -> Result<Self> {
-        let mut token = [0; 16];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut f| f.read_exact(&mut token))
-            .map_err(|e| Error::new("E6700", Blame::Host, "/dev/urandom").why(e))?;
+        let token = wire::new_token()?;
         let mut words = way.link(Role::Words, &token)?;
-        let connections = way.connections.clamp(1, receive::MOST_CONNECTIONS);
+        let connections = way.connections.clamp(1, MOST_CONNECTIONS);
         say(&mut *words, &Say::Begin { connections })?;
         expect_done(&mut *words)?;
         let pages = (0..connections)
@@ -484,7 +483,7 @@ impl Run<'_> {
         let before = self.stream.sent().1;
         let mut o = self.options(round);
         if later {
-            let connections = m.way.connections.clamp(1, receive::MOST_CONNECTIONS);
+            let connections = m.way.connections.clamp(1, MOST_CONNECTIONS);
             say(&mut *m.words, &Say::Keep { connections })?;
             let links = (0..connections).map(|_| m.way.link(Role::Later, &m.token));
             let links = Links::new(links.collect::<Result<_>>()?)?;

@@ -1,9 +1,9 @@
 //! The destination of a migration: pages land in a folder in memory, and the tree is brought back from there.
 //!
 //! Long because what is said, by whom and in which order, is to be read beside what is done with it.
-use super::wire::{
-    Frame, LONGEST_FRAME, Link, Role, Say, Token, Work, hear, lost, meet, odd, prepare, say,
-};
+use super::callers::{Callers, SOON_SECS};
+use super::staging::Staging;
+use super::wire::{Link, Role, Say, Token, Work, hear, lost, odd, say};
 use super::{ASK_SECS, Nameless, is_acknowledged};
 use crate::error::{Blame, Error, Result};
 use crate::events::{Moment, Watcher};
@@ -11,30 +11,18 @@ use crate::far::Far;
 use crate::options::Options;
 use crate::report::RestoreReport;
 use crate::restore::rehearse::Rehearsed;
-use crate::tls::{self, Tls};
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use crate::tls::Tls;
 use stasis_kernel::ids::HostPid;
-use stasis_proto::{ImageDir, Kind};
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// More connections for pages than these bring nothing.
 pub const MOST_CONNECTIONS: u32 = 16;
-/// More folders than these have no migration.
-const MOST_FOLDERS: u32 = 1024;
-/// Longest file besides pages, in bytes.
-const LONGEST_FILE: u64 = 1 << 40;
-/// How long connections that belong together may take, in seconds.
-const SOON_SECS: u64 = 10;
 
 /// What the caller is told.
 #[derive(Debug, Clone, Copy)]
@@ -47,19 +35,9 @@ pub enum Told {
 
 /// Waits for a migration.
 pub struct Receiver {
-    listener: TcpListener,
+    callers: Callers,
     /// Where images go, if not into memory.
     folder: Option<PathBuf>,
-    /// How connections are secured.
-    tls: Option<Arc<Tls>>,
-}
-
-/// Somebody who speaks the protocol.
-struct Caller {
-    role: Role,
-    /// Of which migration.
-    token: Token,
-    link: Box<dyn Link>,
 }
 
 /// What has come.
@@ -75,105 +53,6 @@ struct Collected {
 /// What is done with that word.
 pub type Hearing<'a> = &'a dyn Fn(&str, &mut Options) -> Result<()>;
 
-/// The folders, and what lies in them.
-struct Staging {
-    path: PathBuf,
-    dirs: Mutex<BTreeMap<u32, Arc<ImageDir>>>,
-    images: Mutex<BTreeMap<(u32, u32), Arc<File>>>,
-    /// Frames in place, bytes in them, and who failed.
-    arrived: Mutex<(u64, u64, Option<Error>)>,
-    more: Condvar,
-}
-
-impl Staging {
-    fn dir(&self, number: u32) -> Result<Arc<ImageDir>> {
-        if !(1..=MOST_FOLDERS).contains(&number) {
-            return Err(odd(format!("folder {number}")));
-        }
-        let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(d) = dirs.get(&number) {
-            return Ok(d.clone());
-        }
-        let dir = ImageDir::create(&self.path.join(number.to_string()))?;
-        if number > 1 {
-            dir.link_parent(format!("../{}", number - 1).as_ref())?;
-        }
-        Ok(dirs.entry(number).or_insert(Arc::new(dir)).clone())
-    }
-    fn image(&self, f: &Frame) -> Result<Arc<File>> {
-        let dir = self.dir(f.folder)?;
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(i) = images.get(&(f.folder, f.image)) {
-            return Ok(i.clone());
-        }
-        if images.len() > 1 << 20 {
-            return Err(odd("more images of pages than any tree has"));
-        }
-        let file = Arc::new(dir.create_raw(&Kind::Pages.file_of(f.image))?);
-        images.insert((f.folder, f.image), file.clone());
-        Ok(file)
-    }
-    /// Takes pages from one connection until it ends.
-    fn pages(&self, from: &mut dyn Link) -> Result<()> {
-        let mut buf = vec![0u8; LONGEST_FRAME];
-        let mut head = [0; Frame::LEN];
-        loop {
-            match from.read(&mut head[..1]) {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                Err(e) => return Err(lost(e)),
-            }
-            from.read_exact(&mut head[1..]).map_err(lost)?;
-            let f = Frame::parse(&head)?;
-            let file = self.image(&f)?;
-            let no_room = |e: std::io::Error| {
-                Error::new("E6001", Blame::Host, "cannot write pages")
-                    .why(e)
-                    .advice("make room where they go: memory, or the folder named by -D")
-            };
-            let buf = &mut buf[..f.len as usize];
-            from.read_exact(buf).map_err(lost)?;
-            match buf.is_empty() {
-                true => file.set_len(f.at).map_err(no_room)?,
-                false => file.write_all_at(buf, f.at).map_err(no_room)?,
-            }
-            let mut a = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-            a.0 += 1;
-            a.1 += u64::from(f.len);
-            self.more.notify_all();
-        }
-    }
-    fn fail(&self, e: Error) {
-        let mut a = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-        a.2.get_or_insert(e);
-        self.more.notify_all();
-    }
-    /// Waits until so many frames are in place; gives the bytes in them.
-    fn settled(&self, frames: u64) -> Result<u64> {
-        let mut a = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(e) = a.2.clone() {
-                return Err(e);
-            }
-            if a.0 >= frames {
-                return Ok(a.1);
-            }
-            a = self.more.wait(a).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-    fn file(&self, dir: &ImageDir, name: &str, len: u64, from: &mut dyn Link) -> Result<()> {
-        if len > LONGEST_FILE {
-            return Err(odd(format!("a file of {len} bytes")));
-        }
-        let mut file = dir.create_raw(name)?;
-        let n = std::io::copy(&mut from.take(len), &mut file).map_err(lost)?;
-        if n < len {
-            return Err(lost("in the middle of a file"));
-        }
-        file.flush().map_err(lost)
-    }
-}
-
 impl Receiver {
     /// Listens. `folder`: where images go; `None`: into memory, from where they go with the last page.
     ///
@@ -186,9 +65,8 @@ impl Receiver {
                 .advice("name a local address and a free port: HOST:PORT")
         })?;
         Ok(Self {
-            listener,
+            callers: Callers { listener, tls },
             folder,
-            tls,
         })
     }
     /// Where it listens.
@@ -196,41 +74,10 @@ impl Receiver {
     /// # Errors
     /// E6728.
     pub fn address(&self) -> Result<SocketAddr> {
-        self.listener
+        self.callers
+            .listener
             .local_addr()
             .map_err(|e| Error::new("E6728", Blame::Host, "no address").why(e))
-    }
-    /// The next connection of somebody who speaks the protocol; `None` when time is up.
-    fn accept(&self, until: Option<Instant>) -> Result<Option<Caller>> {
-        loop {
-            let left = match until {
-                None => PollTimeout::NONE,
-                Some(u) => {
-                    let ms = u.saturating_duration_since(Instant::now()).as_millis();
-                    if ms == 0 {
-                        return Ok(None);
-                    }
-                    PollTimeout::try_from(ms.min(60_000) as i32).unwrap_or(PollTimeout::MAX)
-                }
-            };
-            let mut polls = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-            match nix::poll::poll(&mut polls, left) {
-                Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
-                Ok(_) => {}
-                Err(e) => return Err(lost(e)),
-            }
-            let (s, from) = self.listener.accept().map_err(lost)?;
-            let met = prepare(&s).and_then(|()| {
-                let mut link = tls::accept(self.tls.as_deref(), s)?;
-                let (role, token) = meet(&mut *link)?;
-                Ok(Caller { role, token, link })
-            });
-            match met {
-                Ok(m) => return Ok(Some(m)),
-                // anybody may knock
-                Err(e) => warn!("from {from}: {e}"),
-            }
-        }
     }
     /// Takes one migration, and lets its tree run here. `o`: what the caller says of the restore; `word` may change it by what the
     /// caller at the source has said.
@@ -244,7 +91,7 @@ impl Receiver {
         tell: &(dyn Fn(Told) + Sync),
     ) -> Result<RestoreReport> {
         let (token, words) = loop {
-            if let Some(c) = self.accept(None)?
+            if let Some(c) = self.callers.accept(None)?
                 && c.role == Role::Words
             {
                 break (c.token, c.link);
@@ -306,47 +153,12 @@ impl Receiver {
             other => return Err(odd(format!("{other:?} in place of Begin"))),
         };
         say(&mut **words, &Say::Done)?;
-        let links = self.links(Role::Pages, connections, token)?;
+        let links = self.callers.links(Role::Pages, connections, token)?;
         say(&mut **words, &Say::Done)?;
-        let sockets: Vec<_> = links
-            .iter()
-            .filter_map(|l| l.socket().try_clone().ok())
-            .collect();
-        let staging = Staging {
-            path: path.into(),
-            dirs: Mutex::default(),
-            images: Mutex::default(),
-            arrived: Mutex::default(),
-            more: Condvar::new(),
-        };
-        std::thread::scope(|s| {
-            for mut link in links {
-                let staging = &staging;
-                s.spawn(move || {
-                    if let Err(e) = staging.pages(&mut *link) {
-                        staging.fail(e);
-                    }
-                });
-            }
-            let number = self.rounds(&staging, &mut **words, (token, whole), tell);
-            for s in sockets {
-                let _ = s.shutdown(Shutdown::Both);
-            }
-            number
+        let staging = Staging::of_folders(path);
+        staging.while_pages_come(links, || {
+            self.rounds(&staging, &mut **words, (token, whole), tell)
         })
-    }
-    /// So many connections of one migration and sort.
-    fn links(&self, sort: Role, n: u32, token: &Token) -> Result<Vec<Box<dyn Link>>> {
-        let until = Instant::now() + Duration::from_secs(SOON_SECS);
-        let mut links = Vec::new();
-        while links.len() < n as usize {
-            match self.accept(Some(until))? {
-                Some(c) if c.role == sort && c.token == *token => links.push(c.link),
-                Some(_) => debug!("a connection of another migration is sent away"),
-                None => return Err(lost("not all connections for pages came")),
-            }
-        }
-        Ok(links)
     }
     fn rounds(
         &self,
@@ -374,7 +186,7 @@ impl Receiver {
                 }
                 Say::Rehearse { work } => say(words, &rehearse(work, whole))?,
                 Say::Keep { connections } if connections <= MOST_CONNECTIONS => {
-                    later = self.links(Role::Later, connections, token)?;
+                    later = self.callers.links(Role::Later, connections, token)?;
                     say(words, &Say::Done)?;
                 }
                 Say::Restore { number, word } => {
@@ -411,7 +223,7 @@ impl Receiver {
     /// Waits for the source's question, and answers; false if it does not come.
     fn answer(&self, token: &Token, what: &Say) -> bool {
         let until = Instant::now() + Duration::from_secs(ASK_SECS);
-        while let Ok(Some(mut c)) = self.accept(Some(until)) {
+        while let Ok(Some(mut c)) = self.callers.accept(Some(until)) {
             if c.role == Role::Question && c.token == *token && say(&mut *c.link, what).is_ok() {
                 let _ = c
                     .link
@@ -490,6 +302,7 @@ impl Watcher for Gate {
 mod tests {
     use super::super::{Goal, Migration, Way};
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn who_knocks_and_talks_nonsense_is_sent_away() {
@@ -543,30 +356,5 @@ mod tests {
             // no task was named
             assert_eq!(source.join().unwrap().unwrap_err().code, "E2001");
         });
-    }
-
-    #[test]
-    fn frames_lead_nowhere_but_into_images_of_pages() {
-        let tmp = tempfile::tempdir().unwrap();
-        let s = Staging {
-            path: tmp.path().into(),
-            dirs: Mutex::default(),
-            images: Mutex::default(),
-            arrived: Mutex::default(),
-            more: Condvar::new(),
-        };
-        assert_eq!(s.dir(0).unwrap_err().code, "E6721");
-        assert_eq!(s.dir(MOST_FOLDERS + 1).unwrap_err().code, "E6721");
-        let dir = s.dir(1).unwrap();
-        let l = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut a = std::net::TcpStream::connect(l.local_addr().unwrap()).unwrap();
-        let mut b: Box<dyn Link> = Box::new(l.accept().unwrap().0);
-        a.write_all(b"abc").unwrap();
-        assert!(s.file(&dir, "../evil", 3, &mut *b).is_err());
-        assert!(s.file(&dir, "inventory.img", 3, &mut *b).is_ok());
-        assert_eq!(
-            std::fs::read(tmp.path().join("1/inventory.img")).unwrap(),
-            b"abc"
-        );
     }
 }

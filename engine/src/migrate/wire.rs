@@ -22,6 +22,18 @@ const SILENCE_SECS: u32 = 10;
 /// Sixteen random bytes that name a migration.
 pub type Token = [u8; 16];
 
+/// A new one.
+///
+/// # Errors
+/// E6700.
+pub fn new_token() -> Result<Token> {
+    let mut token = [0; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut token))
+        .map_err(|e| Error::new("E6700", Blame::Host, "/dev/urandom").why(e))?;
+    Ok(token)
+}
+
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {

@@ -2,6 +2,7 @@
 use super::background::{tell_ready, wait_there};
 use super::settings::Settings;
 use nix::sys::socket::{getsockopt, sockopt};
+use stasis_engine::migrate::callers::Callers;
 use stasis_engine::{Blame, Error, Result};
 use stasis_proto::ImageDir;
 use std::net::TcpListener;
@@ -25,19 +26,34 @@ fn host(what: String, e: impl std::fmt::Display) -> Error {
 /// The port is taken; the connection is lost; the folder cannot be written.
 pub fn run(s: &Settings, _: &[String]) -> Result<ExitCode> {
     let dir = folder(s)?;
-    let connection = match s.ps_socket {
-        Some(fd) => stasis_engine::inherited::descriptor(fd)?,
-        None => listen(s)?,
-    };
-    receive(s, &dir, connection)
+    match s.ps_socket {
+        Some(fd) => receive(s, &dir, stasis_engine::inherited::descriptor(fd)?),
+        None => {
+            let socket = bind(s, WAITING)?;
+            wait_there(s)?;
+            serve(s, &dir, socket)
+        }
+    }
+}
+
+/// Takes one connection, and what goes with it.
+fn serve(s: &Settings, dir: &ImageDir, listener: TcpListener) -> Result<ExitCode> {
+    let tls = s.tls()?;
+    let connection = accept(&listener)?;
+    let link = stasis_engine::tls::accept(tls.as_deref(), connection.into())?;
+    let more = Callers { listener, tls };
+    told(stasis_engine::remote::receive(link, dir, Some(&more))?)
+}
+
+fn told(pages: u64) -> Result<ExitCode> {
+    tracing::info!("received {pages} pages");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn receive(s: &Settings, dir: &ImageDir, connection: OwnedFd) -> Result<ExitCode> {
     let tls = s.tls()?;
     let link = stasis_engine::tls::accept(tls.as_deref(), connection.into())?;
-    let pages = stasis_engine::remote::receive(link, dir)?;
-    tracing::info!("received {pages} pages");
-    Ok(ExitCode::SUCCESS)
+    told(stasis_engine::remote::receive(link, dir, None)?)
 }
 
 /// The folder that the pages go to, with the folder before, if there is one.
@@ -70,12 +86,6 @@ fn accept(socket: &TcpListener) -> Result<OwnedFd> {
         .map_err(|e| host("cannot take the connection".into(), e))?;
     tracing::info!("pages come from {from}");
     Ok(c.into())
-}
-
-fn listen(s: &Settings) -> Result<OwnedFd> {
-    let socket = bind(s, WAITING)?;
-    wait_there(s)?;
-    accept(&socket)
 }
 
 // ---- for a caller by RPC
@@ -179,9 +189,8 @@ pub fn child(s: &Settings, _: &[String]) -> Result<ExitCode> {
     let socket = stasis_engine::inherited::descriptor(0)?;
     let listens = getsockopt(&socket, sockopt::AcceptConn)
         .map_err(|e| host("standard input is no socket".into(), e))?;
-    let connection = match listens {
-        true => accept(&socket.into())?,
-        false => socket,
-    };
-    receive(s, &dir, connection)
+    match listens {
+        true => serve(s, &dir, socket.into()),
+        false => receive(s, &dir, socket),
+    }
 }
