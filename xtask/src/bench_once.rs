@@ -131,10 +131,9 @@ fn dump(
                 measured_as("stasis", engine, &["dump", pid, "-D", at, "--no-sync"])?
             }
             How::Plain | How::Lazy => measured(engine, &[&criu[..], &["dump.log"]].concat())?,
-            How::Connected => measured(
-                engine,
-                &[&criu[..], &["dump.log", "--tcp-established"]].concat(),
-            )?,
+            How::Connected => {
+                measured(engine, &[&criu[..], &["dump.log"], connected(own)].concat())?
+            }
         });
         Ok(())
     };
@@ -230,7 +229,7 @@ fn restore(
         How::Lazy => measured(engine, &[&criu[..], &["--lazy-pages", "-W", at]].concat()),
         How::Packed(_) => measured_as("stasis", engine, &["restore", "-d", "-D", at]),
         How::Plain | How::Snapshot => measured(engine, &criu),
-        How::Connected => measured(engine, &[&criu[..], &["--tcp-established"]].concat()),
+        How::Connected => measured(engine, &[&criu[..], connected(own)].concat()),
     };
     let (cost, first) = match lazy {
         true => first_beat(load, act)?,
@@ -288,6 +287,15 @@ fn brings() -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Options with which connections are kept. CRIU takes longer than its own limit to lock so many, one after the other, by iptables(8) or
+/// nftables: it goes without a lock here, as nobody speaks meanwhile.
+fn connected(own: bool) -> &'static [&'static str] {
+    match own {
+        true => &["--tcp-established"],
+        false => &["--tcp-established", "--network-lock", "skip"],
+    }
 }
 
 fn log(file: &Path) -> String {

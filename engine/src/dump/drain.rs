@@ -48,7 +48,7 @@ pub const UNIT: u64 = 2 << 20;
 /// Freed at a time before the instant.
 const WINDOW: u64 = 256 * 1024;
 /// Buffers of one unit each: what is copied and not written yet.
-const BUFFERS: usize = 32;
+const BUFFERS: usize = 8;
 /// Longest wait for something to happen.
 const MOMENT_MS: u8 = 5;
 /// So long a space may tell of so much that nothing of it can be freed.
