@@ -4,6 +4,8 @@
 #![allow(unsafe_code)]
 
 /// bpf(2) for programs that are loaded already.
+/// The device of autofs.
+pub mod autofs;
 pub mod bpf;
 /// Maps of eBPF programs that belong to a tree.
 pub mod bpf_maps;

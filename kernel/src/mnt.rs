@@ -91,11 +91,20 @@ pub fn clone_of(file: FdRef) -> Call {
 
 /// Opens (O_PATH) what lies at a relative path below a folder, without leaving its mount and without following any link.
 pub fn beneath(dir: FdRef, path: &str) -> Call {
+    opened(dir, path, RESOLVE_NO_XDEV)
+}
+
+/// The same in an autofs, where every folder counts as one that something may be mounted on.
+pub fn beneath_autofs(dir: FdRef, path: &str) -> Call {
+    opened(dir, path, 0)
+}
+
+fn opened(dir: FdRef, path: &str, more: u64) -> Call {
     let mut how = Vec::with_capacity(HOW_SIZE);
     for word in [
         (libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64,
         0,
-        RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV,
+        RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | more,
     ] {
         how.extend_from_slice(&word.to_le_bytes());
     }
@@ -104,6 +113,15 @@ pub fn beneath(dir: FdRef, path: &str) -> Call {
     Call::new(
         libc::SYS_openat2,
         vec![Arg::Fd(dir), text(path), Arg::In(how), size],
+    )
+}
+
+/// Opens a path for reading. Links in it are followed: it must not come from an image.
+pub fn open_path(path: &'static str) -> Call {
+    let flags = Arg::OpenFlags((libc::O_RDONLY | libc::O_CLOEXEC) as u64);
+    Call::new(
+        libc::SYS_openat,
+        vec![here(), text(path), flags, Arg::Int(0)],
     )
 }
 

@@ -9,6 +9,8 @@ pub enum Make {
     Filled,
     /// A new one, of folders on other mounts of the tree.
     Layered,
+    /// A new one, which a daemon of the tree fills.
+    Automount,
     /// One that shows the whole machine: only where the caller says so.
     HostWide,
     /// It is never made from an image: it must come from the caller.
@@ -49,7 +51,7 @@ pub static TYPES: &[FsType] = &[
     FsType { name: "mqueue", code: pb::Fstype::Mqueue, make: Make::Fresh, options: &[], shown: &["seclabel"] },
     FsType { name: "fuse", code: pb::Fstype::Fuse, make: Make::Never, options: &[], shown: &[] },
     FsType { name: "overlay", code: pb::Fstype::Overlayfs, make: Make::Layered, options: &["lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir", "default_permissions", "redirect_dir", "index", "uuid", "nfs_export", "userxattr", "xino", "metacopy", "verity"], shown: &["seclabel", "fsync"] },
-    FsType { name: "autofs", code: pb::Fstype::Autofs, make: Make::Never, options: &[], shown: &[] },
+    FsType { name: "autofs", code: pb::Fstype::Autofs, make: Make::Automount, options: &[], shown: &[] },
     FsType { name: "tracefs", code: pb::Fstype::Tracefs, make: Make::HostWide, options: &["uid", "gid", "mode"], shown: &["seclabel"] },
     // options of cgroup2 belong to the machine's one hierarchy: giving them again could change it
     FsType { name: "cgroup2", code: pb::Fstype::Cgroup2, make: Make::Fresh, options: &[], shown: &["nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot", "memory_hugetlb_accounting", "pids_localevents", "seclabel"] },

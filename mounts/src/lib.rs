@@ -5,6 +5,8 @@
 
 /// The contents of a tmpfs as a tar.
 pub mod archive;
+/// autofs.
+pub mod autofs;
 /// binfmt_misc of a user namespace.
 pub mod binfmt;
 mod error;

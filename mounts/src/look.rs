@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 mod layers;
 use layers::layers;
+pub use layers::{Automounts, Layers};
 
 /// What the caller said of mounts.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,10 +45,9 @@ pub struct View<'a> {
     pub ids: &'a Ids,
     /// The layers of overlays, by device number; or why they cannot be found.
     pub layers: &'a Layers,
+    /// Mounts of autofs that can be carried, by device number; or why they cannot.
+    pub automounts: &'a Automounts,
 }
-
-/// What is known of the layers of overlays, by device number.
-pub type Layers = BTreeMap<(u32, u32), std::result::Result<Vec<overlay::Found>, String>>;
 
 /// A tmpfs whose contents go into the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -358,6 +358,7 @@ fn judge(
             Make::Fresh | Make::HostWide => true,
             Make::Filled => !hosts && whole,
             Make::Layered => layered.as_ref().is_some_and(Result::is_ok),
+            Make::Automount => matches!(view.automounts.get(&m.info.dev), Some(Ok(_))),
             Make::Never => false,
         },
         None => enabled(&m.type_name()) && whole,
@@ -378,6 +379,11 @@ fn judge(
             "pass --external mnt[{}]:NAME, or unmount it before the dump",
             m.mountpoint
         )));
+    }
+    if let Some(Err(why)) = view.automounts.get(&m.info.dev) {
+        return Err(m
+            .refuse("E4314", why)
+            .advice("dump it with its daemon, or unmount it before the dump"));
     }
     let advice = format!(
         "pass --external mnt[{}]:NAME, and at restore --external mnt[NAME]:PATH",

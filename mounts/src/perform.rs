@@ -1,8 +1,8 @@
 //! Rows are performed, in the process whose mount namespace is built.
 use crate::archive;
 use crate::error::{Blame, Error, Result};
-use crate::overlay;
 use crate::plan::{Row, Step};
+use crate::{autofs, overlay};
 use nix::errno::Errno;
 use stasis_kernel::call::{Call, FdRef};
 use stasis_kernel::error::SysError;
@@ -46,24 +46,21 @@ impl Performer<'_> {
                     &mnt::clone_path(path.as_bytes(), false).binds(*to),
                     &row.why,
                 )?;
-                let st = fds::fstat(self.fd(*to)?).map_err(|e| failed(&e, &row.why))?;
-                let is = (libc::major(st.st_rdev), libc::minor(st.st_rdev));
-                if st.st_mode & libc::S_IFMT != libc::S_IFCHR || is != *number {
-                    return Err(Error::new(
-                        "E6303",
-                        Blame::Host,
-                        format!("{path} is not the device it should be"),
-                    )
-                    .why(format!(
-                        "it is a {} with number {}:{}",
-                        names::file_type(st.st_mode),
-                        is.0,
-                        is.1
-                    ))
-                    .advice("restore where /dev is as usual, or give the mount with --external"));
-                }
-                Ok(())
+                self.is_device(*to, path, *number, &row.why)
             }
+            Step::OpenDevice { path, number, to } => {
+                self.play(&mnt::open_path(path).binds(*to), &row.why)?;
+                self.is_device(*to, path, *number, &row.why)
+            }
+            Step::Automount(a) => autofs::perform(self, a, OWN).map_err(|why| {
+                Error::new(
+                    "E6300",
+                    Blame::Host,
+                    format!("mounting failed: {}", row.why),
+                )
+                .why(why)
+                .advice("restore as root of the first user namespace, on a kernel with autofs")
+            }),
             Step::Overlay { recipe, mounts, to } => {
                 overlay::perform(self, recipe, mounts, *to, OWN).map_err(|why| {
                     Error::new(
@@ -84,6 +81,22 @@ impl Performer<'_> {
             Step::Mask { at, null } => self.mask(*at, *null, &row.why),
             Step::Pivot => self.pivot(&row.why),
         }
+    }
+    fn is_device(&self, f: FdRef, path: &str, number: (u32, u32), why: &str) -> Result<()> {
+        let st = fds::fstat(self.fd(f)?).map_err(|e| failed(&e, why))?;
+        let is = (libc::major(st.st_rdev), libc::minor(st.st_rdev));
+        if st.st_mode & libc::S_IFMT == libc::S_IFCHR && is == number {
+            return Ok(());
+        }
+        let what = format!("{path} is not the device it should be");
+        Err(Error::new("E6303", Blame::Host, what)
+            .why(format!(
+                "it is a {} with number {}:{}",
+                names::file_type(st.st_mode),
+                is.0,
+                is.1
+            ))
+            .advice("restore where /dev is as usual, or give the mount with --external"))
     }
     fn fd(&self, f: FdRef) -> Result<BorrowedFd<'_>> {
         self.host.fd(f).map(AsFd::as_fd).ok_or_else(|| {

@@ -23,6 +23,7 @@
 //! can be copied only where it is); the copies are attached where they belong.
 //!
 //! Long because the order is one story, told by one maker.
+use crate::autofs;
 use crate::binfmt::{self, Format};
 use crate::error::{Blame, Error, Result};
 use crate::flags;
@@ -32,6 +33,7 @@ use crate::overlay;
 use crate::tree::{Mount, Tree, below, from_root, part_of};
 use stasis_kernel::call::{Call, FdRef};
 use stasis_kernel::mnt::{self, attr};
+use stasis_proto::pb;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -56,6 +58,8 @@ pub struct Caller<'a> {
     pub context: Option<&'a str>,
     /// Name of the image with the contents of the tmpfs with this number, if there is one.
     pub archive: &'a dyn Fn(u32) -> Option<String>,
+    /// What the image says of an autofs with this number.
+    pub automount: &'a dyn Fn(u32) -> Option<pb::AutofsEntry>,
     /// The tree has a user namespace of its own; these are its formats of binfmt_misc.
     pub formats: Option<&'a [Format]>,
     /// The part of a cgroup hierarchy that a mount shows now, for what it showed.
@@ -83,6 +87,15 @@ pub enum Step {
         /// The name of the copy.
         to: FdRef,
     },
+    /// A device of the machine is opened, which must be the one expected.
+    OpenDevice {
+        /// Its path.
+        path: &'static str,
+        /// Major and minor number.
+        number: (u32, u32),
+        /// The open file.
+        to: FdRef,
+    },
     /// An overlay is mounted in a root of its own that holds these mounts.
     Overlay {
         /// How.
@@ -92,6 +105,8 @@ pub enum Step {
         /// The name of the detached mount.
         to: FdRef,
     },
+    /// An autofs mount, without its daemon.
+    Automount(Automount),
     /// What hides a path that nobody provides: /dev/null over a file, an empty read-only tmpfs over a folder.
     Mask {
         /// The place.
@@ -131,6 +146,11 @@ impl fmt::Display for Row {
                     number.0, number.1, to.0
                 )?;
             }
+            Step::OpenDevice { path, number, to } => write!(
+                f,
+                "open_device({path:?}, {}:{}) -> file#{}",
+                number.0, number.1, to.0
+            )?,
             Step::Overlay { recipe, mounts, to } => {
                 let all: Vec<String> = mounts.iter().map(|f| format!("file#{}", f.0)).collect();
                 write!(
@@ -145,6 +165,11 @@ impl fmt::Display for Row {
             Step::Mask { at, null } => {
                 write!(f, "mask(file#{}, file#{} or an empty tmpfs)", at.0, null.0)?
             }
+            Step::Automount(a) => write!(
+                f,
+                "autofs({:?}, {:?}, file#{}) -> file#{}, file#{}",
+                a.entry, a.folders, a.device.0, a.mount.0, a.root.0
+            )?,
             Step::Register { with, format } => write!(f, "register(file#{}, {format})", with.0)?,
             Step::Pivot => {
                 f.write_str("pivot_root(\".\", \".\"), umount2(\".\", MNT_DETACH), chdir(\"/\")")?
@@ -165,6 +190,23 @@ pub struct Proc {
     pub rows: Vec<Row>,
 }
 
+/// A mount of autofs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Automount {
+    /// What the image says of it.
+    pub entry: pb::AutofsEntry,
+    /// A label.
+    pub source: String,
+    /// Folders for what is mounted in it.
+    pub folders: Vec<String>,
+    /// The device of autofs.
+    pub device: FdRef,
+    /// The detached mount.
+    pub mount: FdRef,
+    /// Its root, open so that it can be spoken of.
+    pub root: FdRef,
+}
+
 /// How a tree is built.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
@@ -182,6 +224,8 @@ pub struct Plan {
     pub procs: Vec<Proc>,
     /// After those, for each mount namespace. Empty if there are none.
     pub inner: Vec<Vec<Row>>,
+    /// Mounts of autofs, each of which its daemon takes over when there is one.
+    pub automounts: Vec<Automount>,
     /// What will not come back as it was.
     pub warnings: Vec<String>,
     /// The mount of the image with this number is held open under this name when all is built.
@@ -271,6 +315,8 @@ struct Maker<'a> {
     mounts: BTreeMap<usize, FdRef>,
     /// A copy of /dev/null for each mount that is only a mask.
     masks: BTreeMap<usize, FdRef>,
+    /// The device of autofs.
+    autofs: FdRef,
     /// Where mounts are attached to be copied, by the namespace that is in.
     folders: BTreeMap<usize, FdRef>,
     /// Those that are attached there, or have been.
@@ -308,6 +354,7 @@ pub fn plan(tree: &Tree, caller: Caller) -> Result<Plan> {
         when: When::Build,
         mounts: BTreeMap::new(),
         masks: BTreeMap::new(),
+        autofs: FdRef(FIRST_NAME),
         held: BTreeSet::new(),
         folders: BTreeMap::new(),
     };
@@ -478,7 +525,7 @@ fn fresh(m: &Mount, caller: &Caller) -> bool {
     let enabled = |t: &str| caller.enable_fs.iter().any(|e| e == t || e == "all");
     match (m.fstype, &m.fsname) {
         (Some(t), _) => match t.make {
-            Make::Fresh | Make::Filled | Make::Layered => true,
+            Make::Fresh | Make::Filled | Make::Layered | Make::Automount => true,
             // each user namespace has one of its own
             Make::HostWide if t.name == binfmt::NAME && caller.formats.is_some() => true,
             Make::HostWide => enabled(t.name),
@@ -547,6 +594,17 @@ impl Maker<'_> {
             ),
         );
         self.mounts.insert(0, name);
+        let automount = |i: usize| {
+            let t = self.tree.mounts[i].fstype;
+            self.sources[i] == Source::Fresh && t.is_some_and(|t| t.make == Make::Automount)
+        };
+        if (0..self.tree.mounts.len()).any(automount) {
+            let (path, number) = stasis_kernel::autofs::DEVICE;
+            let to = self.autofs;
+            let step = Step::OpenDevice { path, number, to };
+            let why = "autofs: its device, of this machine".into();
+            self.plan.outside.push(Row { step, why });
+        }
         for i in 1..self.tree.mounts.len() {
             let place = self.tree.mounts[i].place();
             match self.sources[i].clone() {
@@ -721,6 +779,9 @@ impl Maker<'_> {
             .find(|i| self.tree.mounts[*i].root == "/")
             .unwrap_or(members[0]);
         let m = self.tree.mounts[lead].clone();
+        if m.fstype.is_some_and(|t| t.make == Make::Automount) {
+            return self.automount(&m, members);
+        }
         let (context, whole) = (self.name(), self.name());
         self.call(mnt::fsopen(m.type_name()).binds(context), m.place());
         if !m.source.is_empty() {
@@ -756,6 +817,36 @@ impl Maker<'_> {
         }
         self.shown_by(members, whole);
         self.when = When::Build;
+        Ok(())
+    }
+    /// An autofs: what is mounted in it needs its folder, which only its daemon could make later.
+    fn automount(&mut self, m: &Mount, members: &[usize]) -> Result<()> {
+        let entry = (self.caller.automount)(m.dev);
+        let entry =
+            entry.ok_or_else(|| autofs::missing(&m.place(), "the image with it is missing"))?;
+        autofs::check(&entry, &m.place())?;
+        let tree = self.tree;
+        let inside = |(i, c): &(usize, &Mount)| members.contains(&c.parent) && !tree.is_root(*i);
+        let children = tree.mounts.iter().enumerate().filter(inside);
+        let folders = children.map(|(_, c)| {
+            let shown = self.shows(&tree.mounts[c.parent]);
+            format!("{shown}/{}", c.at).trim_matches('/').to_owned()
+        });
+        let mut folders: Vec<String> = folders.filter(|f| !f.is_empty()).collect();
+        folders.sort();
+        folders.dedup();
+        let automount = Automount {
+            entry,
+            source: m.source.clone(),
+            folders,
+            device: self.autofs,
+            mount: self.name(),
+            root: self.name(),
+        };
+        self.plan.automounts.push(automount.clone());
+        let whole = automount.mount;
+        self.row(Step::Automount(automount), m.place());
+        self.shown_by(members, whole);
         Ok(())
     }
     /// A detached mount for each that shows a file system, from one that shows all of it.
@@ -863,7 +954,14 @@ impl Maker<'_> {
                 let m = &self.tree.mounts[c];
                 let (path, why) = (m.at.clone(), format!("{}: its place", m.place()));
                 self.when = [When::Build, When::Inner][usize::from(when)];
-                self.call(mnt::beneath(parent, &path).binds(at), why);
+                let automount = self.tree.mounts[p]
+                    .fstype
+                    .is_some_and(|t| t.make == Make::Automount);
+                let call = match automount {
+                    true => mnt::beneath_autofs(parent, &path),
+                    false => mnt::beneath(parent, &path),
+                };
+                self.call(call.binds(at), why);
                 places.push((c, at, inner));
             }
             for (c, at, inner) in places {

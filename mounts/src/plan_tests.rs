@@ -30,6 +30,7 @@ fn made(entries: &[pb::MntEntry], external: &[(String, String)]) -> Result<Plan>
         skip: &[],
         context: None,
         archive: &|_| Some("a".into()),
+        automount: &|_| None,
         formats: None,
         cgroup: &str::to_owned,
     };
@@ -203,6 +204,7 @@ fn a_file_system_of_two_namespaces_is_made_once_and_shared_last() {
         skip: &[],
         context: None,
         archive: &|_| None,
+        automount: &|_| None,
         formats: None,
         cgroup: &str::to_owned,
     };
@@ -249,6 +251,7 @@ fn a_master_may_be_in_a_later_namespace() {
         skip: &[],
         context: None,
         archive: &|_| None,
+        automount: &|_| None,
         formats: None,
         cgroup: &str::to_owned,
     };
@@ -314,6 +317,7 @@ fn formats_belong_to_user_namespaces_and_come_last() {
         skip: &[],
         context: None,
         archive: &|_| None,
+        automount: &|_| None,
         formats: Some(&formats),
         cgroup: &str::to_owned,
     };
@@ -395,6 +399,11 @@ proptest! {
                         prop_assert!(mounts.iter().all(|m| known.contains(m)));
                         known.insert(*to);
                     }
+                    Step::OpenDevice { to, .. } => drop(known.insert(*to)),
+                    Step::Automount(a) => {
+                        prop_assert!(known.contains(&a.device));
+                        known.extend([a.mount, a.root]);
+                    }
                     Step::Register { with, .. } => prop_assert!(known.contains(with)),
                     Step::Pivot => {}
                 }
@@ -458,6 +467,7 @@ fn a_context_with_commas_is_one_option_and_the_callers_wins() {
             skip: &[],
             context,
             archive: &|_| None,
+            automount: &|_| None,
             formats: None,
             cgroup: &str::to_owned,
         };

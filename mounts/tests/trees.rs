@@ -104,6 +104,7 @@ fn dump(
             devices: &BTreeMap::new(),
             ids: &Ids::default(),
             layers: &layers,
+            automounts: &BTreeMap::new(),
         };
         let wishes = Wishes {
             external,
@@ -157,6 +158,7 @@ fn planned(
         skip: &[],
         context: None,
         archive: &archive,
+        automount: &|_| None,
         formats: None,
         cgroup: &str::to_owned,
     };
@@ -482,6 +484,7 @@ fn apart_bind(lab: &Lab, data: &str, external: &[(String, String)]) -> (Describe
             devices: &BTreeMap::new(),
             ids: &Ids::default(),
             layers: &layers,
+            automounts: &BTreeMap::new(),
         };
         let unnamed = describe(&view, &Wishes::default()).expect_err("it is not in the tree");
         assert_eq!(unnamed.code, "E4301");

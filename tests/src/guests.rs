@@ -62,6 +62,7 @@ macro_rules! with_guests {
             tun: [] [];
             mounts: [] [];
             overlay: [] [];
+            autofs: [] [];
             binfmt: [] [];
             detached: [] [];
             late_master: [] [];
@@ -193,6 +194,7 @@ macro_rules! with_works {
             tun: dump_restore, leave_running, generations, contained;
             mounts: dump_restore, leave_running, generations, contained, contained_user;
             overlay: dump_restore, leave_running, generations, contained, contained_user;
+            autofs: dump_restore, leave_running, generations, contained;
             binfmt: leave_running, contained_user;
             detached: dump_restore, leave_running, generations, contained, contained_user;
             late_master: dump_restore, leave_running, generations, contained, contained_user;

@@ -347,6 +347,12 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
         .filter(|k| k.0 == "pipe with both ends")
         .map(|k| k.1)
         .collect();
+    // the kernel's own end of an autofs mount comes back with that
+    let own = |ino: &u64| {
+        cx.done
+            .contains_key(&(crate::namespaces::autofs::PIPE, *ino))
+    };
+    let pipes: Vec<u64> = pipes.into_iter().filter(|p| !own(p)).collect();
     for ino in pipes {
         for (have, lacks) in [("pipe reader", "writing"), ("pipe writer", "reading")] {
             let other = if have == "pipe reader" {

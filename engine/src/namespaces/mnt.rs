@@ -93,12 +93,17 @@ pub fn dump(cx: &mut DumpCx, places: &[Place]) -> Result<()> {
     let spaces: Vec<&[MountInfo]> = all.iter().map(|a| &a.1.infos[..]).collect();
     let devices = all.iter().flat_map(|a| a.1.devices.clone()).collect();
     let layers = layers_of(&all, &host, &proc)?;
+    let own = |m: &&MountInfo| m.fstype == b"autofs" && !host.iter().any(|h| h.dev == m.dev);
+    let of_autofs = all.iter().flat_map(|a| a.1.infos.iter().filter(own));
+    let automounts = of_autofs.map(|m| Ok((m.dev, super::autofs::look(cx, m)?)));
+    let automounts: look::Automounts = automounts.collect::<Result<_>>()?;
     let view = View {
         spaces: &spaces,
         host: &host,
         devices: &devices,
         ids: &ids,
         layers: &layers,
+        automounts: &automounts,
     };
     let procs = nested_procs(cx, &host, &all)?;
     let mut told = look::describe(&view, &wishes)?;
@@ -115,6 +120,7 @@ pub fn dump(cx: &mut DumpCx, places: &[Place]) -> Result<()> {
         archive::pack(copy.as_fd(), out, &ids)
             .map_err(|e| Error::from(e).on(format!("mount {} ({})", c.mnt_id, c.mountpoint)))?;
     }
+    super::autofs::write(cx, &automounts, &told.entries)?;
     // others are the machine's
     let own_users = own_users(first.task)?;
     if let Some(c) = told.formats.as_ref().filter(|_| own_users) {
@@ -277,6 +283,13 @@ pub fn plan(o: &Options, dir: &ImageDir, ids: &[u32], own_users: bool) -> Result
         let image = Kind::TmpfsDev.file_of(dev);
         dir.exists(&image).unwrap_or(false).then_some(image)
     };
+    let automount = |dev: u32| {
+        let image = Kind::Autofs.file_of(dev);
+        let there = dir.exists(&image).unwrap_or(false);
+        there
+            .then(|| dir.read_one::<pb::AutofsEntry>(&image).ok())
+            .flatten()
+    };
     let mut formats = Vec::new();
     if own_users && dir.exists(FORMATS)? {
         for e in dir.read_all::<pb::BinfmtMiscEntry>(FORMATS)? {
@@ -291,6 +304,7 @@ pub fn plan(o: &Options, dir: &ImageDir, ids: &[u32], own_users: bool) -> Result
         skip: &o.mounts.skip,
         context: o.mounts.context.as_deref(),
         archive: &archive,
+        automount: &automount,
         formats: own_users.then_some(&formats),
         cgroup: &str::to_owned,
     };

@@ -123,6 +123,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         cx.mounts = Some(mounts.into());
     }
     files(images, &mut cx)?;
+    crate::namespaces::autofs::plan(&mut cx)?;
     kinds::locks::plan(&mut cx).map_err(|e| e.of("locks").at(Phase::Plan))?;
     cx.home = 0;
     let shared = memory::shared(images, &mut cx)?;

@@ -1,9 +1,16 @@
-//! The layers of an overlay, among the mounts of the tree.
+//! What was found out about mounts before they are judged; the layers of an overlay, among the mounts of the tree.
 use super::{One, View};
 use crate::fstype::Make;
 use crate::overlay;
 use crate::tree::below;
 use stasis_proto::pb;
+use std::collections::BTreeMap;
+
+/// What is known of the layers of overlays, by device number.
+pub type Layers = BTreeMap<(u32, u32), std::result::Result<Vec<overlay::Found>, String>>;
+
+/// What is known of mounts of autofs, by device number.
+pub type Automounts = BTreeMap<(u32, u32), std::result::Result<pb::AutofsEntry, String>>;
 
 /// Where in the tree the layers of an overlay are.
 pub(super) fn layers(
