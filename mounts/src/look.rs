@@ -7,7 +7,6 @@ use crate::error::{Blame, Error, Result};
 use crate::flags;
 use crate::fstype::{self, FsType, Make};
 use crate::ids::Ids;
-use crate::overlay;
 use crate::tree::below;
 use stasis_kernel::procfs::MountInfo;
 use stasis_proto::pb;
