@@ -7,6 +7,8 @@ use crate::far::Far;
 use crate::packed::Packed;
 use stasis_proto::archive::In;
 use stasis_proto::{ImageDir, Kind, pb};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// The page size of the format, in bytes.
@@ -18,6 +20,9 @@ pub const IN_PARENT: u32 = 1;
 pub const LAZY: u32 = 2;
 /// The pages are in the pages image.
 pub const PRESENT: u32 = 4;
+
+/// An extension: another task has the same pages, and they are in its pages image (`pagemap_entry.stasis`).
+pub const SAME: u32 = 1 << 8;
 
 /// Bits of a place that are the offset; those above are the source's number.
 const OFFSET_BITS: u32 = 47;
@@ -168,6 +173,47 @@ impl Pages {
         level: usize,
         check: bool,
     ) -> Result<Self> {
+        let mut pages = Self::own(base, dir, name, (level, check), false)?;
+        let (_, all) = entries(dir, name)?;
+        // by task: its pages, and the number of its first source
+        let mut others: BTreeMap<u32, (Pages, usize)> = BTreeMap::new();
+        for e in all.iter().filter(|e| e.flags() & SAME != 0) {
+            let (from, len) = (e.stasis.unwrap_or_default(), e.nr_pages() * PAGE);
+            let of = from.same_pid();
+            let (theirs, first) = match others.entry(of) {
+                Entry::Occupied(o) => o.into_mut(),
+                Entry::Vacant(v) => {
+                    let theirs = Kind::Pagemap.file_of(of);
+                    let theirs = Self::own(base, dir, &theirs, (level, check), true)?;
+                    let first = pages.sources.len();
+                    pages.sources.extend(&theirs.sources);
+                    v.insert((theirs, first))
+                }
+            };
+            let start = from.same_vaddr();
+            let found = match start.checked_add(len) {
+                Some(_) => theirs.moved(start, len, e.vaddr, *first),
+                None => Vec::new(),
+            };
+            if found.iter().map(|r| r.1).sum::<u64>() != len {
+                return Err(bad(name, "pages of another task are not there"));
+            }
+            pages.runs.extend(found);
+        }
+        if !others.is_empty() {
+            pages.runs.sort_unstable();
+        }
+        Ok(pages)
+    }
+
+    /// What a pagemap says without the pages of other tasks; `present`: only what lies in its own pages image.
+    fn own(
+        base: &ImageDir,
+        dir: &ImageDir,
+        name: &str,
+        (level, check): (usize, bool),
+        present: bool,
+    ) -> Result<Self> {
         let (id, all) = entries(dir, name)?;
         let mut pages = Pages {
             runs: Vec::with_capacity(all.len()),
@@ -181,6 +227,9 @@ impl Pages {
             let (len, flags) = (e.nr_pages.unwrap_or(0) * PAGE, e.flags.unwrap_or(0));
             if flags & LAZY != 0 {
                 pages.lazy.push((e.vaddr, e.vaddr + len));
+            }
+            if flags & SAME != 0 || present && flags & PRESENT == 0 {
+                continue;
             }
             if flags & IN_PARENT != 0 {
                 let before = match &mut before {

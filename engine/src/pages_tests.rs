@@ -102,3 +102,58 @@ fn old_images_have_no_flags_and_lazy_pages_lie_elsewhere() {
     assert_eq!(e.code, "E5002");
     assert_eq!(go(Some(0), None), Err("E5002"));
 }
+
+#[test]
+fn pages_of_another_task_lie_in_its_image() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = ImageDir::open(tmp.path()).unwrap();
+    let write = |name: &str, id: u32, all: &[(u64, u32, u32, u64)]| {
+        let mut w = dir.writer(name).unwrap();
+        w.write(&pb::PagemapHead { pages_id: id }).unwrap();
+        for (vaddr, flags, same_pid, same_vaddr) in all {
+            w.write(&pb::PagemapEntry {
+                vaddr: *vaddr,
+                compat_nr_pages: 2,
+                flags: Some(*flags),
+                stasis: Some(pb::StasisPagemapEntry {
+                    same_pid: Some(*same_pid),
+                    same_vaddr: Some(*same_vaddr),
+                }),
+                ..Default::default()
+            })
+            .unwrap();
+        }
+        w.finish().unwrap();
+    };
+    pages(&dir, 1, &[1, 2, 3, 4]);
+    pages(&dir, 2, &[5, 6]);
+    write(
+        "pagemap-1.img",
+        1,
+        &[(0x1000, PRESENT, 0, 0), (0x9000, PRESENT, 0, 0)],
+    );
+    let two = |same: &[(u64, u32, u32, u64)]| {
+        let mut all = vec![(0x1000, PRESENT, 0, 0)];
+        all.extend(same);
+        write("pagemap-2.img", 2, &all);
+        Pages::load(&dir, "pagemap-2.img").map_err(|e| e.code)
+    };
+    let p = two(&[(0x5000, SAME, 1, 0x9000), (0x9000, SAME, 1, 0x1000)]).unwrap();
+    let store = p.open(&dir).unwrap();
+    let byte = |run: usize| {
+        let mut b = [0];
+        store.read(&mut b, p.runs[run].2).unwrap();
+        (p.runs[run].0, b[0])
+    };
+    assert_eq!(
+        [byte(0), byte(1), byte(2)],
+        [(0x1000, 5), (0x5000, 3), (0x9000, 1)]
+    );
+    assert_eq!(p.sources.len(), 2);
+    // none such, not all of them, pages that are a third task's themselves, no such task
+    for at in [0x3000, 0x2000, u64::MAX - 0xfff] {
+        assert_eq!(two(&[(0x5000, SAME, 1, at)]).unwrap_err(), "E5001");
+    }
+    assert_eq!(two(&[(0x5000, SAME, 2, 0x5000)]).unwrap_err(), "E5001");
+    assert!(two(&[(0x5000, SAME, 3, 0x1000)]).is_err());
+}

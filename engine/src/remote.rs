@@ -462,7 +462,7 @@ fn add(r: &mut Receiving, m: &Message, flags: u32) -> Result<()> {
         compat_nr_pages: crate::kinds::shmem::compat_pages(m.pages),
         nr_pages: Some(m.pages),
         flags: Some(flags),
-        in_parent: None,
+        ..Default::default()
     })?)
 }
 

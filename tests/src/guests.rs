@@ -291,8 +291,8 @@ macro_rules! with_works {
             raw: dump_restore, leave_running, generations;
             ping: dump_restore, leave_running, generations;
             map_file_shared: dump_restore, leave_running, generations;
-            cow: dump_restore, leave_running, generations;
-            churn: dump_restore, leave_running, generations, incremental, rounds_killed, lazy, snapshot;
+            cow: dump_restore, leave_running, generations, once;
+            churn: dump_restore, leave_running, generations, once, incremental, rounds_killed, lazy, snapshot;
             instant: dump_restore, leave_running, generations, incremental, lazy, lz4, zstd, auto, encrypted, one_file, stream, snapshot;
             map_anon: incremental, lazy, snapshot, zstd, encrypted, one_file, sealed_file, stream, mapped;
             map_anon_shared: lazy;

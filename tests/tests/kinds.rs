@@ -74,6 +74,7 @@ fn promised(name: &str, scenario: &str) {
         "generations" => Scenario::Generations(in_a_row()),
         "lazy" => Scenario::Lazy,
         "lz4" => ours("-D {images} --compress lz4", "-D {images}"),
+        "once" => ours("-D {images} --once", "-D {images}"),
         "zstd" => ours("-D {images} --compress zstd:3", "-D {images} --lazy"),
         "auto" => ours("-D {images} --compress auto", "-D {images}"),
         "encrypted" => ours(

@@ -9,7 +9,7 @@ use super::tracking::Range;
 use crate::error::Result;
 use crate::migrate::stream::Remote;
 use crate::options::Options;
-use crate::pages::{IN_PARENT, LAZY, PAGE, PRESENT};
+use crate::pages::{IN_PARENT, LAZY, PAGE, PRESENT, SAME};
 use crate::remote::Client;
 use crate::workers;
 use stasis_kernel::ids::{HostPid, RemotePtr};
@@ -86,6 +86,7 @@ impl Left {
 pub fn announce(o: &Options) -> Option<pb::StasisInventoryEntry> {
     let e = pb::StasisInventoryEntry {
         compression: o.memory.compress.map(|c| c.name().into()),
+        shared_once: o.memory.once.then_some(true),
         encryption: (!o.recipients.is_empty()).then(|| "age".into()),
     };
     (e != pb::StasisInventoryEntry::default()).then_some(e)
@@ -98,6 +99,8 @@ pub struct Written {
     pub pages: u64,
     /// Pages left to the dump before.
     pub skipped: u64,
+    /// Pages written with another task that has the same.
+    pub same: u64,
     /// Pages that could not be read: zeroes stand for them.
     pub lost: Vec<Range>,
 }
@@ -130,6 +133,21 @@ pub fn write_now(
     let mut written = Written::default();
     let mut offset = 0;
     for r in runs {
+        if let Some(same) = r.same {
+            written.same += r.len / PAGE;
+            w.write(&pb::PagemapEntry {
+                vaddr: r.start,
+                compat_nr_pages: crate::kinds::shmem::compat_pages(r.len / PAGE),
+                nr_pages: Some(r.len / PAGE),
+                flags: Some(SAME | if r.lazy { LAZY } else { 0 }),
+                stasis: Some(pb::StasisPagemapEntry {
+                    same_pid: Some(same.pid),
+                    same_vaddr: Some(same.addr),
+                }),
+                ..Default::default()
+            })?;
+            continue;
+        }
         for (start, end, skip) in parts(r, space.before) {
             let pages = (end - start) / PAGE;
             let left = r.lazy && space.keep_lazy;
@@ -144,7 +162,7 @@ pub fn write_now(
                 compat_nr_pages: crate::kinds::shmem::compat_pages(pages),
                 nr_pages: Some(pages),
                 flags: Some(flags),
-                in_parent: None,
+                ..Default::default()
             })?;
             if skip {
                 written.skipped += pages;

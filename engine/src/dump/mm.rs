@@ -1,6 +1,7 @@
 //! Address spaces: every mapping gets an entry, every page that the image must hold is listed.
 use super::Dumping;
 use super::facts::Facts;
+use super::once::Same;
 use super::task::Task;
 use super::tracking::Watch;
 use crate::error::{Blame, Error, Result};
@@ -60,6 +61,8 @@ pub struct Run {
     pub unwritten: bool,
     /// Saved when the tree runs again.
     pub late: bool,
+    /// Another task has the same pages, and they are written there.
+    pub same: Option<Same>,
 }
 
 impl Run {
@@ -72,6 +75,7 @@ impl Run {
             shared: false,
             unwritten: false,
             late: false,
+            same: None,
         }
     }
     /// Appends it, joined with its neighbour if the same is said of both.
@@ -80,7 +84,8 @@ impl Run {
             Some(l)
                 if l.start + l.len == self.start
                     && (l.lazy, l.shared, l.unwritten, l.late)
-                        == (self.lazy, self.shared, self.unwritten, self.late) =>
+                        == (self.lazy, self.shared, self.unwritten, self.late)
+                    && l.same.map(|s| s.behind(l.len)) == self.same =>
             {
                 l.len += self.len
             }

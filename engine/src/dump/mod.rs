@@ -8,6 +8,7 @@ mod files;
 mod mapped;
 mod memory;
 pub mod mm;
+mod once;
 mod pidspaces;
 mod places;
 mod pre;
@@ -695,6 +696,8 @@ pub struct Dumping<'a> {
     /// Which module gives labels to tasks.
     lsm: pb::Lsmtype,
     seccomp: Vec<pb::SeccompFilter>,
+    /// Pages that several tasks share, if those are written once.
+    once: Option<once::Once>,
     /// Pages that stay with their tasks.
     left: Vec<Left>,
     /// Where pages go instead of into the folder.
@@ -737,6 +740,7 @@ impl<'a> Dumping<'a> {
             mapped: BTreeMap::new(),
             cgroups: None,
             undo: BTreeMap::new(),
+            once: o.memory.once.then(once::Once::default),
             left: Vec::new(),
             server: match &o.memory.page_server {
                 Some(s) => Some(Arc::new(Mutex::new(Client::connect(s)?))),
@@ -890,6 +894,10 @@ impl<'a> Dumping<'a> {
     }
     /// Has the pages of a task written.
     fn memory(&mut self, host: HostPid, pid: u32, runs: Vec<mm::Run>) -> Result<()> {
+        let runs = match &mut self.once {
+            Some(o) => o.sort(host, pid, runs)?,
+            None => runs,
+        };
         let room = self.room.remove(&host);
         let id = match &room {
             Some(r) => r.0,

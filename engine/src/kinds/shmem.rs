@@ -47,9 +47,9 @@ pub fn dump_contents(
         let entry = pb::PagemapEntry {
             vaddr: start,
             compat_nr_pages: compat_pages(len / PAGE),
-            in_parent: None,
             flags: Some(PRESENT),
             nr_pages: Some(len / PAGE),
+            ..Default::default()
         };
         Ok(map.write(&entry)?)
     };

@@ -27,6 +27,8 @@ pub struct MemoryOptions {
     pub counter: Option<Counter>,
     /// `--compress`: how pages of private memory are compressed.
     pub compress: Option<Compression>,
+    /// `--once`: pages that tasks share copy-on-write are written once.
+    pub once: bool,
     /// `--snapshot` of a dump that lets the tree run on: memory is saved while it runs.
     pub snapshot: bool,
     /// `--page-server` of a dump: pages go there instead of into the folder.

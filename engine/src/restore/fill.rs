@@ -202,7 +202,7 @@ impl<'a> Filling<'a> {
     fn pieces(&self) -> Vec<Piece> {
         let m = self.plan;
         let (write, compare) = match (&m.estate, self.base) {
-            (Some(e), Some(_)) if !e.compare.is_empty() => (&e.write, &e.compare[..]),
+            (Some(e), Some(_)) if e.keeps() => (&e.write, &e.compare[..]),
             _ => (&m.pages, &[][..]),
         };
         let mut pieces: Vec<Piece> = Vec::new();

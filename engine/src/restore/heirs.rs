@@ -21,8 +21,25 @@ pub struct Estate {
     pub forget: Vec<(u64, u64)>,
     /// Pages both have: address, length, offset in the own image, offset in the parent's.
     pub compare: Vec<(u64, u64, u64, u64)>,
+    /// Bytes of pages that both have in the same place of the same image: they stay as they are.
+    pub same: u64,
     /// Pages only the child has, or in mappings of its own: address, length, offset in the own image.
     pub write: Vec<(u64, u64, u64)>,
+}
+
+impl Estate {
+    /// Takes out of what is compared the pages of which it is known that they are the same: `same` is asked by both offsets.
+    pub fn know(&mut self, same: impl Fn(u64, u64) -> bool) {
+        self.compare.retain(|(_, len, own, theirs)| {
+            let known = same(*own, *theirs);
+            self.same += if known { *len } else { 0 };
+            !known
+        });
+    }
+    /// Whether pages of the parent stay, or are compared.
+    pub fn keeps(&self) -> bool {
+        !self.compare.is_empty() || self.same > 0
+    }
 }
 
 /// Pages of an address space: address, length, offset in the pages image; sorted.

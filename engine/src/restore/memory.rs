@@ -666,7 +666,7 @@ impl Plan {
     pub fn inherit(&mut self, base: usize, parent: &Plan, keep: bool) {
         self.base = Some(base);
         self.exe_is_there = self.exe == parent.exe;
-        let (estate, kept) = match keep {
+        let (mut estate, kept) = match keep {
             true => heirs::settle(&self.maps, &self.pages, &parent.maps, &parent.pages),
             false => heirs::settle(&[], &[], &parent.maps, &[]),
         };
@@ -675,6 +675,14 @@ impl Plan {
             let files: Vec<FdRef> = maps.filter_map(|(m, _)| m.file).collect();
             self.files.retain(|f| files.contains(f));
         }
+        let place = |sources: &[Source], place: u64| {
+            let (source, at) = split(place);
+            Some((*sources.get(source)?, at))
+        };
+        estate.know(|own, theirs| {
+            let own = place(&self.sources, own);
+            own.is_some() && own == place(&parent.sources, theirs)
+        });
         self.estate = Some(estate);
         self.kept = kept;
     }

@@ -12,7 +12,7 @@ use super::numbers::Numbers;
 use super::pager::{Daemon, Pager, no_uffd};
 use super::plan::{Plan, REEL_OFFSET, REEL_ROOM, TaskPlan, children, thread_birth};
 use super::spaces::Name;
-use super::{fill, grounds, inner, memory, vdso};
+use super::{fill, grounds, heirs, inner, memory, vdso};
 use crate::dump::seize;
 use crate::error::{Blame, Error, Result};
 use crate::events::Moment;
@@ -946,13 +946,13 @@ impl<'a> Performance<'a> {
             }
         }
         let all = || plan.tasks.iter().filter(now);
-        let heirs = all().filter_map(|t| {
+        let born_with = all().filter_map(|t| {
             let m = t.memory.as_ref()?;
-            let compares = m.estate.as_ref().is_some_and(|e| !e.compare.is_empty());
-            m.base.filter(|_| compares)
+            let keeps = m.estate.as_ref().is_some_and(heirs::Estate::keeps);
+            m.base.filter(|_| keeps)
         });
         let mut bases = BTreeMap::new();
-        for b in heirs {
+        for b in born_with {
             if let (Entry::Vacant(v), Some(m)) = (bases.entry(b), &plan.tasks[b].memory) {
                 v.insert(fill::Base::open(self.dir, m)?);
             }

@@ -59,6 +59,9 @@ pub struct Dump {
     /// the folder then
     #[arg(long, value_name = "HOW", value_parser = parse_compression, conflicts_with = "auto_dedup")]
     compress: Option<Compression>,
+    /// Write memory that processes share copy-on-write once; CRIU cannot read the folder then
+    #[arg(long, conflicts_with_all = ["pre", "snapshot", "auto_dedup"])]
+    once: bool,
     /// Encrypt the images for this age recipient (age1...); may be given again
     #[arg(long, value_name = "RECIPIENT", conflicts_with_all = ["pre", "parent", "track", "auto_dedup"])]
     encrypt: Vec<String>,
@@ -155,6 +158,7 @@ impl Dump {
         self.carry.apply(&mut o);
         o.memory.parent = self.parent.clone();
         o.memory.compress = self.compress;
+        o.memory.once = self.once;
         o.memory.snapshot = self.snapshot;
         o.memory.track = self.track;
         o.memory.auto_dedup = self.auto_dedup;
