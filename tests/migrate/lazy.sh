@@ -8,28 +8,8 @@
 #   lost    as remote, but the dump answers nothing and is then killed: the copy fails at once, the tree here runs on
 set -u
 dump=$1 daemon=$2 restore=$3 guest=$4 dir=$5 way=$6
-mkdir -p "$dir/work" "$dir/img" "$dir/w"
-chmod 777 "$dir/work"
-fail() {
-	echo "FAIL $*"
-	for f in "$dir"/*.out "$dir"/img/*.log "$dir"/w/*.log; do [ -s "$f" ] && { echo "--- $f"; tail -n 15 "$f"; }; done
-	cat "$dir/work/result" 2>/dev/null
-	exit 1
-}
-wait_for() {
-	i=0
-	until "$@" 2>/dev/null; do
-		i=$((i + 1))
-		[ $i -lt 200 ] || fail "waited for: $*"
-		sleep 0.05
-	done
-}
-ip link set lo up
-cd "$dir/work" || exit 1
-echo 20000 >/proc/sys/kernel/ns_last_pid
-setsid env -i PATH=/usr/bin:/bin GUEST=stasis "$guest" "$dir/work" - </dev/null >"$dir/guest.out" 2>&1 &
-root=$!
-wait_for [ -e "$dir/work/ready" ]
+mkdir -p "$dir/w"
+. "$(dirname "$0")/begin.sh"
 keep=
 [ "$way" = local ] || keep="--lazy-pages --address 127.0.0.1 --port 7911 --status-fd 7 ${TLS:-}"
 "$dump" dump -t $root -D "$dir/img" -v4 -o dump.log $keep 7>"$dir/status" >"$dir/dump.out" 2>&1 &

@@ -5,28 +5,8 @@
 set -u
 server=$1 dump=$2 restore=$3 guest=$4 dir=$5
 shift 5
-mkdir -p "$dir/work" "$dir/img" "$dir/pages"
-chmod 777 "$dir/work"
-fail() {
-	echo "FAIL $*"
-	for f in "$dir"/*.out "$dir"/img/*.log "$dir"/pages/*.log; do [ -s "$f" ] && { echo "--- $f"; tail -n 15 "$f"; }; done
-	cat "$dir/work/result" 2>/dev/null
-	exit 1
-}
-wait_for() {
-	i=0
-	until "$@" 2>/dev/null; do
-		i=$((i + 1))
-		[ $i -lt 400 ] || fail "waited for: $*"
-		sleep 0.05
-	done
-}
-ip link set lo up
-cd "$dir/work" || exit 1
-echo 20000 >/proc/sys/kernel/ns_last_pid
-setsid env -i PATH=/usr/bin:/bin GUEST=stasis "$guest" "$dir/work" - </dev/null >"$dir/guest.out" 2>&1 &
-root=$!
-wait_for [ -e "$dir/work/ready" ]
+mkdir -p "$dir/pages"
+. "$(dirname "$0")/begin.sh"
 # a byte on the status descriptor: it listens
 "$server" page-server -D "$dir/pages" --address 127.0.0.1 --port 7911 -v4 -o server.log --status-fd 7 "$@" 7>"$dir/status" \
 	>"$dir/server.out" 2>&1 &

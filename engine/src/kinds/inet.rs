@@ -455,15 +455,7 @@ fn checked(entry: &pb::FileEntry, e: &pb::InetSkEntry) -> Result<Sort> {
 
 /// Refuses what cannot be carried, by name.
 fn named(seen: &Seen, s: Sort) -> Result<()> {
-    let refuse = |what: &str, advice: &str| {
-        Err(Error::new(
-            "E4551",
-            Blame::Container,
-            format!("cannot dump {}", seen.place()),
-        )
-        .why(what)
-        .advice(advice))
-    };
+    let refuse = |what: &str, advice: &str| Err(seen.refuse("E4551", what, advice));
     if s.is_raw() || s.is_udp() {
         return Ok(());
     }
@@ -525,13 +517,11 @@ fn corked(seen: &Seen) -> Result<()> {
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    Err(Error::new(
+    Err(seen.refuse(
         "E4552",
-        Blame::Container,
-        format!("cannot dump {}", seen.place()),
-    )
-    .why("it holds back part of a datagram (UDP_CORK, MSG_MORE), which cannot be looked at")
-    .advice("try again when the program has sent it"))
+        "it holds back part of a datagram (UDP_CORK, MSG_MORE), which cannot be looked at",
+        "try again when the program has sent it",
+    ))
 }
 
 /// What waits in raw and ping sockets is left behind: they have no peek offsets (SO_PEEK_OFF), so only the first packet could be

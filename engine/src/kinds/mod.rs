@@ -119,13 +119,19 @@ impl Seen<'_> {
     }
     /// An error that names this file as something that cannot be dumped.
     pub fn unsupported(&self, why: impl std::fmt::Display, advice: impl Into<String>) -> Error {
-        Error::new(
-            "E4100",
-            Blame::Container,
-            format!("cannot dump {}", self.place()),
-        )
-        .why(why)
-        .advice(advice)
+        self.refuse("E4100", why, advice)
+    }
+    /// The same with a code of its own.
+    pub fn refuse(
+        &self,
+        code: &'static str,
+        why: impl std::fmt::Display,
+        advice: impl Into<String>,
+    ) -> Error {
+        let what = format!("cannot dump {}", self.place());
+        Error::new(code, Blame::Container, what)
+            .why(why)
+            .advice(advice)
     }
 }
 

@@ -16,7 +16,7 @@ use super::common::{ask, body, settle};
 use super::sockopts::{self, Opt, get, get_int, set_int_row, word};
 use super::unixsk::readiness;
 use super::{Act, DumpCx, FileKind, PlanCx, Seen, Stage, Stagehand, malformed};
-use crate::error::{Blame, Error, Result};
+use crate::error::Result;
 use nix::errno::Errno;
 use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::names;
@@ -88,13 +88,11 @@ impl FileKind for Netlink {
     fn dump(&self, seen: &Seen, id: u32, cx: &mut DumpCx) -> Result<pb::FileEntry> {
         let _ = cx;
         if readiness(seen.fd, libc::POLLIN)? & (libc::POLLIN | libc::POLLERR) != 0 {
-            return Err(Error::new(
+            return Err(seen.refuse(
                 "E4510",
-                Blame::Container,
-                format!("cannot dump {}", seen.place()),
-            )
-            .why("messages of the kernel wait in it, and nobody can make the kernel say them again")
-            .advice("try again when the program has read them"));
+                "messages of the kernel wait in it, and nobody can make the kernel say them again",
+                "try again when the program has read them",
+            ));
         }
         let (portid, _) = address(seen, libc::SYS_getsockname)?;
         let (dst_portid, dst_groups) = address(seen, libc::SYS_getpeername)?;

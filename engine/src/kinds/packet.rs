@@ -145,16 +145,6 @@ fn told(answers: &[Vec<u8>], ino: u32) -> Result<Option<Told>> {
     Ok(Some(t))
 }
 
-fn refuse(seen: &Seen, code: &'static str, why: &str, advice: &str) -> Error {
-    Error::new(
-        code,
-        Blame::Container,
-        format!("cannot dump {}", seen.place()),
-    )
-    .why(why)
-    .advice(advice)
-}
-
 impl FileKind for Packet {
     fn name(&self) -> &'static str {
         "packet"
@@ -180,8 +170,7 @@ impl FileKind for Packet {
         }
         let answers = in_namespace_of(seen, || all_of(&request))?;
         let Some(t) = told(&answers, seen.stat.st_ino as u32)? else {
-            return Err(refuse(
-                seen,
+            return Err(seen.refuse(
                 "E4511",
                 "the kernel does not list it among the packet sockets of its network namespace",
                 "use a kernel with CONFIG_PACKET_DIAG (module af_packet_diag)",
@@ -191,8 +180,7 @@ impl FileKind for Packet {
         if t.fanout
             .is_some_and(|f| BY_PROGRAM.contains(&(f >> 16 & 0xff)))
         {
-            return Err(refuse(
-                seen,
+            return Err(seen.refuse(
                 "E4513",
                 "its fanout group chooses by a BPF program, which the kernel does not give out",
                 "close it before the dump",

@@ -300,13 +300,7 @@ fn filter(seen: &Seen) -> Result<Vec<u64>> {
             Ok(a) => a,
             // KERNEL: sk_get_filter() (net/core/filter.c): a program from bpf(2) has no text to give
             Err(e) if e.errno == Errno::EACCES => {
-                return Err(Error::new(
-                    "E4550",
-                    Blame::Container,
-                    format!("cannot dump {}", seen.place()),
-                )
-                .why("its filter is an eBPF program (SO_ATTACH_BPF), which the kernel does not give out")
-                .advice("detach it before the dump (SO_DETACH_FILTER)"));
+                return Err(seen.refuse("E4550", "its filter is an eBPF program (SO_ATTACH_BPF), which the kernel does not give out", "detach it before the dump (SO_DETACH_FILTER)"));
             }
             Err(e) => return Ok(absent(e)?.unwrap_or((0, Vec::new()))),
         };

@@ -61,13 +61,7 @@ pub(super) fn meet(seen: &Seen, id: u32, state: u32, cx: &mut DumpCx) -> Result<
         return Ok(());
     }
     if !o.tcp_established {
-        return Err(Error::new(
-            "E4555",
-            Blame::Container,
-            format!("cannot dump {}", seen.place()),
-        )
-        .why("it is a TCP connection")
-        .advice("keep connections with --tcp-established, or have them come back closed with --tcp-close"));
+        return Err(seen.refuse("E4555", "it is a TCP connection", "keep connections with --tcp-established, or have them come back closed with --tcp-close"));
     }
     if !carried(state) {
         return Err(

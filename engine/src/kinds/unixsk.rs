@@ -80,22 +80,6 @@ pub fn is(seen: &Seen) -> bool {
         )
 }
 
-/// An error that names the socket.
-fn refuse(
-    seen: &Seen,
-    code: &'static str,
-    why: impl std::fmt::Display,
-    advice: impl Into<String>,
-) -> Error {
-    Error::new(
-        code,
-        Blame::Container,
-        format!("cannot dump {}", seen.place()),
-    )
-    .why(why)
-    .advice(advice)
-}
-
 /// poll(2) without waiting: which of these POLL bits, and of POLLERR and POLLHUP, are set.
 pub(super) fn readiness(fd: BorrowedFd<'_>, what: i16) -> Result<i16> {
     // struct pollfd
@@ -160,8 +144,7 @@ fn place(seen: &Seen, name: &[u8], cx: &DumpCx) -> Result<Place> {
     };
     let text = |b: &[u8]| {
         String::from_utf8(b.to_vec()).map_err(|_| {
-            refuse(
-                seen,
+            seen.refuse(
                 "E4503",
                 "the folder of its name is not UTF-8, which the image format needs",
                 "close it before the dump",
@@ -269,9 +252,7 @@ fn not_accepted(seen: &Seen, ino: u32, t: &Told, all: &Table, leave: bool) -> Re
         return Ok(None);
     }
     if t.sent != 0 {
-        return Err(refuse(
-            seen,
-            "E4504",
+        return Err(seen.refuse("E4504",
             "it has sent something on a connection that is not accepted yet, and that cannot be read from outside",
             "try again when the server has accepted it, or pass --skip-in-flight to leave the connection behind",
         ));
@@ -303,8 +284,7 @@ impl FileKind for UnixSk {
         let stream = kind != libc::SOCK_DGRAM;
         let all = told(seen, cx)?;
         let Some(t) = all.get(&ino).cloned() else {
-            return Err(refuse(
-                seen,
+            return Err(seen.refuse(
                 "E4500",
                 "the kernel does not list it among the unix sockets of its network namespace",
                 "try again: it may have been closed meanwhile",
@@ -324,9 +304,7 @@ impl FileKind for UnixSk {
         }
         if t.state == LISTEN && !leave {
             if t.waiting.contains(&0) {
-                return Err(refuse(
-                    seen,
-                    "E4505",
+                return Err(seen.refuse("E4505",
                     "a connection that it has not accepted yet was closed by its other end, and what that has sent cannot be read from outside",
                     "try again when it was accepted, or pass --skip-in-flight to leave the connection behind",
                 ));
@@ -351,8 +329,7 @@ impl FileKind for UnixSk {
         let ready = readiness(seen.fd, libc::POLLPRI)?;
         ext.reset = (ready & libc::POLLERR != 0).then_some(true);
         if ready & libc::POLLPRI != 0 {
-            return Err(refuse(
-                seen,
+            return Err(seen.refuse(
                 "E4506",
                 "an out-of-band byte waits in its queue, and the kernel does not tell where",
                 "try again when it was read",

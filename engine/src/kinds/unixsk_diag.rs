@@ -169,13 +169,11 @@ pub fn in_namespace_of<R: Send>(seen: &Seen, f: impl FnOnce() -> Result<R> + Sen
     let here = own(&ns)?;
     // what no task has open itself is looked at through whoever has the socket it travels in
     if here != own(&Ns::Net.of(seen.pid)?)? {
-        return Err(Error::new(
+        return Err(seen.refuse(
             "E4501",
-            Blame::Container,
-            format!("cannot dump {}", seen.place()),
-        )
-        .why("it is a socket of another network namespace than the task's")
-        .advice("close it before the dump"));
+            "it is a socket of another network namespace than the task's",
+            "close it before the dump",
+        ));
     }
     if here == own(&Ns::Net.of(stasis_kernel::ids::HostPid::own())?)? {
         return f();
