@@ -62,7 +62,11 @@ impl PidSpaces {
         let mut handles = BTreeMap::new();
         let mut founded = BTreeSet::new();
         for (t, st) in held.iter().zip(status) {
-            let ino = t.proc.ns(Ns::Pid.name())?;
+            let ino = match (t.proc.ns(Ns::Pid.name()), root) {
+                // a zombie of another user, where the engine is not root: as deep as the first process, it is where that is
+                (Err(_), Some(first)) if t.zombie.is_some() && all.level == Level::of(st) => first,
+                (ino, _) => ino?,
+            };
             let first = *root.get_or_insert_with(|| {
                 all.level = Level::of(st);
                 ino
