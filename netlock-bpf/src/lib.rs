@@ -22,7 +22,7 @@ use state::State;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 /// Packets of sockets with this mark (SO_MARK) pass every lock.
 pub const PASS_MARK: u32 = 0x5741_5353;
@@ -289,7 +289,7 @@ fn nets(state: &State, means: Means) -> Result<(Option<ebpf::Net>, Option<nft::N
         (Ok(b), nft) => Ok((Some(b), nft.ok())),
         (Err(e), _) if means == Means::Ebpf => Err(e),
         (Err(e), Ok(nft)) => {
-            debug!("network lock without eBPF: {e}");
+            info!("the network is locked by nftables alone, eBPF cannot be had: {e}");
             Ok((None, Some(nft)))
         }
         (Err(e), Err(n)) => Err(Error::Nothing(Box::new(e), Box::new(n))),
