@@ -172,6 +172,9 @@ fn dump_here(o: &Options) -> Result<Done> {
         made = undo;
         sealed
     });
+    if sealed.is_ok() && o.memory.stream.is_some() {
+        forfeit(&held);
+    }
     crate::kill_point();
     let after = if sealed.is_ok() {
         o.after
@@ -477,6 +480,17 @@ fn take_back(undo: &[Undo]) -> Result<()> {
         first = first.and(u.perform());
     }
     first
+}
+
+/// The tree runs at another host: here it must not run any more, also if this engine is killed now.
+fn forfeit(held: &[Task]) {
+    use stasis_kernel::ptrace::{EXITKILL, TRACESYSGOOD};
+    for th in held.iter().flat_map(|t| &t.threads) {
+        if let Err(e) = th.tracee.set_options(EXITKILL | TRACESYSGOOD) {
+            // one that is killed as it should be soon, or was before
+            debug!("{e}");
+        }
+    }
 }
 
 /// Lets the tree go: run on, stay stopped, or die. Gives those whose end is still to be waited for.
