@@ -195,7 +195,7 @@ macro_rules! with_works {
             mounts: dump_restore, leave_running, generations, contained, contained_user;
             overlay: dump_restore, leave_running, generations, contained, contained_user;
             autofs: dump_restore, leave_running, generations, contained;
-            binfmt: leave_running, contained_user;
+            binfmt: contained_user;
             detached: dump_restore, leave_running, generations, contained, contained_user;
             late_master: dump_restore, leave_running, generations, contained, contained_user;
             nested_timens: dump_restore, leave_running, generations, contained, contained_user;

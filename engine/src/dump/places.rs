@@ -104,7 +104,7 @@ impl Places {
     /// Notes where a task lives; the root of the tree comes first. Gives the ids for its image.
     ///
     /// # Errors
-    /// E4011: it is where it cannot be brought back. E4801: a pid namespace of which the root is not the first process.
+    /// E4011, E4015: it is where it cannot be brought back. E4801: a pid namespace of which the root is not the first process.
     pub fn meet(
         &mut self,
         task: HostPid,
@@ -122,6 +122,15 @@ impl Places {
                 return Err(elsewhere(&format!("{}_for_children", ns.name()))
                     .why("its children would be born in a namespace that it is not in itself"));
             }
+        }
+        if self.is_own(Ns::User) && !self.is_own(Ns::Pid) {
+            return Err(Error::new(
+                "E4015",
+                Blame::Container,
+                "its user namespace is its own, its pid namespace is the engine's",
+            )
+            .why("who is in such a user namespace may not choose pids there (clone3(2), set_tid), so nothing could bring it back")
+            .advice("start it in a pid namespace of its own as well (unshare --user --pid --fork)"));
         }
         let of_root = |s: &Space| s.ns == Ns::Pid && s.task == task && !is_nested(s.id);
         if own_pid != 1 && self.own.iter().any(of_root) {
