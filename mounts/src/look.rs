@@ -7,7 +7,7 @@ use crate::error::{Blame, Error, Result};
 use crate::flags;
 use crate::fstype::{self, FsType, Make};
 use crate::ids::Ids;
-use crate::tree::below;
+use crate::tree::{below, is_plain};
 use stasis_kernel::procfs::MountInfo;
 use stasis_proto::pb;
 use std::collections::{BTreeMap, BTreeSet};
@@ -352,6 +352,8 @@ fn judge(
     let layered = m.fstype.filter(|t| t.make == Make::Layered && !hosts);
     let layered = layered.map(|_| layers(all, m, view));
     let fresh = match m.fstype {
+        // of a cgroup file system it may be above the root of the reader's namespace: /../..
+        _ if !is_plain(&m.root) => false,
         Some(t) if t.name == "devpts" => !hosts && whole,
         Some(t) => match t.make {
             Make::Fresh | Make::HostWide => true,
