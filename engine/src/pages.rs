@@ -173,8 +173,8 @@ impl Pages {
         level: usize,
         check: bool,
     ) -> Result<Self> {
-        let mut pages = Self::own(base, dir, name, (level, check), false)?;
-        let (_, all) = entries(dir, name)?;
+        let (id, all) = entries(dir, name)?;
+        let mut pages = Self::own(base, dir, name, (level, check), (id, &all), false)?;
         // by task: its pages, and the number of its first source
         let mut others: BTreeMap<u32, (Pages, usize)> = BTreeMap::new();
         for e in all.iter().filter(|e| e.flags() & SAME != 0) {
@@ -184,7 +184,9 @@ impl Pages {
                 Entry::Occupied(o) => o.into_mut(),
                 Entry::Vacant(v) => {
                     let theirs = Kind::Pagemap.file_of(of);
-                    let theirs = Self::own(base, dir, &theirs, (level, check), true)?;
+                    let (id, all) = entries(dir, &theirs)?;
+                    let own = (id, &all[..]);
+                    let theirs = Self::own(base, dir, &theirs, (level, check), own, true)?;
                     let first = pages.sources.len();
                     pages.sources.extend(&theirs.sources);
                     v.insert((theirs, first))
@@ -206,15 +208,15 @@ impl Pages {
         Ok(pages)
     }
 
-    /// What a pagemap says without the pages of other tasks; `present`: only what lies in its own pages image.
+    /// What a pagemap with these entries says without the pages of other tasks; `present`: only what lies in its own pages image.
     fn own(
         base: &ImageDir,
         dir: &ImageDir,
         name: &str,
         (level, check): (usize, bool),
+        (id, all): (u32, &[pb::PagemapEntry]),
         present: bool,
     ) -> Result<Self> {
-        let (id, all) = entries(dir, name)?;
         let mut pages = Pages {
             runs: Vec::with_capacity(all.len()),
             sources: vec![Source { level, id }],
@@ -223,7 +225,7 @@ impl Pages {
         let mut far = Vec::new();
         let mut before: Option<Pages> = None;
         let mut at = 0;
-        for e in &all {
+        for e in all {
             let (len, flags) = (e.nr_pages.unwrap_or(0) * PAGE, e.flags.unwrap_or(0));
             if flags & LAZY != 0 {
                 pages.lazy.push((e.vaddr, e.vaddr + len));

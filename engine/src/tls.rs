@@ -120,6 +120,17 @@ fn roots(f: &Files) -> Result<RootCertStore> {
     }
 }
 
+impl Files {
+    /// Reads them, if TLS is `wanted`.
+    ///
+    /// # Errors
+    /// E2730.
+    pub fn load(&self, wanted: bool) -> Result<Option<Arc<Tls>>> {
+        let load = || Tls::load(self).map(Arc::new);
+        wanted.then(load).transpose()
+    }
+}
+
 impl Tls {
     /// Reads the files.
     ///

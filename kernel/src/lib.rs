@@ -3,9 +3,9 @@
 //! This is the only crate of the workspace that may say `unsafe`. It knows nothing of images or plans.
 #![allow(unsafe_code)]
 
-/// bpf(2) for programs that are loaded already.
 /// The device of autofs.
 pub mod autofs;
+/// bpf(2) for programs that are loaded already.
 pub mod bpf;
 /// Maps of eBPF programs that belong to a tree.
 pub mod bpf_maps;

@@ -73,15 +73,9 @@ pub struct Recipe {
 impl Recipe {
     fn mount(&self) -> Call {
         let words: Vec<&str> = crate::flags::super_words(self.flags).collect();
-        let flags = (self.flags, words.join(","));
+        let flags = (self.flags, &*words.join(","));
         let at = format!("/{MERGED}");
-        mnt::mount(
-            "overlay",
-            &self.source,
-            &at,
-            (flags.0, &flags.1),
-            &self.options,
-        )
+        mnt::mount("overlay", &self.source, &at, flags, &self.options)
     }
 }
 

@@ -21,18 +21,28 @@ fn root() -> pb::MntEntry {
     entry(1, 0, pb::Fstype::Unsupported, "/")
 }
 
-fn made(entries: &[pb::MntEntry], external: &[(String, String)]) -> Result<Plan> {
-    let caller = Caller {
-        root: Some(Path::new("/given/root")),
-        external,
+/// A caller who gives nothing.
+fn bare() -> Caller<'static> {
+    Caller {
+        root: None,
+        external: &[],
         external_sharing: false,
         enable_fs: &[],
         skip: &[],
         context: None,
-        archive: &|_| Some("a".into()),
+        archive: &|_| None,
         automount: &|_| None,
         formats: None,
         cgroup: &str::to_owned,
+    }
+}
+
+fn made(entries: &[pb::MntEntry], external: &[(String, String)]) -> Result<Plan> {
+    let caller = Caller {
+        root: Some(Path::new("/given/root")),
+        external,
+        archive: &|_| Some("a".into()),
+        ..bare()
     };
     plan(&Tree::from_entries(entries)?, caller)
 }
@@ -196,18 +206,7 @@ fn a_file_system_of_two_namespaces_is_made_once_and_shared_last() {
     (here.shared_id, there.shared_id) = (Some(7), Some(7));
     let mut top = entry(11, 10, pb::Fstype::Unsupported, "/");
     top.root_dev = 1;
-    let caller = Caller {
-        root: None,
-        external: &[],
-        external_sharing: false,
-        enable_fs: &[],
-        skip: &[],
-        context: None,
-        archive: &|_| None,
-        automount: &|_| None,
-        formats: None,
-        cgroup: &str::to_owned,
-    };
+    let caller = bare();
     let (first, second) = ([root(), here], [top, there]);
     let tree = Tree::from_spaces(&[&first, &second]).expect("two trees");
     let p = plan(&tree, caller).expect("a plan");
@@ -243,18 +242,7 @@ fn a_master_may_be_in_a_later_namespace() {
     (here.master_id, there.shared_id) = (Some(7), Some(7));
     let mut top = entry(11, 10, pb::Fstype::Unsupported, "/");
     top.root_dev = 1;
-    let caller = Caller {
-        root: None,
-        external: &[],
-        external_sharing: false,
-        enable_fs: &[],
-        skip: &[],
-        context: None,
-        archive: &|_| None,
-        automount: &|_| None,
-        formats: None,
-        cgroup: &str::to_owned,
-    };
+    let caller = bare();
     let tree = Tree::from_spaces(&[&[root(), here], &[top, there]]).expect("two trees");
     let p = plan(&tree, caller).expect("a plan");
     let spaces: Vec<usize> = p.sharing.iter().map(|s| s.0).collect();
@@ -310,16 +298,8 @@ fn formats_belong_to_user_namespaces_and_come_last() {
     };
     let formats = [Format::new(&e).expect("a format")];
     let caller = Caller {
-        root: None,
-        external: &[],
-        external_sharing: false,
-        enable_fs: &[],
-        skip: &[],
-        context: None,
-        archive: &|_| None,
-        automount: &|_| None,
         formats: Some(&formats),
-        cgroup: &str::to_owned,
+        ..bare()
     };
     let p = plan(&Tree::from_entries(&all).expect("a tree"), caller).expect("a plan");
     let is = |f: &dyn Fn(&Step) -> bool| p.build.iter().position(|r| f(&r.step)).expect("a row");
@@ -459,18 +439,7 @@ fn a_context_with_commas_is_one_option_and_the_callers_wins() {
     };
     let all = [root(), m];
     let planned = |context| {
-        let caller = Caller {
-            root: None,
-            external: &[],
-            external_sharing: false,
-            enable_fs: &[],
-            skip: &[],
-            context,
-            archive: &|_| None,
-            automount: &|_| None,
-            formats: None,
-            cgroup: &str::to_owned,
-        };
+        let caller = Caller { context, ..bare() };
         let tree = Tree::from_entries(&all).expect("a tree");
         text(&plan(&tree, caller).expect("a plan"))
     };

@@ -1,8 +1,9 @@
 //! Descriptors: every open file is looked at once, through a duplicate the engine holds.
 use super::Dumping;
 use super::mapped::{self, Copied};
+use super::mm;
 use super::task::Task;
-use crate::error::{Blame, Error, Result};
+use crate::error::{Error, Result};
 use crate::kinds::{
     self, DumpCx, FileKind, IN_FLIGHT, Seen, fown, locks, packet, regular, shmem, unixsk,
     unixsk_diag,
@@ -289,12 +290,7 @@ impl Dumping<'_> {
     }
     /// The socket whose rings are mapped: the id of its entry.
     pub fn mapped_socket(&mut self, t: &Task, m: &MapsLine) -> Result<u32> {
-        let refuse = |why: &str, advice: &str| {
-            let what = format!("cannot dump mapping {m} of task {}", t.pid.0);
-            Err(Error::new("E4200", Blame::Container, what)
-                .why(why)
-                .advice(advice))
-        };
+        let refuse = |why: &str, advice: &str| Err(mm::refuse(t, m, why, advice));
         let pidfd = fds::pidfd_open(t.pid, 0)?;
         let all = t.proc.fds()?.into_iter();
         let mut same = all.filter(|slot| t.proc.fd_link(*slot).is_ok_and(|l| l == m.path));

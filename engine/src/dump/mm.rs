@@ -207,6 +207,14 @@ fn flags(f: VmFlags) -> (u32, u64) {
     )
 }
 
+/// E4200: a mapping that cannot be carried.
+pub(super) fn refuse(task: &Task, m: &MapsLine, why: &str, advice: &str) -> Error {
+    let what = format!("cannot dump mapping {m} of task {}", task.pid.0);
+    Error::new("E4200", Blame::Container, what)
+        .why(why)
+        .advice(advice)
+}
+
 /// Describes one mapping.
 ///
 /// # Errors
@@ -248,15 +256,7 @@ pub fn entry(d: &mut Dumping, task: &Task, s: &SmapsEntry, stat: &Stat) -> Resul
             sealed: sealed.then_some(true),
         });
     }
-    let unsupported = |why: &str, advice: &str| {
-        Err(Error::new(
-            "E4200",
-            Blame::Container,
-            format!("cannot dump mapping {m} of task {}", task.pid.0),
-        )
-        .why(why)
-        .advice(advice))
-    };
+    let unsupported = |why: &str, advice: &str| Err(refuse(task, m, why, advice));
     let foreign = VmFlags::UFFD_MISSING | VmFlags::UFFD_MINOR;
     if s.flags.intersects(foreign)
         || s.flags.contains(VmFlags::UFFD_WP) && !d.tracking.is_ours(task, s)

@@ -16,17 +16,6 @@ const FIRST_OWN: u32 = 10;
 /// Numbers below are those of the first process's namespaces.
 const FIRST_NESTED: u32 = 20;
 
-/// Sorts of which a tree may have several.
-const NESTED: [Ns; 7] = [
-    Ns::Pid,
-    Ns::Mnt,
-    Ns::Net,
-    Ns::Ipc,
-    Ns::Uts,
-    Ns::Cgroup,
-    Ns::Time,
-];
-
 /// A namespace of the tree's own.
 struct Space {
     ns: Ns,
@@ -164,7 +153,8 @@ impl Places {
                 ));
             }
             (false, true) => FIRST_OWN + engines(ns),
-            (false, false) if !NESTED.contains(&ns) => {
+            // of all others a tree may have several
+            (false, false) if ns == Ns::User => {
                 return Err(elsewhere(ns.name()).why(
                     "trees with several namespaces of this sort are not supported by this version",
                 ));

@@ -2,7 +2,6 @@
 //!
 //! A dump visits each namespace of the tree that is not the engine's own ([`dump`]). A restore has a worker in the fresh ones
 //! ([`restore`]), which fills them before any file of the tree is opened.
-/// Mounts of autofs and their daemons.
 pub mod autofs;
 pub mod ipc;
 pub mod mnt;

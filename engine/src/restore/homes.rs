@@ -64,6 +64,10 @@ impl Homes {
     pub fn are_one(&self) -> bool {
         self.all.len() < 2
     }
+    /// Are there networks besides that of the root?
+    pub fn several_networks(&self) -> bool {
+        self.all.iter().any(|h| h.makes.contains(&Ns::Net))
+    }
     /// The home of a task, by its pid; a zombie has that of the root.
     pub fn of_task(&self, pid: u32) -> usize {
         self.of_task.get(&pid).copied().unwrap_or(0)

@@ -612,7 +612,7 @@ impl<'a> Performance<'a> {
             self.host.insert(handle_name(*ns, *id), ns.of(root)?);
         }
         let share = !g.homes.are_one();
-        if share {
+        if g.homes.several_networks() {
             self.each_worker(inner::Task::Devices, share)?;
         }
         let told = self.each_worker(inner::Task::Contents, share)?;

@@ -307,8 +307,7 @@ impl Settings {
     /// # Errors
     /// E2730.
     pub fn tls(&self) -> Result<Option<Arc<Tls>>, Error> {
-        let load = || Tls::load(&self.tls_files).map(Arc::new);
-        self.tls.then(load).transpose()
+        self.tls_files.load(self.tls)
     }
 
     /// What the engine is asked for.

@@ -41,7 +41,6 @@ impl Secure {
             key: self.tls_key.clone(),
             no_name: self.tls_no_cn_verify,
         };
-        let load = || Tls::load(&files).map(Arc::new);
-        self.tls.then(load).transpose()
+        files.load(self.tls)
     }
 }
