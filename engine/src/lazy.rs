@@ -8,8 +8,11 @@
 //! - Events are read with the gate held for writing: the task that caused one goes on when it is read, and may then use the
 //!   addresses anew.
 //! - KERNEL: while an event waits to be read, UFFDIO_COPY is EAGAIN (mm/userfaultfd.c, mmap_changing).
+//!
+//! Long because who takes pages off a list, brings them and puts them back keeps one promise.
 use crate::error::{Blame, Error, Result};
-use crate::pages::{PAGE, Run, Store, split};
+use crate::lazy_views::{View, Views};
+use crate::pages::{PAGE, Run, Store};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use stasis_kernel::ids::{HostPid, RemotePtr};
@@ -51,8 +54,8 @@ pub struct Space {
     gate: RwLock<()>,
     /// Its processes have ended.
     gone: AtomicBool,
-    /// Sources from this one on are of shared memory: pages of it stay wanted when one of its tasks gives them back.
-    first_shared: usize,
+    /// Shared memory that is shown there and brought elsewhere.
+    views: Mutex<Views>,
     /// What was touched first the last time, and is brought first: windows.
     order: Mutex<VecDeque<u64>>,
     /// What is touched now, in order: windows.
@@ -73,14 +76,14 @@ impl Space {
             left: Mutex::new(runs.iter().map(|r| (r.0, (r.0 + r.1, r.2))).collect()),
             gate: RwLock::default(),
             gone: AtomicBool::new(false),
-            first_shared: usize::MAX,
+            views: Mutex::default(),
             order: Mutex::default(),
             touched: Mutex::default(),
         }
     }
-    /// Sources from this one on are of shared memory.
-    pub fn sharing(mut self, first: usize) -> Self {
-        self.first_shared = first;
+    /// Shared memory that is shown there.
+    pub fn sharing(self, views: impl IntoIterator<Item = (u64, View)>) -> Self {
+        lock(&self.views).extend(views);
         self
     }
     /// Windows to be brought first: addresses.
@@ -102,9 +105,35 @@ impl Space {
     }
     /// Makes a trap of what is still missing: tasks that touch it get SIGBUS, where they would read zeroes else.
     pub fn give_up(&self) {
-        for (start, (end, _)) in lock(&self.left).iter() {
-            if let Err(e) = uffd::poison(self.fd.as_fd(), RemotePtr(*start), end - start) {
+        let shared = lock(&self.views).lacks();
+        for (start, end) in self.missing().into_iter().chain(shared) {
+            if let Err(e) = uffd::poison(self.fd.as_fd(), RemotePtr(start), end - start) {
                 tracing::error!("memory of task {} is lost: {e}", self.pid);
+            }
+        }
+    }
+    /// What is still missing: start, end.
+    pub fn missing(&self) -> Vec<(u64, u64)> {
+        lock(&self.left)
+            .iter()
+            .map(|(a, (b, _))| (*a, *b))
+            .collect()
+    }
+    /// Brings all that is still missing.
+    ///
+    /// # Errors
+    /// E6703, E5020.
+    pub fn settle(&self, stores: &[Store], buf: &mut [u8]) -> Result<()> {
+        loop {
+            let reader = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+            while let Some(run) = self.next() {
+                self.bring(run, &stores[self.source], buf)?;
+            }
+            drop(reader);
+            // what was in others' hands is in place, or on the list again
+            let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            if self.is_done() {
+                return Ok(());
             }
         }
     }
@@ -212,7 +241,14 @@ impl Space {
         Ok(did)
     }
     /// Serves a fault.
-    fn fault(&self, addr: u64, store: &Store, buf: &mut [u8]) -> Result<()> {
+    fn fault(&self, addr: u64, stores: &[Store], buf: &mut [u8]) -> Result<()> {
+        let shown = lock(&self.views).at(addr);
+        if let Some((object, own)) = shown {
+            object.fault(own, stores, buf)?;
+            let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), PAGE);
+            return Ok(());
+        }
+        let store = &stores[self.source];
         let reader = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let window = addr / WINDOW * WINDOW;
         // the page itself first
@@ -246,18 +282,14 @@ impl Space {
         Ok(())
     }
     /// What a task has given up is nobody's to bring.
-    /// `back`: only given back, not unmapped; then shared memory is as it was for whoever looks again.
-    fn forget(&self, from: u64, to: u64, back: bool) {
+    fn forget(&self, from: u64, to: u64) {
         let mut left = lock(&self.left);
         let mut to = to;
-        while let Some((start, (end, place))) = left.range(..to).next_back().map(|(s, v)| (*s, *v))
-        {
+        while let Some((start, (end, _))) = left.range(..to).next_back().map(|(s, v)| (*s, *v)) {
             if end <= from {
                 return;
             }
-            if !back || split(place).0 < self.first_shared {
-                cut_one(&mut left, start, start.max(from), end.min(to));
-            }
+            cut_one(&mut left, start, start.max(from), end.min(to));
             to = start.max(from);
             if to == from {
                 return;
@@ -282,16 +314,29 @@ impl Space {
         }
     }
     /// Reads what has happened. Gives faults, and children.
-    fn events(&self) -> Result<(Vec<u64>, Vec<Space>)> {
+    fn events(&self, stores: &[Store], buf: &mut [u8]) -> Result<(Vec<u64>, Vec<Space>)> {
         let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let (mut faults, mut children, mut all) = (Vec::new(), Vec::new(), Vec::new());
         uffd::events(self.fd.as_fd(), &mut all)?;
+        // of shared memory all must be there whose addresses are not known any more, before a fault there is served
+        let settle = |objects: Vec<Arc<Space>>, buf: &mut [u8]| {
+            objects.iter().try_for_each(|o| o.settle(stores, buf))
+        };
         for e in all {
             match e {
                 Event::Fault(addr) => faults.push(addr),
-                Event::Remap(from, to, len) => self.moved(from, to, len),
-                Event::Remove(from, to) => self.forget(from, to, true),
-                Event::Unmap(from, to) => self.forget(from, to, false),
+                Event::Remap(from, to, len) => {
+                    self.moved(from, to, len);
+                    let objects = lock(&self.views).moved(from, len);
+                    settle(objects, buf)?;
+                }
+                // shared memory is as it was for whoever looks again
+                Event::Remove(from, to) => self.forget(from, to),
+                Event::Unmap(from, to) => {
+                    self.forget(from, to);
+                    let objects = lock(&self.views).unmapped(from, to);
+                    settle(objects, buf)?;
+                }
                 Event::Fork(fd) => children.push(Space {
                     pid: self.pid,
                     fd,
@@ -299,7 +344,7 @@ impl Space {
                     left: Mutex::new(lock(&self.left).clone()),
                     gate: RwLock::default(),
                     gone: AtomicBool::new(false),
-                    first_shared: self.first_shared,
+                    views: Mutex::new(lock(&self.views).clone()),
                     order: Mutex::default(),
                     touched: Mutex::default(),
                 }),
@@ -463,10 +508,10 @@ fn turn(
         .map(|(_, s)| s)
         .collect();
     for s in ready {
-        let (faults, children) = s.events()?;
+        let (faults, children) = s.events(stores, buf)?;
         lock(spaces).extend(children.into_iter().map(Arc::new));
         for addr in faults {
-            s.fault(addr, &stores[s.source], buf)?;
+            s.fault(addr, stores, buf)?;
         }
     }
     match waits {

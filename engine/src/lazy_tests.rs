@@ -40,7 +40,7 @@ fn pieces_end_where_page_tables_end() {
 #[test]
 fn what_tasks_do_with_their_memory_is_followed() {
     let s = space(&[(0x1000, 0x4000, 0)]);
-    s.forget(0x2000, 0x3000, true);
+    s.forget(0x2000, 0x3000);
     assert_eq!(left(&s), [(0x1000, 0x1000, 0), (0x3000, 0x2000, 0x2000)]);
     s.moved(0x1000, 0x100000, 0x3000);
     assert_eq!(
@@ -51,18 +51,55 @@ fn what_tasks_do_with_their_memory_is_followed() {
             (0x102000, 0x1000, 0x2000)
         ]
     );
-    s.forget(0, u64::MAX, false);
+    s.forget(0, u64::MAX);
     assert!(s.is_done());
 }
 
+/// Shared memory that is being brought, and a fault in a view of it by an address space that is no real one.
 #[test]
-fn shared_memory_that_is_given_back_is_still_wanted() {
-    let shared = 1 << 47;
-    let s = space(&[(0x1000, 0x2000, 0), (0x4000, 0x2000, shared)]).sharing(1);
-    s.forget(0x1000, 0x5000, true);
-    assert_eq!(left(&s), [(0x4000, 0x2000, shared)]);
-    s.forget(0x4000, 0x5000, false);
-    assert_eq!(left(&s), [(0x5000, 0x1000, shared + 0x1000)]);
+fn shared_memory_is_brought_into_the_object_for_all() {
+    use stasis_kernel::{fds, uffd::Window};
+    use stasis_proto::{ImageDir, Kind};
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    const N: u64 = 64;
+    let file = File::from(fds::memfd_create(c"object", 0).unwrap());
+    file.set_len(N * PAGE).unwrap();
+    // not for everybody
+    let Ok(window) = Window::open(file.as_fd(), N * PAGE) else {
+        return;
+    };
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = ImageDir::create(tmp.path()).unwrap();
+    let image = dir.create_raw(&Kind::Pages.file_of(1u32)).unwrap();
+    image.write_all_at(&vec![7; 40 * PAGE as usize], 0).unwrap();
+    let sources = [crate::pages::Source { level: 0, id: 1 }];
+    let stores = [Store::open(&dir, &sources).unwrap()];
+    let fd = fds::dup(window.fd()).unwrap();
+    let runs = [(window.at() + 8 * PAGE, 40 * PAGE, 0)];
+    let object = Arc::new(Space::new(HostPid::own(), fd, 0, &runs));
+    let page = |n: u64| {
+        let mut b = [9; 1];
+        file.read_exact_at(&mut b, n * PAGE).unwrap();
+        b[0]
+    };
+    let mut buf = vec![0u8; (STEP + PAGE) as usize];
+    let view = View {
+        end: 0x10_0000 + N * PAGE,
+        object: object.clone(),
+        own: window.at(),
+    };
+    let task = space(&[]).sharing([(0x10_0000, view)]);
+    task.fault(0x10_0000 + 20 * PAGE, &stores, &mut buf)
+        .unwrap();
+    assert_eq!((page(20), page(47), page(2)), (7, 0, 0));
+    // what somebody has written since is not overwritten, and what never held data is zeroes
+    file.write_all_at(&[5], 47 * PAGE).unwrap();
+    task.fault(0x10_0000 + 50 * PAGE, &stores, &mut buf)
+        .unwrap();
+    object.settle(&stores, &mut buf).unwrap();
+    assert!(object.is_done());
+    assert_eq!((page(8), page(47), page(50)), (7, 5, 0));
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub mod inherited;
 pub mod kinds;
 mod lazy;
 pub mod lazy_daemon;
+mod lazy_views;
 mod lsm;
 pub mod migrate;
 mod namespaces;

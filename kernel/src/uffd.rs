@@ -3,7 +3,7 @@
 //! A descriptor made with [`open`](crate::uffd::open) belongs to the address space of its maker. The engine takes one that a target made
 //! (one injected system call, then pidfd_getfd) and does all else, [`api`](crate::uffd::api) included, from outside.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::error::{SysError, SysResult, check};
 use crate::ids::RemotePtr;
@@ -276,4 +276,66 @@ pub fn unregister(uffd: BorrowedFd<'_>, start: RemotePtr, len: u64) -> SysResult
         format!("{len} bytes at {start}")
     })
     .map(drop)
+}
+
+/// A shared mapping of a file in our own address space, registered with a userfaultfd of ours: what is [copied](copy) there lies in
+/// the file, for all who map it. Nobody reads or writes there.
+#[derive(Debug)]
+pub struct Window {
+    fd: OwnedFd,
+    at: u64,
+    len: usize,
+}
+
+impl Window {
+    /// Maps the first `len` bytes of a file of tmpfs that is open for reading and writing. EPERM without CAP_SYS_PTRACE.
+    pub fn open(file: BorrowedFd<'_>, len: u64) -> SysResult<Self> {
+        let fd = open(0)?;
+        api(fd.as_fd(), 0)?;
+        let len = len as usize;
+        // SAFETY: the kernel chooses the place; nothing is read or written there, and it is unmapped in drop().
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(SysError::last(
+                "mmap",
+                format!("{len} bytes of shared memory"),
+            ));
+        }
+        let window = Self {
+            fd,
+            at: at as u64,
+            len,
+        };
+        register(
+            window.fd.as_fd(),
+            RemotePtr(window.at),
+            len as u64,
+            MODE_MISSING,
+        )?;
+        Ok(window)
+    }
+    /// The userfaultfd.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+    /// Where it is.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in open(), to which nobody has a reference.
+        unsafe { libc::munmap(self.at as *mut libc::c_void, self.len) };
+    }
 }

@@ -87,6 +87,7 @@ macro_rules! with_guests {
             map_file_private: [] [];
             map_file_shared: [] [];
             shmem_family: [] [];
+            shared_later: [] [];
             memfd: [] [];
             sysv_shm: [] [];
             mm_layout: [] [];
@@ -300,6 +301,7 @@ macro_rules! with_works {
             registers: incremental, lazy;
             map_file_private: incremental, lazy;
             shmem_family: incremental, lazy, encrypted, sealed_file, stream;
+            shared_later: dump_restore, leave_running, incremental, lazy;
             seccomp_filter: incremental, lazy, snapshot;
             hugetlb: incremental, lazy, snapshot;
             madvise: incremental, lazy, snapshot;

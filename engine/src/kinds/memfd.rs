@@ -18,6 +18,7 @@
 //! MFD_NOEXEC_SEAL is F_SEAL_EXEC and a mode without x. KERNEL(>=6.3)
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, fown, malformed, regular, shmem};
 use crate::error::{Blame, Error, Result};
+use crate::restore::later::Id;
 use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
@@ -126,13 +127,26 @@ fn inode(
     cx.put("memfd.img", &record, &[])
 }
 
+/// All memfds of the image.
+///
+/// # Errors
+/// A damaged image.
+pub fn inodes(cx: &mut PlanCx) -> Result<std::rc::Rc<Vec<pb::MemfdInodeEntry>>> {
+    cx.image::<pb::MemfdInodeEntry>("memfd.img")
+}
+
+/// Whether its contents may come when its seals are set: it is in small pages, and nothing forbids writing.
+pub fn may_wait(m: &pb::MemfdInodeEntry) -> bool {
+    m.hugetlb_flag() == 0 && matches!(m.seals, 0 | F_SEAL_SEAL)
+}
+
 /// Plans the inode, once, and gives the file it was made with.
 fn plan_inode(cx: &mut PlanCx, entry: &pb::FileEntry, inode_id: u32) -> Result<FdRef> {
     let key = ("memfd", u64::from(inode_id));
     if let Some(f) = cx.made.get(&key) {
         return Ok(f[0]);
     }
-    let all = cx.image::<pb::MemfdInodeEntry>("memfd.img")?;
+    let all = inodes(cx)?;
     let Some(m) = all.iter().find(|m| m.inode_id == u64::from(inode_id)) else {
         return Err(malformed(entry, "its inode is not in memfd.img"));
     };
@@ -165,7 +179,9 @@ fn plan_inode(cx: &mut PlanCx, entry: &pb::FileEntry, inode_id: u32) -> Result<F
         let c = Call::new(libc::SYS_ftruncate, vec![Arg::Fd(file), Arg::Int(m.size)]);
         cx.host(c, "its size");
     }
-    shmem::plan_fill(cx, file, m.shmid.into(), m.size, huge)?;
+    if !cx.later.contains_key(&Id::Memfd(inode_id)) {
+        shmem::plan_fill(cx, file, m.shmid.into(), m.size, huge)?;
+    }
     let args = vec![
         Arg::Fd(file),
         Arg::Int(m.uid.into()),

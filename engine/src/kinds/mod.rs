@@ -360,6 +360,8 @@ pub struct PlanCx<'a> {
     pub homes: crate::restore::Homes,
     /// Pid namespaces, and the numbers of tasks in them.
     pub spaces: crate::restore::spaces::Spaces,
+    /// Shared memory whose contents come when the tree runs.
+    pub later: BTreeMap<crate::restore::later::Id, std::sync::Arc<crate::restore::later::Later>>,
     /// The one in which acts planned next are performed.
     pub home: usize,
     stage: Stage,
@@ -388,6 +390,7 @@ impl<'a> PlanCx<'a> {
             orphans: Vec::new(),
             mounts: None,
             warnings: Vec::new(),
+            later: BTreeMap::new(),
             homes: Default::default(),
             spaces: Default::default(),
             home: 0,

@@ -107,17 +107,7 @@ pub fn fill(
     if size == 0 {
         return Ok(None);
     }
-    let name = Kind::ShmemPagemap.file_of(shmid);
-    let pages = Pages::load(dir, &name)?;
-    if pages
-        .runs
-        .last()
-        .is_some_and(|r| r.0 + r.1 > size.next_multiple_of(PAGE))
-    {
-        return Err(Error::new("E5104", Blame::Image, name)
-            .why("a run of pages ends beyond the file's size")
-            .advice("dump again: the image is damaged"));
-    }
+    let pages = pages(dir, shmid, size)?;
     let runs = pages.runs.iter().map(|(at, len, from)| FillRun {
         at: *at,
         from: *from,
@@ -130,6 +120,22 @@ pub fn fill(
         size,
         huge,
     }))
+}
+
+/// The pages of a shared memory file of so many bytes, by offset.
+///
+/// # Errors
+/// A missing or contradictory pagemap.
+pub fn pages(dir: &ImageDir, shmid: u64, size: u64) -> Result<Pages> {
+    let name = Kind::ShmemPagemap.file_of(shmid);
+    let pages = Pages::load(dir, &name)?;
+    let end = pages.runs.last().map_or(0, |r| r.0 + r.1);
+    if end > size.next_multiple_of(PAGE) {
+        return Err(Error::new("E5104", Blame::Image, name)
+            .why("a run of pages ends beyond the file's size")
+            .advice("dump again: the image is damaged"));
+    }
+    Ok(pages)
 }
 
 /// Runs of data as whole pages (start, end), neighbours joined.

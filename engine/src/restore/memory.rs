@@ -8,16 +8,16 @@
 use super::aio::Ring;
 use super::heirs::{self, Estate};
 use super::images::{Images, TaskImages};
+use super::later::{self, Id, View};
 use super::vdso::{Foreign, Special};
 use crate::dump::mm::status;
 use crate::error::{Blame, Error, Result};
 use crate::kinds::{Act, PlanCx, Stage, shmem};
-use crate::pages::{Pages, Run, Source, split};
+use crate::pages::{Run, Source, split};
 use stasis_kernel::call::{Arg, Call, FdRef, Part};
 use stasis_kernel::names;
-use stasis_proto::Kind;
 use stasis_proto::pb::{self, VmaEntry};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// A mapping as it is while contents are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,8 +119,8 @@ pub struct Plan {
     pub lazy: Vec<Run>,
     /// See `lazy`.
     pub lazy_ranges: Vec<(u64, u64)>,
-    /// Sources from this one on are of shared memory.
-    pub first_shared: usize,
+    /// Shared memory that does so, too.
+    pub views: Vec<View>,
 }
 
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
@@ -214,10 +214,7 @@ fn pool(cx: &mut PlanCx, file: FdRef, size: u64, log: u32) {
 }
 
 /// Shared anonymous memory: the engine makes each object once, fills it, and every task maps it like a file.
-pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, Shared>> {
-    let o = &cx.options.memory;
-    let lazily = o.lazy && o.lazy_daemon.is_none();
-    let mut locked = BTreeSet::new();
+pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, FdRef>> {
     // bytes, and the logarithm of the size of its huge pages
     let mut sizes: BTreeMap<u64, (u64, Option<u32>)> = BTreeMap::new();
     for v in images
@@ -239,9 +236,6 @@ pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, Shared>>
             let (size, huge) = sizes.entry(v.shmid).or_default();
             *size = end.max(*size);
             *huge = huge_of(v)?;
-            if v.flags & libc::MAP_LOCKED as u32 != 0 {
-                locked.insert(v.shmid);
-            }
         }
     }
     cx.enter(Stage::First);
@@ -255,26 +249,12 @@ pub fn shared(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<u64, Shared>>
             }
             Some(log) => pool(cx, f, size.next_multiple_of(1 << log), log),
         }
-        // nobody has it open, so all who can see it fault
-        let later = lazily && huge.is_none() && size > 0 && !locked.contains(&shmid);
-        let pages = match later {
-            true => Some(Pages::load(cx.dir, &Kind::ShmemPagemap.file_of(shmid))?),
-            false => {
-                shmem::plan_fill(cx, f, shmid, size, huge.map(|log| 1 << log))?;
-                None
-            }
-        };
-        made.insert(shmid, Shared { file: f, pages });
+        if !cx.later.contains_key(&Id::Anonymous(shmid)) {
+            shmem::plan_fill(cx, f, shmid, size, huge.map(|log| 1 << log))?;
+        }
+        made.insert(shmid, f);
     }
     Ok(made)
-}
-
-/// An object of shared anonymous memory.
-pub struct Shared {
-    /// What the tasks map.
-    file: FdRef,
-    /// Its contents, if they come when the tree runs.
-    pages: Option<Pages>,
 }
 
 fn listed<'a>(cx: &PlanCx<'a>, id: u32) -> Result<&'a pb::FileEntry> {
@@ -288,10 +268,22 @@ fn listed<'a>(cx: &PlanCx<'a>, id: u32) -> Result<&'a pb::FileEntry> {
 /// Mappings of something that is open.
 const FILES: u32 = status::FILE_PRIVATE | status::FILE_SHARED | status::SOCKET;
 
+const ACCESS: u32 = libc::O_ACCMODE as u32;
+
+/// How the file behind a mapping must be open.
+pub fn access(v: &VmaEntry) -> u32 {
+    let shared = v.status & status::FILE_SHARED != 0;
+    let writes = v.prot & libc::PROT_WRITE as u32 != 0;
+    ACCESS
+        & v.fdflags.unwrap_or(match shared && writes {
+            true => libc::O_RDWR as u32,
+            false => libc::O_RDONLY as u32,
+        })
+}
+
 /// The file behind a mapping. The mapping says how it must be open, which may be more than its entry says (CRIU describes a
 /// file once, whoever maps it and how); then it is opened once more.
 fn mapped(v: &VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
-    const ACCESS: u32 = libc::O_ACCMODE as u32;
     let id = u32::try_from(v.shmid)
         .map_err(|_| Error::new("E5006", Blame::Image, "a mapping's file id"))?;
     let e = listed(cx, id)?;
@@ -305,13 +297,7 @@ fn mapped(v: &VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
                 .advice("dump again")
         });
     }
-    let shared = v.status & status::FILE_SHARED != 0;
-    let writes = v.prot & libc::PROT_WRITE as u32 != 0;
-    let need = ACCESS
-        & v.fdflags.unwrap_or(match shared && writes {
-            true => libc::O_RDWR as u32,
-            false => libc::O_RDONLY as u32,
-        });
+    let need = access(v);
     let reg = e.reg.as_deref().map(|r| r.flags);
     let have = reg.or(e.memfd.as_deref().map(|m| m.flags));
     if have.is_some_and(|h| h & ACCESS == need && h & libc::O_PATH as u32 == 0) {
@@ -332,7 +318,7 @@ fn mapped(v: &VmaEntry, cx: &mut PlanCx) -> Result<FdRef> {
 pub fn plan(
     t: &TaskImages,
     cx: &mut PlanCx,
-    shared: &BTreeMap<u64, Shared>,
+    shared: &BTreeMap<u64, FdRef>,
     segments: &BTreeMap<u64, u64>,
     own_vdso: &[u8],
 ) -> Result<Plan> {
@@ -356,7 +342,7 @@ pub fn plan(
         sources: Vec::new(),
         lazy: Vec::new(),
         lazy_ranges: Vec::new(),
-        first_shared: 0,
+        views: later::views(&mm.vmas, cx.files, &cx.later),
     };
     let pages = t
         .pages
@@ -364,7 +350,6 @@ pub fn plan(
         .ok_or_else(|| Error::bug("a task without a pagemap"))?;
     p.pages = pages.runs.clone();
     p.sources = pages.sources.clone();
-    p.first_shared = p.sources.len();
     let mut sealed = Vec::new();
     for v in &mm.vmas {
         let len = v.end.checked_sub(v.start).ok_or_else(|| {
@@ -464,20 +449,15 @@ pub fn plan(
         }
         let mut flags = u64::from(v.flags) & !(libc::MAP_LOCKED as u64);
         let object = (v.status & status::ANON_SHARED != 0)
-            .then(|| shared.get(&v.shmid))
+            .then(|| shared.get(&v.shmid).copied())
             .flatten();
         let with_file = object.is_some() || v.status & FILES != 0;
-        let file = if let Some(o) = object {
+        if p.views.iter().any(|w| (w.start..w.end).contains(&v.start)) {
+            p.lazy_ranges.push((v.start, len));
+        }
+        let file = if object.is_some() {
             flags &= !(libc::MAP_ANONYMOUS as u64);
-            if let Some(pages) = &o.pages {
-                let mut later = pages.moved(v.pgoff, len, v.start, p.sources.len());
-                if !later.is_empty() {
-                    p.sources.extend(&pages.sources);
-                    p.lazy.append(&mut later);
-                    p.lazy_ranges.push((v.start, len));
-                }
-            }
-            Some(o.file)
+            object
         } else if with_file {
             Some(mapped(v, cx)?)
         } else {
@@ -656,6 +636,10 @@ impl Plan {
         if at < whole.end() {
             self.maps.push(piece(at, whole.end() - at));
         }
+    }
+    /// Whether anything of it comes when the tree runs.
+    pub fn comes_later(&self) -> bool {
+        !self.lazy.is_empty() || !self.views.is_empty()
     }
     /// Whether a child of a task with the memory `parent` should be born with that.
     pub fn is_heir_of(&self, parent: &Plan) -> bool {

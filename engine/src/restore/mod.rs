@@ -12,6 +12,7 @@ pub(crate) use heirs::minus;
 pub use homes::Homes;
 pub(crate) mod images;
 mod inner;
+pub(crate) mod later;
 mod memory;
 mod numbers;
 mod pager;

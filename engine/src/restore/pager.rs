@@ -1,14 +1,19 @@
-//! Lazy restore: private memory comes when the tree runs, from a process that stays until all of it is there.
+//! Lazy restore: memory comes when the tree runs, from a process that stays until all of it is there.
+use super::later::{Id, Later, View};
 use super::memory;
 use crate::error::{Blame, Error, Result};
 use crate::far::Far;
 use crate::lazy::{self, Space, Start};
 use crate::lazy_daemon;
-use crate::pages::Store;
+use crate::lazy_views;
+use crate::pages::{Run, Store};
 use stasis_kernel::ids::{HostPid, RemotePtr};
+use stasis_kernel::procfs::ProcDir;
+use stasis_kernel::uffd::Window;
 use stasis_kernel::{fds, offspring, uffd};
 use stasis_proto::ImageDir;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -27,8 +32,46 @@ pub struct Pager {
     far: Option<Arc<Far>>,
     /// The tasks' own numbers.
     own: Vec<u32>,
+    /// Shared memory.
+    objects: BTreeMap<Id, Object>,
+    /// What each space shows of it.
+    views: Vec<Vec<View>>,
     /// By a task's own number, what it touched first the last time.
     order: Order,
+}
+
+/// Shared memory that comes later.
+struct Object {
+    file: OwnedFd,
+    /// The index of its store.
+    source: usize,
+    later: Arc<Later>,
+}
+
+impl Object {
+    /// Finds it where a task shows it.
+    fn open(dir: &ImageDir, pid: HostPid, v: &View, source: usize) -> Result<(Self, Store)> {
+        let proc = ProcDir::open(pid)?;
+        let maps = proc.maps()?;
+        let line = maps.iter().find(|m| (m.start..m.end).contains(&v.start));
+        let line = line.ok_or_else(|| Error::bug("a mapping of shared memory is not there"))?;
+        let later = v.object.clone();
+        let this = Self {
+            file: proc.open_map_file(line, libc::O_RDWR)?,
+            source,
+            later: later.clone(),
+        };
+        Ok((this, Store::open(dir, &later.pages.sources)?))
+    }
+    /// Where its pages are brought, in this process.
+    fn window(&self) -> Result<(Window, Arc<Space>)> {
+        let window = Window::open(self.file.as_fd(), self.later.size)?;
+        let runs = self.later.pages.runs.iter();
+        let runs: Vec<Run> = runs.map(|r| (window.at() + r.0, r.1, r.2)).collect();
+        let fd = fds::dup(window.fd())?;
+        let space = Space::new(HostPid::own(), fd, self.source, &runs);
+        Ok((window, Arc::new(space)))
+    }
 }
 
 /// By a task's own number: addresses of windows, in the order in which they were touched.
@@ -170,7 +213,19 @@ impl Pager {
         self.stores
             .push(Store::reaching(dir, &m.sources, self.far.as_ref())?);
         let source = self.stores.len() - 1;
-        let space = Space::new(pid, fd, source, &m.lazy).sharing(m.first_shared);
+        for v in &m.views {
+            if self.objects.is_empty() {
+                // the process to come needs one of its own
+                uffd::open(0).map_err(|e| no_uffd(pid, &e.to_string()))?;
+            }
+            if let Entry::Vacant(slot) = self.objects.entry(v.object.id) {
+                let (object, store) = Object::open(dir, pid, v, self.stores.len())?;
+                slot.insert(object);
+                self.stores.push(store);
+            }
+        }
+        self.views.push(m.views.clone());
+        let space = Space::new(pid, fd, source, &m.lazy);
         let windows = self.order.get(&own).cloned().unwrap_or_default();
         self.spaces.push(space.first(windows));
         self.own.push(own);
@@ -191,6 +246,7 @@ impl Pager {
         let wards: Vec<HostPid> = self.spaces.iter().map(|s| s.pid).collect();
         let mut keep: Vec<RawFd> = self.spaces.iter().map(|s| s.fd().as_raw_fd()).collect();
         keep.extend(self.stores.iter().flat_map(Store::descriptors));
+        keep.extend(self.objects.values().map(|o| o.file.as_raw_fd()));
         let folder = File::open(images).ok().map(OwnedFd::from);
         keep.extend(folder.as_ref().map(AsRawFd::as_raw_fd));
         keep.sort_unstable();
@@ -200,18 +256,23 @@ impl Pager {
             stores,
             far,
             own,
+            objects,
+            views,
             ..
         } = self;
-        let spaces: Vec<_> = spaces.into_iter().map(Arc::new).collect();
         // workers of earlier phases have ended, no other thread of the engine runs now
         offspring::start(&keep, &wards, move || {
-            let served = lazy::serve(spaces.clone(), &stores, None);
-            if let (Ok(()), Some(f)) = (&served, &folder) {
+            let shared = windows(&objects, spaces, &views);
+            let served = shared.and_then(|(spaces, _windows)| {
+                lazy::serve(spaces.clone(), &stores, None)?;
+                Ok(spaces)
+            });
+            if let (Ok(spaces), Some(f)) = (&served, &folder) {
                 // a folder that cannot be written, or has it already, is none the worse
-                let _ = record(f, &own, &spaces);
+                let _ = record(f, &own, spaces);
             }
             // who kept the pages may let its tree go
-            let served = served.and_then(|()| far.map_or(Ok(()), |f| f.close()));
+            let served = served.and_then(|_| far.map_or(Ok(()), |f| f.close()));
             match served {
                 Ok(()) => 0,
                 Err(e) => {
@@ -222,6 +283,34 @@ impl Pager {
         })?;
         Ok(())
     }
+}
+
+/// Opens the windows of all objects, in the process that brings them: the spaces with what they show, those of the tasks first.
+fn windows(
+    objects: &BTreeMap<Id, Object>,
+    spaces: Vec<Space>,
+    views: &[Vec<View>],
+) -> Result<(Vec<Arc<Space>>, Vec<Window>)> {
+    let (mut open, mut windows) = (BTreeMap::new(), Vec::new());
+    for (id, o) in objects {
+        let (window, space) = o.window()?;
+        open.insert(*id, (window.at(), space));
+        windows.push(window);
+    }
+    let of = |v: &View| {
+        let (at, object) = open.get(&v.object.id)?;
+        let view = lazy_views::View {
+            end: v.end,
+            object: object.clone(),
+            own: at + v.offset,
+        };
+        Some((v.start, view))
+    };
+    let spaces = spaces.into_iter().zip(views);
+    let spaces = spaces.map(|(s, v)| Arc::new(s.sharing(v.iter().filter_map(of))));
+    let mut all: Vec<Arc<Space>> = spaces.collect();
+    all.extend(open.values().map(|o| o.1.clone()));
+    Ok((all, windows))
 }
 
 /// What a task without a userfaultfd of the full kind means.

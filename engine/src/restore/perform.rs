@@ -1024,7 +1024,7 @@ impl<'a> Performance<'a> {
         }
         let mut pager = Pager::new(&self.o.images, self.o.memory.far.as_ref());
         for t in &plan.tasks {
-            let Some(m) = t.memory.as_ref().filter(|m| !m.lazy.is_empty()) else {
+            let Some(m) = t.memory.as_ref().filter(|m| m.comes_later()) else {
                 continue;
             };
             let pid = self.pids.known(t.pid)?;
@@ -1040,7 +1040,7 @@ impl<'a> Performance<'a> {
         let mut daemon = Daemon::connect(path)?;
         for t in &plan.tasks {
             let own = t.pid as i32;
-            let Some(m) = t.memory.as_ref().filter(|m| !m.lazy.is_empty()) else {
+            let Some(m) = t.memory.as_ref().filter(|m| m.comes_later()) else {
                 daemon.skip(own)?;
                 continue;
             };

@@ -122,6 +122,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         }
         cx.mounts = Some(mounts.into());
     }
+    cx.later = super::later::find(images, &mut cx).map_err(|e| e.at(Phase::Plan))?;
     files(images, &mut cx)?;
     crate::namespaces::autofs::plan(&mut cx)?;
     kinds::locks::plan(&mut cx).map_err(|e| e.of("locks").at(Phase::Plan))?;
