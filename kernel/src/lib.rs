@@ -77,6 +77,7 @@ pub mod sched;
 pub mod sysv;
 /// What SEM_UNDO would undo.
 pub mod undo;
+pub mod users;
 /// Reading and writing another process's memory.
 pub mod vm;
 /// Where the parts of an XSAVE area lie.

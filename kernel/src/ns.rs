@@ -144,7 +144,10 @@ fn enter(places: &[(Ns, BorrowedFd<'_>)]) -> Result<(), SysError> {
 }
 
 /// The user namespace that owns a namespace (ioctl_ns(2), NS_GET_USERNS).
-fn owner(ns: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
+///
+/// # Errors
+/// EPERM: it is above the caller's own.
+pub fn owner(ns: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
     related(ns, 0xb701, "ioctl(NS_GET_USERNS)")
 }
 

@@ -70,6 +70,7 @@ macro_rules! with_guests {
             nested_veth: [] [];
             nested_pid: [] [];
             nested_proc: [] [];
+            nested_user: [] [];
             nested_timens: [] [];
             nested_cgroup: [] [];
             nested_fs: [] [];
@@ -202,6 +203,7 @@ macro_rules! with_works {
             nested_timens: dump_restore, leave_running, generations, contained, contained_user;
             nested_pid: dump_restore, leave_running, generations, contained, contained_user;
             nested_proc: dump_restore, leave_running, generations, contained, contained_user;
+            nested_user: dump_restore, leave_running, generations, contained, contained_user;
             nested_ns: dump_restore, leave_running, generations, contained, contained_user;
             nested_veth: dump_restore, leave_running, generations, contained, contained_user;
             nested_cgroup: dump_restore, leave_running, generations, contained, contained_user;

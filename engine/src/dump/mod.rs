@@ -23,6 +23,7 @@ pub(crate) mod task;
 mod thread;
 mod tracking;
 mod undo;
+mod userspaces;
 
 pub(crate) use pidspaces::Level;
 pub(crate) use places::{is_nested, is_own};
@@ -44,6 +45,7 @@ use facts::{Facts, Seccomp};
 use files::OpenFiles;
 pub(crate) use memory::Left;
 use pidspaces::PidSpaces;
+use userspaces::UserSpaces;
 use places::Places;
 use process::{Asking, GadgetCache, Tapes};
 use ready::Ready;
@@ -702,6 +704,9 @@ pub struct Dumping<'a> {
     backlog: Backlog,
     places: Places,
     spaces: PidSpaces,
+    users: UserSpaces,
+    /// Tasks' directories, and the user namespace of who has them.
+    directories: BTreeMap<u32, u32>,
     mapped: BTreeMap<MappedKey, (u32, bool)>,
     /// Control groups, unless they are none of our business.
     cgroups: Option<Collector>,
@@ -751,6 +756,8 @@ impl<'a> Dumping<'a> {
             backlog: Backlog::start(dir)?,
             places: Places::new()?,
             spaces: PidSpaces::default(),
+            users: UserSpaces::default(),
+            directories: BTreeMap::new(),
             mapped: BTreeMap::new(),
             cgroups: None,
             undo: BTreeMap::new(),
@@ -771,12 +778,15 @@ impl<'a> Dumping<'a> {
         self.spaces = PidSpaces::look(held, status, &mut self.places)?;
         self.cx.level = self.spaces.level();
         for t in held.iter().filter(|t| t.zombie.is_none()) {
-            for ns in [Ns::Mnt, Ns::Net] {
+            for ns in [Ns::User, Ns::Mnt, Ns::Net] {
                 let there = t.proc.ns(ns.name())?;
                 self.places
                     .space(t.pid, ns, there)
                     .map_err(|e| e.on(format!("task {}", t.pid.0)))?;
             }
+        }
+        if let Some(root) = held.first() {
+            self.users = UserSpaces::look(&mut self.places, root.pid)?;
         }
         self.cx.namespaces = self.places.by_inode();
         self.undo = undo::of(held, &mut self.cx)?;
@@ -843,6 +853,7 @@ impl<'a> Dumping<'a> {
             .at(Phase::Tree));
         }
         let ids = self.ids(t, known)?;
+        self.inside(&ids, &f).map_err(on)?;
         self.backlog.one(Kind::Ids, pid, ids)?;
         // pages are listed before the excursion, which touches dead stack
         let new_mm = self.objects[0].contains(&(ids.vm_id, t.pid));
@@ -1112,6 +1123,22 @@ impl<'a> Dumping<'a> {
             ..spaces
         })
     }
+    /// What a task in a user namespace below the tree's must not have.
+    ///
+    /// # Errors
+    /// E4016.
+    fn inside(&mut self, ids: &pb::TaskKobjIdsEntry, f: &Facts) -> Result<()> {
+        let own = ids.user_ns_id.unwrap_or(0);
+        let other = self.directories.insert(ids.fs_id, own);
+        let is_inside = |id| self.users.has(id);
+        if other.is_some_and(|o| is_inside(o) || is_inside(own)) {
+            return Err(userspaces::shares_directories());
+        }
+        let who = |th: &facts::OfThread| (th.creds.uid, th.creds.gid, th.creds.groups.clone());
+        let first = f.threads.first().map(who);
+        let alike = f.threads.iter().all(|th| Some(who(th)) == first);
+        userspaces::threads_are_alike(alike || !is_inside(own))
+    }
     fn fs(&mut self, t: &Task, pid: u32, st: &Status) -> Result<()> {
         let cwd_id = self.place(t, "cwd")?;
         let root_id = self.place(t, "root")?;
@@ -1131,7 +1158,13 @@ impl<'a> Dumping<'a> {
         crate::kill_point();
         self.dir.write_all(&Kind::Pstree.file(), &self.pstree)?;
         let root = self.places.id(Ns::Pid);
-        self.spaces.write(self.dir, &self.pstree, root)?;
+        let mut namespaces = self.spaces.entries(&self.pstree, root)?;
+        self.users.belongings(&mut self.places)?;
+        namespaces.extend(self.users.write(self.dir)?);
+        match namespaces.is_empty() {
+            true => self.dir.remove(&Kind::Namespaces.file())?,
+            false => self.dir.write_all(&Kind::Namespaces.file(), &namespaces)?,
+        }
         crate::kinds::finish(&mut self.cx)?;
         for t in held.iter().filter(|t| t.zombie.is_none()) {
             let own = self.cx.pids.get(&t.pid).copied().unwrap_or(t.pid.0 as u32);
@@ -1209,6 +1242,7 @@ impl<'a> Dumping<'a> {
                 .iter()
                 .any(|t| t.stasis.is_some())
                 .then_some(true),
+            stasis_nested_users: (!self.users.are_none()).then_some(true),
             plugins_entry: {
                 let plugins = crate::plugins::used(&self.cx);
                 (!plugins.is_empty()).then_some(pb::PluginsEntry { plugins })

@@ -9,7 +9,7 @@ use stasis_kernel::fds;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::ns::{self, Ns};
 use stasis_kernel::procfs::Status;
-use stasis_proto::{ImageDir, Kind, pb};
+use stasis_proto::pb;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
@@ -155,23 +155,27 @@ impl PidSpaces {
         all.extend(level.inner(&st.ns_pid));
         all
     }
-    /// Writes down which namespace is in which, if this tree can be born again. `root`: the number of the first process's.
+    /// Which namespace is in which, if this tree can be born again. `root`: the number of the first process's.
     ///
     /// # Errors
-    /// E4014: it cannot; failures to write.
-    pub fn write(&self, dir: &ImageDir, tree: &[pb::PstreeEntry], root: u32) -> Result<()> {
-        let image = Kind::Namespaces.file();
+    /// E4014: it cannot.
+    pub fn entries(
+        &self,
+        tree: &[pb::PstreeEntry],
+        root: u32,
+    ) -> Result<Vec<pb::StasisNamespaceEntry>> {
         if self.nested.is_empty() {
-            return Ok(dir.remove(&image)?);
+            return Ok(Vec::new());
         }
         let sort = Ns::Pid.flag().bits() as u32;
         let entry = |(id, parent): &(u32, u32)| pb::StasisNamespaceEntry {
             id: *id,
             sort,
             parent: *parent,
+            ..Default::default()
         };
         let all: Vec<_> = self.nested.values().map(entry).collect();
         crate::restore::can_be_born(all.clone(), tree, root)?;
-        Ok(dir.write_all(&image, &all)?)
+        Ok(all)
     }
 }

@@ -31,6 +31,8 @@ pub struct Places {
     engine: BTreeMap<Ns, u64>,
     root: BTreeMap<Ns, u64>,
     own: Vec<Space>,
+    /// How many numbers of nested ones are given.
+    nested: u32,
 }
 
 /// The image's number of a namespace of the engine.
@@ -88,12 +90,13 @@ impl Places {
             engine: Ns::ALL.into_iter().filter_map(engine).collect(),
             root: BTreeMap::new(),
             own: Vec::new(),
+            nested: 0,
         })
     }
     /// Notes where a task lives; the root of the tree comes first. Gives the ids for its image.
     ///
     /// # Errors
-    /// E4011, E4015: it is where it cannot be brought back. E4801: a pid namespace of which the root is not the first process.
+    /// E4011: it is where it cannot be brought back. E4801: a pid namespace of which the root is not the first process.
     pub fn meet(
         &mut self,
         task: HostPid,
@@ -111,15 +114,6 @@ impl Places {
                 return Err(elsewhere(&format!("{}_for_children", ns.name()))
                     .why("its children would be born in a namespace that it is not in itself"));
             }
-        }
-        if self.is_own(Ns::User) && !self.is_own(Ns::Pid) {
-            return Err(Error::new(
-                "E4015",
-                Blame::Container,
-                "its user namespace is its own, its pid namespace is the engine's",
-            )
-            .why("who is in such a user namespace may not choose pids there (clone3(2), set_tid), so nothing could bring it back")
-            .advice("start it in a pid namespace of its own as well (unshare --user --pid --fork)"));
         }
         let of_root = |s: &Space| s.ns == Ns::Pid && s.task == task && !is_nested(s.id);
         if own_pid != 1 && self.own.iter().any(of_root) {
@@ -144,7 +138,12 @@ impl Places {
             return Ok(s.id);
         }
         let engines_own = self.engine.get(&ns) == Some(&ino);
-        let first = *self.root.entry(ns).or_insert(ino) == ino;
+        let first = match self.engine.get(&ns) {
+            // pids are chosen outside of such a user namespace, so that is where the tree begins
+            Some(engine) if ns == Ns::User && !self.is_own(Ns::Pid) => *engine,
+            _ => ino,
+        };
+        let first = *self.root.entry(ns).or_insert(first) == ino;
         let id = match (engines_own, first) {
             (true, true) => return Ok(engines(ns)),
             (true, false) => {
@@ -153,18 +152,43 @@ impl Places {
                 ));
             }
             (false, true) => FIRST_OWN + engines(ns),
-            // of all others a tree may have several
-            (false, false) if ns == Ns::User => {
-                return Err(elsewhere(ns.name()).why(
-                    "trees with several namespaces of this sort are not supported by this version",
-                ));
-            }
-            (false, false) => {
-                FIRST_NESTED + self.own.iter().filter(|s| s.id >= FIRST_NESTED).count() as u32
-            }
+            // a tree may have several
+            (false, false) => self.next(),
         };
         self.own.push(Space { ns, ino, id, task });
         Ok(id)
+    }
+    /// The next number of a namespace that only tasks below the root have.
+    fn next(&mut self) -> u32 {
+        self.nested += 1;
+        FIRST_NESTED + self.nested - 1
+    }
+    /// Tasks in user namespaces below the tree's, one for each, with their numbers.
+    pub fn nested_users(&self) -> Vec<(u32, HostPid)> {
+        let all = self.own.iter().filter(|s| s.ns == Ns::User);
+        let nested = all.filter(|s| is_nested(s.id));
+        nested.map(|s| (s.id, s.task)).collect()
+    }
+    /// The number of a user namespace below the tree's, whether any task is in it or not.
+    pub fn user_space(&mut self, ino: u64) -> u32 {
+        let known = self.own.iter().find(|s| (s.ns, s.ino) == (Ns::User, ino));
+        match known.map(|s| s.id) {
+            Some(id) => id,
+            None => self.next(),
+        }
+    }
+    /// The tree's own namespaces of other sorts: number, and a task that is there.
+    pub fn others(&self) -> Vec<(Ns, u32, HostPid)> {
+        let all = self.own.iter().filter(|s| s.ns != Ns::User);
+        all.map(|s| (s.ns, s.id, s.task)).collect()
+    }
+    /// Is it the first process's?
+    pub fn is_roots(&self, ns: Ns, ino: u64) -> bool {
+        self.root.get(&ns) == Some(&ino)
+    }
+    /// Is it the engine's?
+    pub fn is_engines(&self, ns: Ns, ino: u64) -> bool {
+        self.engine.get(&ns) == Some(&ino)
     }
     /// Is it another than the engine's?
     pub fn is_own(&self, ns: Ns) -> bool {
@@ -219,7 +243,8 @@ impl Places {
             _ => Ok(Vec::new()),
         };
         let all = all.map_err(|e: SysError| Error::from(e))?;
-        for s in own() {
+        // user namespaces below the tree's: see `UserSpaces`
+        for s in own().filter(|s| ns != Ns::User || !is_nested(s.id)) {
             let mut external = cx.options.namespaces.external.iter();
             match external.find(|(name, i, _)| name == ns.name() && *i == s.ino) {
                 // its first process is in the tree: nobody else can have made it

@@ -73,6 +73,7 @@ pub fn preflight(o: &Options) -> Result<Vec<Error>> {
             }
         }
     }
+    found.extend(d.users.belongings(&mut d.places).err());
     for ns in Ns::ALL.into_iter().filter(|n| *n != Ns::Mnt) {
         found.extend(d.places.dump(&mut d.cx, ns).err());
     }

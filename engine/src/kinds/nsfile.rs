@@ -5,7 +5,8 @@
 //!
 //! **Restore.** /proc/PID/ns/NAME of a task that lives there, once it exists.
 //!
-//! **What does not come back.** Handles of namespaces that no task of the tree is in: the dump refuses them.
+//! **What does not come back.** Handles of namespaces that no task of the tree is in, and of user namespaces below the tree's, which
+//! tasks enter when their files are in place already: the dump refuses them.
 use super::common::{at_cwd, body, settle};
 use super::{DumpCx, FileKind, PlanCx, Seen, Stage, malformed};
 use crate::error::Result;
@@ -42,6 +43,12 @@ impl FileKind for NsFile {
                 "close it before the dump",
             ));
         };
+        if *ns == Ns::User && crate::dump::is_nested(*ns_id) {
+            return Err(seen.unsupported(
+                "tasks enter user namespaces below the tree's when their files are in place already",
+                "close it before the dump",
+            ));
+        }
         let nsf = pb::NsFileEntry {
             id,
             ns_id: *ns_id,

@@ -86,6 +86,28 @@ impl Ids {
     }
 }
 
+/// A user namespace below the tree's, by a process in it. `own`, `above`: numbers of this one, and of the one it was made in.
+pub fn describe(task: HostPid, own: &Ids, above: &Ids) -> pb::UsernsEntry {
+    let as_above = |map: &[pb::UidGidExtent], lower: &dyn Fn(u32) -> u32| {
+        let line = |e: &pb::UidGidExtent| pb::UidGidExtent {
+            lower_first: lower(e.lower_first),
+            ..*e
+        };
+        map.iter().map(line).collect()
+    };
+    pb::UsernsEntry {
+        uid_map: as_above(&own.uid, &|l| above.uid(l)),
+        gid_map: as_above(&own.gid, &|l| above.gid(l)),
+        stasis_setgroups_denied: denies_groups(task),
+    }
+}
+
+/// Is setgroups(2) denied where this task is?
+fn denies_groups(task: HostPid) -> Option<bool> {
+    let groups = std::fs::read_to_string(format!("/proc/{}/setgroups", task.0));
+    groups.is_ok_and(|g| g.trim() == "deny").then_some(true)
+}
+
 fn read(task: HostPid, name: &str) -> Result<Vec<pb::UidGidExtent>> {
     let path = format!("/proc/{}/{name}", task.0);
     let text = std::fs::read_to_string(&path).map_err(|e| {
@@ -123,13 +145,18 @@ fn parse(text: &str) -> Option<Vec<pb::UidGidExtent>> {
 /// # Errors
 /// Failures to read /proc or to write.
 pub fn dump(dir: &ImageDir, id: u32, task: HostPid) -> Result<()> {
-    let groups = std::fs::read_to_string(format!("/proc/{}/setgroups", task.0));
     let entry = pb::UsernsEntry {
         uid_map: read(task, "uid_map")?,
         gid_map: read(task, "gid_map")?,
-        stasis_setgroups_denied: groups.is_ok_and(|g| g.trim() == "deny").then_some(true),
+        stasis_setgroups_denied: denies_groups(task),
     };
     Ok(dir.write_one(&Kind::Userns.file_of(id), &entry)?)
+}
+
+fn bad(of: &str, why: &str) -> Error {
+    Error::new("E5462", Blame::Image, format!("the map of {of} of a user namespace"))
+        .why(why)
+        .advice("dump again")
 }
 
 /// A line of a map: first inside, first outside, how many.
@@ -158,18 +185,20 @@ impl Maps {
     /// # Errors
     /// E5462.
     pub fn new(entry: pb::UsernsEntry) -> Result<Self> {
+        if entry.uid_map.is_empty() || entry.gid_map.is_empty() {
+            return Err(bad("user namespace", "it maps nobody"));
+        }
+        Self::inner(entry)
+    }
+    /// The same of one below the tree's, which need not map anybody.
+    ///
+    /// # Errors
+    /// E5462.
+    pub fn inner(entry: pb::UsernsEntry) -> Result<Self> {
         for (name, map) in [("users", &entry.uid_map), ("groups", &entry.gid_map)] {
-            let bad = |why: &str| {
-                Error::new(
-                    "E5462",
-                    Blame::Image,
-                    format!("the map of {name} of a user namespace"),
-                )
-                .why(why)
-                .advice("dump again")
-            };
-            if map.is_empty() || map.len() > MOST_LINES {
-                return Err(bad("it has no line, or more than the kernel takes"));
+            let bad = |why| bad(name, why);
+            if map.len() > MOST_LINES {
+                return Err(bad("it has more lines than the kernel takes"));
             }
             let range = |from: u32, count: u32| (from, from.checked_add(count));
             for (i, e) in map.iter().enumerate() {
@@ -215,6 +244,16 @@ impl Maps {
                 .advice("restore with the bundle the container was made from, or change its uidMappings and gidMappings")),
         }
     }
+    /// What makes such a namespace for this owner, below one of these maps.
+    pub fn users(&self, owner: u32, above: Option<&Maps>) -> stasis_kernel::users::Users {
+        stasis_kernel::users::Users {
+            owner,
+            group: above.and_then(|m| m.0.gid_map.first()).map(|e| e.first),
+            denied: self.denies_groups(),
+            uid_map: text(&self.0.uid_map),
+            gid_map: text(&self.0.gid_map),
+        }
+    }
     /// Writes them for a process that has just made the namespace. The kernel lets the engine give away only what it has.
     ///
     /// # Errors
@@ -228,17 +267,18 @@ impl Maps {
                     .advice("users and groups outside must be the restorer's own: restore as root, or as who dumped")
             })
         };
-        let text = |map: &[pb::UidGidExtent]| {
-            let line =
-                |e: &pb::UidGidExtent| format!("{} {} {}\n", e.first, e.lower_first, e.count);
-            map.iter().map(line).collect::<String>()
-        };
         if self.0.stasis_setgroups_denied == Some(true) {
             put("setgroups", "deny")?;
         }
         put("gid_map", &text(&self.0.gid_map))?;
         put("uid_map", &text(&self.0.uid_map))
     }
+}
+
+/// Lines as the kernel takes them.
+fn text(map: &[pb::UidGidExtent]) -> String {
+    let line = |e: &pb::UidGidExtent| format!("{} {} {}\n", e.first, e.lower_first, e.count);
+    map.iter().map(line).collect()
 }
 
 #[cfg(test)]

@@ -116,6 +116,7 @@ mod tests {
             devices: Vec::new(),
             own_namespaces: Vec::new(),
             spaces: Default::default(),
+            users: Default::default(),
         };
         by(&mut images, &[9; 8]);
         let chain = |(mode, last): (i32, Option<u32>)| {

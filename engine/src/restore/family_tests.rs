@@ -207,6 +207,7 @@ fn spaces(w: &World, tree: &[Kin]) -> Result<Spaces> {
             id: id(s),
             sort: libc::CLONE_NEWPID as u32,
             parent: id(w.1[s].0),
+            ..Default::default()
         });
     let number = |number: u32, space: usize| {
         let mut inner = Vec::new();

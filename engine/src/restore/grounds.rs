@@ -8,11 +8,13 @@
 use super::homes::Homes;
 use super::images::Images;
 use super::privileges::Groups;
+use super::users::Users;
 use crate::error::{Blame, Error, Result};
 use crate::options::Options;
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::ns::Ns;
 use stasis_proto::{ImageDir, Kind, pb};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Where a tree comes to live.
@@ -26,6 +28,8 @@ pub struct Grounds {
     pub workers: Vec<i32>,
     /// Where tasks live.
     pub homes: Homes,
+    /// User namespaces below the tree's.
+    pub users: Users,
 }
 
 impl Grounds {
@@ -34,7 +38,10 @@ impl Grounds {
     /// # Errors
     /// Namespaces that cannot be made, or external ones that the caller did not give.
     pub fn plan(o: &Options, dir: &ImageDir, images: &Images) -> Result<Self> {
-        let mut g = Grounds::default();
+        let mut g = Grounds {
+            users: images.users.clone(),
+            ..Grounds::default()
+        };
         for (name, path) in &o.namespaces.join {
             let Some(ns) = Ns::by_name(name) else {
                 return Err(Error::new(
@@ -175,12 +182,24 @@ impl Grounds {
     pub fn are_simple(&self) -> bool {
         self.are_ours() && self.homes.are_one()
     }
+    /// Namespaces that a home is the first to have and that belong to user namespaces below the tree's, by those.
+    pub fn of_others(&self, home: usize) -> BTreeMap<u32, Vec<Ns>> {
+        let home = &self.homes.all[home];
+        let mut all: BTreeMap<u32, Vec<Ns>> = BTreeMap::new();
+        for ns in home.makes.iter().filter(|ns| **ns != Ns::Cgroup) {
+            if let Some(owner) = self.users.owner(*ns, home.ids[ns]) {
+                all.entry(owner).or_default().push(*ns);
+            }
+        }
+        all
+    }
     /// What the worker of a home does to come there, one after the other: first it enters what a task of the root's home is in,
-    /// then what others have made, then it makes the rest. Cgroup namespaces are made before all workers.
+    /// then what others have made, then it makes the rest. Cgroup namespaces, and those of [`Grounds::of_others`], are made before.
     pub fn way_to(&self, home: usize) -> (Vec<Ns>, Vec<(Ns, u32)>, Vec<Ns>) {
         let way = self.homes.way(0, home);
         let mut makes = self.homes.all[home].makes.clone();
-        makes.retain(|ns| *ns != Ns::Cgroup);
+        let ids = &self.homes.all[home].ids;
+        makes.retain(|ns| *ns != Ns::Cgroup && self.users.owner(*ns, ids[ns]).is_none());
         let stay = |ns: &Ns| !way.iter().any(|w| w.0 == *ns);
         let enter = self.for_worker().into_iter().filter(stay).collect();
         let join = way.iter().copied().filter(|w| !makes.contains(&w.0));
@@ -268,12 +287,21 @@ pub fn entering(handle: Arg, ns: Ns) -> Call {
 /// Rows: uid and gid 0 of the user namespace the player is in.
 pub fn become_root() -> Vec<Call> {
     let zero = || Arg::Int(0);
-    vec![
+    let mut rows = vec![
         // a namespace that forbids it has none to give away
         Call::new(libc::SYS_setgroups, vec![zero(), Arg::Null]).any(),
         Call::new(libc::SYS_setresgid, vec![zero(), zero(), zero()]),
         Call::new(libc::SYS_setresuid, vec![zero(), zero(), zero()]),
-        // KERNEL: a change of credentials takes both away (kernel/cred.c, commit_creds())
+    ];
+    rows.extend(bound());
+    rows
+}
+
+/// Rows: the player dies with its parent, and may be looked at.
+///
+/// KERNEL: a change of credentials takes both away (kernel/cred.c, commit_creds()).
+pub fn bound() -> Vec<Call> {
+    vec![
         Call::new(
             libc::SYS_prctl,
             vec![

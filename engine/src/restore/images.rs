@@ -2,6 +2,7 @@
 use super::ahead::Ahead;
 use super::homes::SORTS;
 use super::spaces::Spaces;
+use super::users::Users;
 use crate::error::{Blame, Error, Result};
 use crate::namespaces::user::Ids;
 use crate::pages::Pages;
@@ -124,6 +125,8 @@ pub struct Images {
     pub devices: Vec<(u32, String, Vec<u8>)>,
     /// Pid namespaces, and the numbers of tasks in them.
     pub spaces: Spaces,
+    /// User namespaces below the tree's.
+    pub users: Users,
     /// Namespaces that were not those of the engine that dumped, with their ids; without time.
     pub own_namespaces: Vec<(Ns, u32)>,
 }
@@ -165,6 +168,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
     }
     let root_ids = inv.root_ids;
     let mut tasks: Vec<TaskImages> = Vec::new();
+    let mut users = Users::read(dir)?;
     let mut seen = BTreeSet::new();
     let mut spaces = BTreeSet::new();
     let entries: Vec<pb::PstreeEntry> = dir.read_all(&Kind::Pstree.file())?;
@@ -212,7 +216,8 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             None => own.ids?,
         };
         let first = tasks.first().map_or(&t.ids, |r| &r.ids);
-        namespaces(&t.ids, first, root_ids.as_ref()).map_err(|e| e.on(name()))?;
+        namespaces(&t.ids, first, root_ids.as_ref(), &users).map_err(|e| e.on(name()))?;
+        users.settle(&t);
         if t.entry.threads.first() != Some(&pid) {
             return Err(bad(name(), "its first thread is not its leader"));
         }
@@ -305,7 +310,9 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
             ));
         }
     }
-    let own_namespaces = own_namespaces(&tasks[0].ids, root_ids.as_ref());
+    let mut own_namespaces = own_namespaces(&tasks[0].ids, root_ids.as_ref());
+    // the first task enters it last, like others
+    own_namespaces.retain(|(ns, id)| *ns != Ns::User || !users.has(*id));
     if let Some((_, id)) = own_namespaces.iter().find(|n| n.0 == Ns::User) {
         // the engine writes it, and has other numbers for the users inside
         let ids = Ids::of_image(&crate::namespaces::user::load(dir, *id)?);
@@ -321,6 +328,7 @@ pub fn load(dir: &ImageDir) -> Result<Images> {
         cgroups_of_dumper: inv.root_cg_set.unwrap_or(0),
         own_namespaces,
         spaces,
+        users,
         tasks,
         files,
         tables,
@@ -380,9 +388,20 @@ fn namespaces(
     ids: &pb::TaskKobjIdsEntry,
     root: &pb::TaskKobjIdsEntry,
     engine: Option<&pb::TaskKobjIdsEntry>,
+    users: &Users,
 ) -> Result<()> {
+    // the tree's own is that of the first task, or the engine's
+    let below = |ids: &pb::TaskKobjIdsEntry| ids.user_ns_id.is_some_and(|id| users.has(id));
+    let tree = match below(root) {
+        true => engine.unwrap_or(root),
+        false => root,
+    };
     for ns in Ns::ALL {
+        let root = if ns == Ns::User { tree } else { root };
         let (a, b) = (id_of(ids, ns), id_of(root, ns));
+        if ns == Ns::User && below(ids) {
+            continue;
+        }
         let engines = engine.is_some_and(|e| id_of(e, ns) == a);
         if a.is_some()
             && b.is_some()

@@ -37,6 +37,8 @@ pub enum Task {
     Inner,
     /// What was made outside of the tree belongs to others from now on.
     Keep,
+    /// The next process in its pid namespace has this number.
+    Aim(u32),
 }
 
 /// Stages in the order of their numbers on the channel.
@@ -57,6 +59,7 @@ impl Task {
             Task::Keep => (101, 0),
             Task::Late => (102, 0),
             Task::Devices => (106, 0),
+            Task::Aim(n) => (107, n),
             Task::Share(run) => (103, run),
             Task::Inner => (104, 0),
             Task::Proc(n) => (105, n),
@@ -78,6 +81,7 @@ impl Task {
             101 => Some(Task::Keep),
             102 => Some(Task::Late),
             106 => Some(Task::Devices),
+            107 => Some(Task::Aim(run)),
             103 => Some(Task::Share(run)),
             104 => Some(Task::Inner),
             105 => Some(Task::Proc(run)),
@@ -337,6 +341,9 @@ impl Work<'_> {
                     crate::namespaces::mnt::inner(self.dir, &m, space, &mut self.host)?;
                 }
                 Ok(Vec::new())
+            }
+            Task::Aim(number) => {
+                super::perform::inside::aim(&self.host, number).map(|()| Vec::new())
             }
             Task::Keep => {
                 self.host.keep();

@@ -23,6 +23,7 @@ mod regs;
 pub(crate) mod rehearse;
 pub(crate) mod spaces;
 mod undo;
+mod users;
 mod vdso;
 
 use crate::error::{Blame, Error, Result};

@@ -4,6 +4,9 @@
 //! PR_SET_PDEATHSIG and PTRACE_O_EXITKILL, its descendants by PR_SET_PDEATHSIG from birth and by EXITKILL once seized.
 //!
 //! Long because nothing else may act: all phases from Open to Run are here, in order.
+#[path = "inside.rs"]
+pub(super) mod inside;
+
 use super::family::{self, Deed};
 use super::habits::{self, Outside};
 use super::images::{Images, TaskImages};
@@ -463,6 +466,7 @@ impl<'a> Performance<'a> {
             crate::namespaces::map_users(o, self.dir, id, stub)?;
             self.play(&[(0, &grounds::become_root())], Phase::Birth)?;
         }
+        self.user_namespaces(stub)?;
         let groups = crate::cgroups::make(&o.cgroups, &self.plan.cgroups)?;
         let home = self.home(0, 0);
         if g.makes(Ns::Cgroup) {
@@ -515,8 +519,7 @@ impl<'a> Performance<'a> {
                 .tasks
                 .iter()
                 .position(|t| Some(t.entry.pid) == who);
-            let users: &[Ns] = if g.has(Ns::User) { &[Ns::User] } else { &[] };
-            let way = Way::to(stub, users);
+            let way = self.way_to_users(stub, g.users.owner(Ns::Cgroup, *id))?;
             let maker = stasis_kernel::inner::start(&way, |channel| {
                 let mut go = [0; 1];
                 let told = nix::unistd::read(&channel, &mut go);
@@ -577,19 +580,14 @@ impl<'a> Performance<'a> {
                 self.workers.push(None);
                 continue;
             }
+            self.belongings(home, root)?;
             let (which, join, make) = g.way_to(home);
             let way = Way {
                 task: root,
                 which: &which,
                 join: self.handles(join)?,
                 make: &make,
-                clocks: match make.contains(&Ns::Time) {
-                    true => {
-                        let id = g.homes.all[home].ids[&Ns::Time];
-                        Some(crate::clocks::text(&plan.nested_clocks[&id])?)
-                    }
-                    false => None,
-                },
+                clocks: self.nested_clocks(home, &make)?,
                 number: g.workers.get(home).copied(),
             };
             let work = inner::Work {
@@ -622,6 +620,13 @@ impl<'a> Performance<'a> {
             true => Ok(()),
             false => self.share_mounts(),
         }
+    }
+    /// What is written of the clocks that are made for a home.
+    fn nested_clocks(&self, home: usize, make: &[Ns]) -> Result<Option<Vec<u8>>> {
+        let id = self.plan.grounds.homes.all[home].ids.get(&Ns::Time);
+        let id = id.filter(|_| make.contains(&Ns::Time));
+        id.map(|id| crate::clocks::text(&self.plan.nested_clocks[id]))
+            .transpose()
     }
     /// Mounts of several namespaces share with each other when all are built; one alone may have done it by then.
     fn share_mounts(&mut self) -> Result<()> {
@@ -1158,6 +1163,7 @@ impl<'a> Performance<'a> {
             .filter_map(|t| t.end.as_ref().map(|e| (t.slot, &e[..])))
             .collect();
         self.bury(&zombies)?;
+        self.enter_users()?;
         let close = Call::new(libc::SYS_close, vec![Arg::Int(self.plan.service_fd as u64)]);
         let (images, dir) = (self.images, self.dir);
         // stubs have what the engine has; only what differs is set
@@ -1176,10 +1182,12 @@ impl<'a> Performance<'a> {
             let mut tapes: Vec<(usize, Vec<Call>)> = Vec::with_capacity(part.len());
             let mut rows = Vec::new();
             let mut leaders = Vec::new();
-            if part.start == 0 {
+            if part.start == 0 && !plan.is_inside(i) {
                 rows.extend_from_slice(&t.placed);
-                rows.extend(t.table.is_some().then(|| close.clone()));
                 rows.extend(t.memory.iter().flat_map(|m| m.late.iter().cloned()));
+            }
+            if part.start == 0 {
+                rows.extend(t.table.is_some().then(|| close.clone()));
             }
             let ends = part.end == all.len();
             for k in part {
@@ -1196,7 +1204,9 @@ impl<'a> Performance<'a> {
                 }
                 // a thread finds its tape when it is born, so it need not be woken for it
                 let slot = t.slot + k;
-                rows.push(thread_birth(&plan.spaces.name(all[k].tid), slot));
+                if !plan.is_inside(i) {
+                    rows.push(thread_birth(&plan.spaces.name(all[k].tid), slot));
+                }
                 tapes.push((slot, h.rows));
             }
             if ends {
@@ -1265,6 +1275,7 @@ impl<'a> Performance<'a> {
             let has = wanted.is_some_and(|c| born_with.as_ref().is_some_and(|b| b.are(c)));
             // what only a change of ids leaves behind
             let has = has && of.mm.as_ref().is_none_or(|m| m.dumpable != Some(2));
+            let has = has && !plan.is_inside(i);
             let mut tape = Vec::new();
             if k == 0 {
                 tape = children(t.pid, &plan.spaces);

@@ -133,6 +133,7 @@ pub fn make(o: &Options, dir: &ImageDir, images: &Images) -> Result<Plan> {
         image: images.lsm,
         host: crate::lsm::of_host("/".as_ref()),
         over: o.namespaces.lsm_profile.clone(),
+        users: images.users.clone(),
     };
     let segments = segments(images, &mut cx).map_err(|e| e.of("sysv").at(Phase::Plan))?;
     let own_vdso = super::vdso::own()?;
@@ -495,20 +496,29 @@ fn hole(images: &Images) -> Result<u64> {
 ///
 /// `seen`: the number that the caller gets for it.
 fn clone3(flags: u64, exit_signal: u64, name: &Name, seen: u32, slot: usize) -> Call {
+    clone3_choosing(flags, exit_signal, &name.numbers, slot).must_be(u64::from(seen))
+}
+
+/// The same, with some numbers of it, from the outermost inwards: those further out may be any.
+fn clone3_choosing(flags: u64, exit_signal: u64, chosen: &[u32], slot: usize) -> Call {
     let mut words = [0u64; 8];
     words[0] = flags;
     words[4] = exit_signal;
     let head: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
     // the innermost first
-    let inwards = name.numbers.iter().rev();
+    let inwards = chosen.iter().rev();
     let numbers: Vec<u8> = inwards.flat_map(|n| n.to_le_bytes()).collect();
-    let count = name.numbers.len() as u64;
+    let count = chosen.len() as u64;
     let args = Arg::Struct(vec![
         Part::Bytes(head),
-        Part::Ptr(Arg::In(numbers)),
+        match chosen {
+            // KERNEL: a place for none must not be given (kernel/fork.c, copy_clone_args_from_user())
+            [] => Part::Bytes(vec![0; 8]),
+            _ => Part::Ptr(Arg::In(numbers)),
+        },
         Part::Bytes([count, 0].iter().flat_map(|w| w.to_le_bytes()).collect()),
     ]);
-    let mut c = Call::new(libc::SYS_clone3, vec![args, Arg::Int(88)]).must_be(u64::from(seen));
+    let mut c = Call::new(libc::SYS_clone3, vec![args, Arg::Int(88)]);
     c.child_slot = Some(slot);
     c
 }
@@ -522,14 +532,21 @@ fn root_birth(images: &Images, new: i32) -> Call {
 
 /// The row that bears a thread.
 pub fn thread_birth(name: &Name, slot: usize) -> Call {
-    let flags = libc::CLONE_VM
+    clone3(OF_THREAD, 0, name, name.own(), slot)
+}
+
+/// The row that bears a thread whose numbers the kernel chooses.
+pub fn thread_birth_inside(slot: usize) -> Call {
+    clone3_choosing(OF_THREAD, 0, &[], slot)
+}
+
+/// Flags of clone(2) for a thread.
+const OF_THREAD: u64 = (libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
         | libc::CLONE_SIGHAND
-        | libc::CLONE_THREAD
-        | libc::CLONE_SYSVSEM;
-    clone3(flags as u64, 0, name, name.own(), slot)
-}
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM) as u64;
 
 /// Births, sessions and groups.
 fn family(images: &Images, o: &Options) -> Result<Family> {
@@ -590,6 +607,15 @@ impl Plan {
         thread: (usize, &pb::CoreEntry),
     ) -> Result<Privileges> {
         privileges::plan(t, thread, &images.seccomp, &self.around)
+    }
+    /// Is a task, by its index, in a user namespace below the tree's?
+    pub fn is_inside(&self, i: usize) -> bool {
+        let pid = self.tasks[i].pid;
+        self.grounds.users.of_task(pid).is_some()
+    }
+    /// Are supplementary groups set?
+    pub fn sets_groups(&self) -> bool {
+        self.around.groups == privileges::Groups::Set
     }
     /// Does every worker get what others have opened?
     pub fn shares(&self) -> bool {
@@ -903,6 +929,10 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
         );
     }
     let g = &p.grounds;
+    for u in g.users.all() {
+        let above = u.above.map_or("the tree's".to_string(), |id| id.to_string());
+        let _ = writeln!(s, "user namespace {} of user {} in {above}", u.id, u.maker);
+    }
     for r in g.joining().iter().chain(&g.users()).chain(&g.making()) {
         let _ = writeln!(s, "first stub: {r}");
     }
@@ -942,6 +972,12 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
         if let Some(m) = &t.memory {
             tape("settle the estate", &m.settling());
             tape("map", &m.tape(p.service_fd).collect::<Vec<_>>());
+        }
+        if let Some(id) = g.users.of_task(t.pid) {
+            let core = images.tasks[i].threads[0].core(dir)?;
+            let creds = core.thread_core.as_ref().and_then(|c| c.creds.as_ref());
+            let rows = creds.map(|c| super::users::entering(c, p.sets_groups(), 0, true));
+            tape(&format!("enter user namespace {id}"), &rows.unwrap_or_default());
         }
         for (k, th) in images.tasks[i].threads.iter().enumerate().skip(1) {
             let slot = t.slot + k;

@@ -3,6 +3,7 @@
 //! A thread of root that stays root with all capabilities plays no row. Otherwise: securebits that keep capabilities
 //! over the change of ids, the bounding set, groups and ids, the final securebits, the capability sets, ambient ones.
 use super::images::TaskImages;
+use super::users::Users;
 use crate::error::{Blame, Error, Result};
 use crate::lsm;
 use stasis_kernel::call::{Arg, Call, Part};
@@ -41,6 +42,8 @@ pub struct Around {
     pub host: pb::Lsmtype,
     /// What the caller says (`--lsm-profile`).
     pub over: Option<String>,
+    /// User namespaces below the tree's.
+    pub users: Users,
 }
 
 /// The last rows of a thread.
@@ -64,6 +67,8 @@ pub fn plan(
         .as_ref()
         .ok_or_else(|| Error::bug("a thread without its part passed the checks"))?;
     let leader = k == 0;
+    // it is who it is since it is in its user namespace
+    let inside = around.users.of_task(t.entry.pid).is_some();
     let mut rows = Vec::new();
     let (mode, filter) = t.threads[k].seccomp;
     // KERNEL: a filter is taken from a thread with no_new_privs or with CAP_SYS_ADMIN (seccomp_prepare_filter()); a
@@ -74,8 +79,10 @@ pub fn plan(
         .filter(|c| mode == 2 && c.no_new_privs != Some(1) && set(&c.cap_eff) & SYS_ADMIN == 0);
     if let Some(c) = &tc.creds {
         groups(c, &around.groups)?;
-        let set = around.groups == Groups::Set;
-        creds(c, late.map_or(0, |_| SYS_ADMIN), set, &mut rows);
+        if !inside {
+            rows.extend(identity(c, around.groups == Groups::Set));
+        }
+        capabilities(c, late.map_or(0, |_| SYS_ADMIN), &mut rows);
     }
     // KERNEL: commit_creds() makes the whole address space undumpable when any thread changes its ids, so the rest waits
     // until all threads have
@@ -150,11 +157,10 @@ fn groups(c: &pb::CredsEntry, there: &Groups) -> Result<()> {
     }
 }
 
-/// `more`: capabilities kept for a while; `set`: groups are set.
-fn creds(c: &pb::CredsEntry, more: u64, set_groups: bool, rows: &mut Vec<Call>) {
+/// Rows by which a thread has these users and groups, and keeps its capabilities. `set_groups`: supplementary ones are set.
+pub fn identity(c: &pb::CredsEntry, set_groups: bool) -> Vec<Call> {
     const KEEP_CAPS_AND_NO_FIXUP: u64 = 1 << 4 | 1 << 2;
-    let (bnd, amb) = (set(&c.cap_bnd), set(&c.cap_amb));
-    rows.push(prctl(28, "PR_SET_SECUREBITS", &[KEEP_CAPS_AND_NO_FIXUP]));
+    let mut rows = vec![prctl(28, "PR_SET_SECUREBITS", &[KEEP_CAPS_AND_NO_FIXUP])];
     let ids: Vec<u8> = c.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     if set_groups {
         rows.push(Call::new(
@@ -173,6 +179,12 @@ fn creds(c: &pb::CredsEntry, more: u64, set_groups: bool, rows: &mut Vec<Call>) 
         vec![id(c.uid), id(c.euid), id(c.suid)],
     ));
     rows.push(Call::new(libc::SYS_setfsuid, vec![id(c.fsuid)]).any());
+    rows
+}
+
+/// `more`: capabilities kept for a while.
+fn capabilities(c: &pb::CredsEntry, more: u64, rows: &mut Vec<Call>) {
+    let (bnd, amb) = (set(&c.cap_bnd), set(&c.cap_amb));
     for cap in (0..CAPS).filter(|n| bnd & 1 << n == 0) {
         // capabilities this kernel does not know answer EINVAL
         rows.push(

@@ -1,0 +1,212 @@
+//! User namespaces below the tree's: which there are, who lives in them, and what belongs to them.
+//!
+//! Tasks are born with the rights of the tree's user namespace, which lets the engine choose their numbers, and work there until
+//! their files are in place. Then each becomes who it is, enters its own, and bears its threads: only a task alone may enter one.
+//! Who is in there has no right to choose numbers outside, so threads get theirs by what the pid namespace gives out next.
+use super::images::TaskImages;
+use super::privileges;
+use super::spaces::bad;
+use crate::error::Result;
+use crate::namespaces::user::Maps;
+use stasis_kernel::call::{Arg, Call};
+use stasis_kernel::ns::Ns;
+use stasis_proto::{ImageDir, Kind, pb};
+use std::collections::BTreeMap;
+
+/// Levels that the kernel knows (kernel/user_namespace.c, create_user_ns()).
+const DEEPEST: usize = 32;
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub struct UserSpace {
+    /// Its number in the image.
+    pub id: u32,
+    /// The one it is made in; `None`: the tree's.
+    pub above: Option<u32>,
+    /// Its owner, as that has it.
+    pub maker: u32,
+    /// Its maps.
+    pub maps: Maps,
+    depth: usize,
+}
+
+/// All of a tree, each behind the one it is made in.
+#[derive(Debug, Clone, Default)]
+pub struct Users {
+    all: Vec<UserSpace>,
+    of_task: BTreeMap<u32, u32>,
+    owners: BTreeMap<(Ns, u32), u32>,
+}
+
+impl Users {
+    /// From `namespaces.img` and the images of maps.
+    ///
+    /// # Errors
+    /// E5857: namespaces that no kernel has; E5462: maps that it would not take.
+    pub fn read(dir: &ImageDir) -> Result<Self> {
+        let image = Kind::Namespaces.file();
+        let entries = match dir.exists(&image)? {
+            true => dir.read_all::<pb::StasisNamespaceEntry>(&image)?,
+            false => Vec::new(),
+        };
+        Self::of(entries, |id| {
+            Maps::inner(dir.read_one(&Kind::Userns.file_of(id))?)
+        })
+    }
+    fn of(
+        entries: Vec<pb::StasisNamespaceEntry>,
+        maps: impl Fn(u32) -> Result<Maps>,
+    ) -> Result<Self> {
+        let mut all = Self::default();
+        let sort = |e: &pb::StasisNamespaceEntry| {
+            let mut sorts = Ns::ALL.into_iter();
+            sorts.find(|n| n.flag().bits() as u32 == e.sort)
+        };
+        let (mut left, others): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|e| sort(e) == Some(Ns::User));
+        let what = |e: &pb::StasisNamespaceEntry| format!("namespace {} of namespaces.img", e.id);
+        while !left.is_empty() {
+            let inside = |id: u32, left: &[pb::StasisNamespaceEntry]| {
+                left.iter().any(|o| o.id == id)
+            };
+            let now = left.iter().position(|e| !inside(e.parent, &left));
+            let Some(now) = now else {
+                return Err(bad(what(&left[0]), "it is below itself"));
+            };
+            let e = left.remove(now);
+            if all.has(e.id) || inside(e.id, &left) {
+                return Err(bad(what(&e), "it is there twice"));
+            }
+            let above = all.get(e.parent);
+            let depth = above.map_or(1, |a| a.depth + 1);
+            if depth > DEEPEST {
+                return Err(bad(what(&e), "it is deeper than the kernel lets any be"));
+            }
+            let space = UserSpace {
+                id: e.id,
+                above: above.map(|a| a.id),
+                maker: e.maker.unwrap_or(0),
+                maps: maps(e.id)?,
+                depth,
+            };
+            all.all.push(space);
+        }
+        for e in others {
+            let (Some(ns), Some(owner)) = (sort(&e), e.owner) else {
+                continue;
+            };
+            if !all.has(owner) || matches!(ns, Ns::Pid | Ns::Mnt) {
+                return Err(bad(what(&e), "it belongs to nobody it can belong to"));
+            }
+            all.owners.insert((ns, e.id), owner);
+        }
+        Ok(all)
+    }
+    /// Notes where a task lives.
+    pub fn settle(&mut self, t: &TaskImages) {
+        if let Some(id) = t.ids.user_ns_id.filter(|id| self.has(*id)) {
+            self.of_task.insert(t.entry.pid, id);
+        }
+    }
+    /// All, each behind the one it is made in.
+    pub fn all(&self) -> &[UserSpace] {
+        &self.all
+    }
+    fn get(&self, id: u32) -> Option<&UserSpace> {
+        self.all.iter().find(|u| u.id == id)
+    }
+    /// The maps of one.
+    pub fn maps(&self, id: u32) -> Option<&Maps> {
+        self.get(id).map(|u| &u.maps)
+    }
+    /// Is this the number of one of them?
+    pub fn has(&self, id: u32) -> bool {
+        self.get(id).is_some()
+    }
+    /// Where a task lives, if not in the tree's.
+    pub fn of_task(&self, pid: u32) -> Option<u32> {
+        self.of_task.get(&pid).copied()
+    }
+    /// To which of them a namespace belongs, if not to the tree's.
+    pub fn owner(&self, ns: Ns, id: u32) -> Option<u32> {
+        self.owners.get(&(ns, id)).copied()
+    }
+}
+
+/// Rows by which a task becomes who it is and enters its user namespace, of which it has a handle; all capabilities there are its own
+/// then. `groups`: supplementary groups can be set.
+pub fn entering(
+    creds: &pb::CredsEntry,
+    groups: bool,
+    handle: u64,
+    dumpable: bool,
+) -> Vec<Call> {
+    let mut rows = privileges::identity(creds, groups);
+    rows.push(super::grounds::entering(Arg::Int(handle), Ns::User));
+    rows.push(Call::new(libc::SYS_close, vec![Arg::Int(handle)]));
+    let mut kept = super::grounds::bound();
+    // 2 (root only) cannot be asked for and is what such a change leaves
+    kept.truncate(kept.len() - usize::from(!dumpable));
+    rows.extend(kept);
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(sort: Ns, id: u32, parent: u32, owner: Option<u32>) -> pb::StasisNamespaceEntry {
+        pb::StasisNamespaceEntry {
+            id,
+            sort: sort.flag().bits() as u32,
+            parent,
+            maker: Some(5),
+            owner,
+        }
+    }
+
+    fn read(entries: &[pb::StasisNamespaceEntry]) -> Result<Users> {
+        Users::of(entries.to_vec(), |_| Maps::inner(pb::UsernsEntry::default()))
+    }
+
+    #[test]
+    fn those_above_come_first() {
+        let user = |id, parent| entry(Ns::User, id, parent, None);
+        let all = read(&[user(22, 21), user(21, 7), entry(Ns::Net, 23, 0, Some(22))]).unwrap();
+        let order: Vec<_> = all.all().iter().map(|u| (u.id, u.above)).collect();
+        assert_eq!(order, [(21, None), (22, Some(21))]);
+        assert_eq!(all.owner(Ns::Net, 23), Some(22));
+        assert_eq!(all.owner(Ns::Uts, 23), None);
+    }
+
+    #[test]
+    fn what_no_kernel_has_is_refused() {
+        let user = |id, parent| entry(Ns::User, id, parent, None);
+        let deep: Vec<_> = (20..60).map(|n| user(n, n - 1)).collect();
+        for bad in [
+            &[user(21, 22), user(22, 21)][..],
+            &[user(21, 21)],
+            &[user(21, 7), user(21, 7)],
+            &[user(21, 7), user(22, 21), user(21, 22)],
+            &[user(21, 7), entry(Ns::Net, 23, 0, Some(24))],
+            &[user(21, 7), entry(Ns::Mnt, 23, 0, Some(21))],
+            &deep,
+        ] {
+            assert_eq!(read(bad).unwrap_err().code, "E5857", "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn who_enters_is_somebody_before() {
+        let creds = pb::CredsEntry {
+            uid: 1000,
+            ..Default::default()
+        };
+        let rows: Vec<_> = entering(&creds, true, 3, true).iter().map(|r| r.name()).collect();
+        let at = |name: &str| rows.iter().position(|r| r.starts_with(name)).unwrap();
+        assert!(at("setgroups") < at("setresgid") && at("setresgid") < at("setresuid"));
+        assert!(at("setresuid") < at("setns") && at("setns") < rows.len() - 2, "{rows:?}");
+        let without = entering(&creds, false, 3, false);
+        assert_eq!(without.len(), rows.len() - 2);
+    }
+}
