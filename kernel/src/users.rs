@@ -31,9 +31,7 @@ pub struct Users {
 /// The way cannot be gone, or the kernel refuses: the number of namespaces, the owner, a map.
 pub fn make(way: &Way<'_>, users: &Users) -> Result<OwnedFd, SysError> {
     let mut writer = start(way, |channel| match write(users) {
-        Ok(handle) => {
-            i32::from(fds::send_fds(channel.as_fd(), b"+", &[handle.as_fd()]).is_err())
-        }
+        Ok(handle) => i32::from(fds::send_fds(channel.as_fd(), b"+", &[handle.as_fd()]).is_err()),
         Err((errno, at)) => {
             let mut told = (errno as i32).to_le_bytes().to_vec();
             told.push(at);
@@ -156,10 +154,13 @@ pub fn owner(ns: std::os::fd::BorrowedFd<'_>) -> Result<u32, SysError> {
 /// EROFS: /proc/sys may only be read here; ENOENT: a kernel without CONFIG_CHECKPOINT_RESTORE.
 pub fn last_number() -> Result<std::fs::File, SysError> {
     const PATH: &str = "/proc/sys/kernel/ns_last_pid";
-    std::fs::OpenOptions::new().write(true).open(PATH).map_err(|e| {
-        let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
-        SysError::new("openat", errno, PATH)
-    })
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(PATH)
+        .map_err(|e| {
+            let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
+            SysError::new("openat", errno, PATH)
+        })
 }
 
 /// The next process of the caller's pid namespace has this number, if it is free and nobody else is born before.
@@ -217,6 +218,9 @@ mod tests {
             ..inner
         };
         let refused = make(&way, &wider).unwrap_err();
-        assert_eq!((refused.errno, refused.call), (Errno::EPERM, "write(uid_map)"));
+        assert_eq!(
+            (refused.errno, refused.call),
+            (Errno::EPERM, "write(uid_map)")
+        );
     }
 }

@@ -45,7 +45,6 @@ use facts::{Facts, Seccomp};
 use files::OpenFiles;
 pub(crate) use memory::Left;
 use pidspaces::PidSpaces;
-use userspaces::UserSpaces;
 use places::Places;
 use process::{Asking, GadgetCache, Tapes};
 use ready::Ready;
@@ -66,6 +65,7 @@ use task::Task;
 use thread::Told;
 use tracing::{debug, info, warn};
 use tracking::Tracking;
+use userspaces::UserSpaces;
 
 /// Dumps the tree under `o.pid` into `o.images`.
 ///

@@ -57,12 +57,7 @@ impl UserSpaces {
         Ok(all)
     }
     /// The number of a user namespace that is the tree's or below it.
-    fn know(
-        &mut self,
-        places: &mut Places,
-        handle: OwnedFd,
-        task: Option<HostPid>,
-    ) -> Result<u32> {
+    fn know(&mut self, places: &mut Places, handle: OwnedFd, task: Option<HostPid>) -> Result<u32> {
         let ino = fds::fstat(handle.as_fd())?.st_ino;
         if places.is_roots(Ns::User, ino) {
             return Ok(places.id(Ns::User));

@@ -154,9 +154,13 @@ pub fn dump(dir: &ImageDir, id: u32, task: HostPid) -> Result<()> {
 }
 
 fn bad(of: &str, why: &str) -> Error {
-    Error::new("E5462", Blame::Image, format!("the map of {of} of a user namespace"))
-        .why(why)
-        .advice("dump again")
+    Error::new(
+        "E5462",
+        Blame::Image,
+        format!("the map of {of} of a user namespace"),
+    )
+    .why(why)
+    .advice("dump again")
 }
 
 /// A line of a map: first inside, first outside, how many.

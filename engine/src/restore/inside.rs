@@ -84,7 +84,10 @@ impl Performance<'_> {
         let before = inside.iter().map(|i| {
             let t = &plan.tasks[*i];
             let late = t.memory.iter().flat_map(|m| &m.late);
-            Ok(vec![(t.slot, t.placed.iter().chain(late).cloned().collect())])
+            Ok(vec![(
+                t.slot,
+                t.placed.iter().chain(late).cloned().collect(),
+            )])
         });
         self.play_in_parts(before, Phase::Habits)?;
         let groups = plan.sets_groups();
@@ -107,7 +110,10 @@ impl Performance<'_> {
             let id = plan.grounds.users.of_task(plan.tasks[i].pid);
             let handle = id.map(|id| handle_name(Ns::User, id));
             let rows = tapes.get(&i).cloned().unwrap_or_default();
-            (vec![handle.into_iter().collect()], Box::new(rows.into_iter()))
+            (
+                vec![handle.into_iter().collect()],
+                Box::new(rows.into_iter()),
+            )
         })?;
         for i in inside {
             for k in 1..images.tasks[i].threads.len() {
@@ -136,7 +142,8 @@ impl Performance<'_> {
             let played = self.play(&tapes, Phase::Habits)?;
             let proc = ProcDir::open(self.pids.known(task.pid)?)?;
             // a pid namespace of the tree's own has nobody else in it who could be born
-            let there = self.pids.are_foreign() || proc.task_status(HostPid(name.key() as i32)).is_ok();
+            let there =
+                self.pids.are_foreign() || proc.task_status(HostPid(name.key() as i32)).is_ok();
             if there && played.first().map(|p| p.rets[0]) == Some(u64::from(name.own())) {
                 return Ok(());
             }
@@ -149,7 +156,9 @@ impl Performance<'_> {
         }
         let what = format!("thread {} of task {}", name.key(), task.pid);
         Err(Error::new("E6101", Blame::Host, what)
-            .why("another process or thread has its number, or took it each time before it was born")
+            .why(
+                "another process or thread has its number, or took it each time before it was born",
+            )
             .advice("restore in a pid namespace of its own, or end the other one"))
     }
     /// The next process or thread to be born has these numbers.

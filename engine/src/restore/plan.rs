@@ -542,9 +542,9 @@ pub fn thread_birth_inside(slot: usize) -> Call {
 
 /// Flags of clone(2) for a thread.
 const OF_THREAD: u64 = (libc::CLONE_VM
-        | libc::CLONE_FS
-        | libc::CLONE_FILES
-        | libc::CLONE_SIGHAND
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM) as u64;
 
@@ -930,7 +930,9 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
     }
     let g = &p.grounds;
     for u in g.users.all() {
-        let above = u.above.map_or("the tree's".to_string(), |id| id.to_string());
+        let above = u
+            .above
+            .map_or("the tree's".to_string(), |id| id.to_string());
         let _ = writeln!(s, "user namespace {} of user {} in {above}", u.id, u.maker);
     }
     for r in g.joining().iter().chain(&g.users()).chain(&g.making()) {
@@ -977,7 +979,10 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
             let core = images.tasks[i].threads[0].core(dir)?;
             let creds = core.thread_core.as_ref().and_then(|c| c.creds.as_ref());
             let rows = creds.map(|c| super::users::entering(c, p.sets_groups(), 0, true));
-            tape(&format!("enter user namespace {id}"), &rows.unwrap_or_default());
+            tape(
+                &format!("enter user namespace {id}"),
+                &rows.unwrap_or_default(),
+            );
         }
         for (k, th) in images.tasks[i].threads.iter().enumerate().skip(1) {
             let slot = t.slot + k;

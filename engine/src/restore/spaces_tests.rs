@@ -28,8 +28,8 @@ fn spaces(nested: &[(u32, u32)], tree: &[pb::PstreeEntry]) -> Result<Spaces> {
         id: *id,
         sort: libc::CLONE_NEWPID as u32,
         parent: *parent,
-            ..Default::default()
-        };
+        ..Default::default()
+    };
     let all: Vec<_> = nested.iter().map(entry).collect();
     dir.write_all(&Kind::Namespaces.file(), &all).unwrap();
     Spaces::of(&dir, tree, Some(1))

@@ -66,9 +66,8 @@ impl Users {
             entries.into_iter().partition(|e| sort(e) == Some(Ns::User));
         let what = |e: &pb::StasisNamespaceEntry| format!("namespace {} of namespaces.img", e.id);
         while !left.is_empty() {
-            let inside = |id: u32, left: &[pb::StasisNamespaceEntry]| {
-                left.iter().any(|o| o.id == id)
-            };
+            let inside =
+                |id: u32, left: &[pb::StasisNamespaceEntry]| left.iter().any(|o| o.id == id);
             let now = left.iter().position(|e| !inside(e.parent, &left));
             let Some(now) = now else {
                 return Err(bad(what(&left[0]), "it is below itself"));
@@ -135,12 +134,7 @@ impl Users {
 
 /// Rows by which a task becomes who it is and enters its user namespace, of which it has a handle; all capabilities there are its own
 /// then. `groups`: supplementary groups can be set.
-pub fn entering(
-    creds: &pb::CredsEntry,
-    groups: bool,
-    handle: u64,
-    dumpable: bool,
-) -> Vec<Call> {
+pub fn entering(creds: &pb::CredsEntry, groups: bool, handle: u64, dumpable: bool) -> Vec<Call> {
     let mut rows = privileges::identity(creds, groups);
     rows.push(super::grounds::entering(Arg::Int(handle), Ns::User));
     rows.push(Call::new(libc::SYS_close, vec![Arg::Int(handle)]));
@@ -166,7 +160,10 @@ mod tests {
     }
 
     fn read(entries: &[pb::StasisNamespaceEntry]) -> Result<Users> {
-        Users::of(entries.to_vec(), |_| Maps::inner(pb::UsernsEntry::default()))
+        Users::of(
+            entries.to_vec(),
+            |_| Maps::inner(pb::UsernsEntry::default()),
+        )
     }
 
     #[test]
@@ -202,10 +199,16 @@ mod tests {
             uid: 1000,
             ..Default::default()
         };
-        let rows: Vec<_> = entering(&creds, true, 3, true).iter().map(|r| r.name()).collect();
+        let rows: Vec<_> = entering(&creds, true, 3, true)
+            .iter()
+            .map(|r| r.name())
+            .collect();
         let at = |name: &str| rows.iter().position(|r| r.starts_with(name)).unwrap();
         assert!(at("setgroups") < at("setresgid") && at("setresgid") < at("setresuid"));
-        assert!(at("setresuid") < at("setns") && at("setns") < rows.len() - 2, "{rows:?}");
+        assert!(
+            at("setresuid") < at("setns") && at("setns") < rows.len() - 2,
+            "{rows:?}"
+        );
         let without = entering(&creds, false, 3, false);
         assert_eq!(without.len(), rows.len() - 2);
     }
