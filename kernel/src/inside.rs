@@ -13,7 +13,7 @@ use crate::bpf::{self, Insn};
 use crate::btf;
 use crate::error::{SysError, SysResult};
 use nix::errno::Errno;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The most bytes that are copied at once.
@@ -22,6 +22,9 @@ const PIECE: usize = 4096;
 const HEAD: usize = 2;
 /// A list that is longer is not the kernel's, or changes under our eyes.
 pub(crate) const MOST: usize = 1 << 20;
+
+/// A page is so many times as large as its description, as a power of two.
+const PAGE_TO_BYTES: u32 = 6;
 
 /// An address in the kernel; 0 is none.
 pub(crate) type At = u64;
@@ -99,6 +102,8 @@ pub struct Inside {
     /// The caller's thread.
     own: At,
     at: Places,
+    /// See [`Inside::distance`].
+    distance: OnceCell<u64>,
 }
 
 btf::places! {
@@ -111,6 +116,12 @@ btf::places! {
     number: "upid" "nr",
     space: "upid" "ns",
     size: "upid" "",
+    file_data: "file" "private_data",
+    sk: "socket" "sk",
+    buffers: "pipe_inode_info" "bufs",
+    page: "pipe_buffer" "page",
+    offset: "pipe_buffer" "offset",
+    page_size: "page" "",
 }
 
 /// `words`: address, length, answer. With address 0 the answer is the address of the caller's `task_struct`.
@@ -161,6 +172,7 @@ impl Inside {
             words,
             own: 0,
             at: Places::new()?,
+            distance: OnceCell::new(),
         };
         inside.own = inside.ask(0, 8)?[0];
         Ok(inside)
@@ -221,6 +233,60 @@ impl Inside {
         let at = &self.at;
         let first = self.follow(self.own, &[at.files, at.table, at.slots])?;
         self.word(first + 8 * fd.as_raw_fd() as u64)
+    }
+    /// The `struct sock` of one of the caller's descriptors.
+    pub(crate) fn socket(&self, fd: BorrowedFd<'_>) -> SysResult<At> {
+        self.follow(self.file(fd)?, &[self.at.file_data, self.at.sk])
+    }
+    /// Where the bytes of a page (`struct page`) lie.
+    pub(crate) fn page(&self, page: At) -> SysResult<At> {
+        let distance = match self.distance.get() {
+            Some(d) => *d,
+            None => {
+                let d = self.distance()?;
+                *self.distance.get_or_init(|| d)
+            }
+        };
+        Ok((page << PAGE_TO_BYTES).wrapping_add(distance))
+    }
+    /// How far the bytes of a page lie from its description, times the quotient of their sizes.
+    ///
+    /// KERNEL: x86 maps all memory in one piece, and has one list of descriptions. Where both begin is chosen when the machine starts, in
+    /// steps of 1 GiB (arch/x86/mm/kaslr.c), and told to nobody. So a page of ours is looked for, in the near and the far of other memory
+    /// of the kernel's: what is in it we know.
+    fn distance(&self) -> SysResult<u64> {
+        const STEP: u64 = 1 << 30;
+        /// More than any machine has.
+        const STEPS: u64 = 1 << 14;
+        let at = &self.at;
+        let unknown = |e| SysError::new("bpf_probe_read_kernel", e, "pages of the kernel's");
+        if at.page_size << PAGE_TO_BYTES != 4096 {
+            return Err(unknown(Errno::ENOSYS));
+        }
+        let mut sign = [0u8; 64];
+        // SAFETY: the kernel fills as many bytes as the array has.
+        let n = unsafe { libc::getrandom(sign.as_mut_ptr().cast(), sign.len(), 0) };
+        let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(unknown)?;
+        let written = nix::unistd::write(&writer, &sign).map_err(unknown)?;
+        if (n as usize, written) != (sign.len(), sign.len()) {
+            return Err(unknown(Errno::EIO));
+        }
+        let buffer = self.follow(self.file(reader.as_fd())?, &[at.file_data, at.buffers])?;
+        let page = self.word(buffer + at.page)?;
+        let offset = u64::from(self.int(buffer + at.offset)?);
+        let place = (page << PAGE_TO_BYTES) % STEP;
+        let near = self.own - self.own % STEP + place;
+        let candidates =
+            (0..STEPS).flat_map(|n| [near.wrapping_add(n * STEP), near.wrapping_sub(n * STEP)]);
+        for candidate in candidates {
+            if self
+                .bytes(candidate + offset, sign.len())
+                .is_ok_and(|b| b == sign)
+            {
+                return Ok(candidate.wrapping_sub(page << PAGE_TO_BYTES));
+            }
+        }
+        Err(unknown(Errno::EFAULT))
     }
     /// The number of a process (`struct pid`) in the caller's pid namespace; 0: it has none there.
     pub(crate) fn number(&self, pid: At) -> SysResult<i32> {

@@ -55,6 +55,11 @@ pub mod uffd;
 pub mod unix;
 pub mod usher;
 
+/// What UDP sockets hold back.
+pub mod cork;
+/// Packets in queues, read out of the kernel's memory.
+mod skb;
+
 /// A small process that puts something back if the engine ends before it could.
 pub mod guardian;
 /// A process of the engine's inside the namespaces of a restored tree.
@@ -78,6 +83,8 @@ pub mod sysv;
 /// What SEM_UNDO would undo.
 pub mod undo;
 pub mod users;
+/// What unix sockets hold, read out of the kernel's memory.
+pub mod unix_inside;
 /// Reading and writing another process's memory.
 pub mod vm;
 /// Where the parts of an XSAVE area lie.

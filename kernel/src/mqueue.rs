@@ -71,8 +71,6 @@ btf::places! {
     next: "msg_msg" "next",
     head: "msg_msg" "",
     part: "msg_msgseg" "",
-    file_data: "file" "private_data",
-    sk: "socket" "sk",
 }
 
 /// A way to read queues.
@@ -120,8 +118,7 @@ impl Reader {
     /// # Errors
     /// EFAULT: it is no socket.
     pub fn socket_of(&self, fd: BorrowedFd<'_>) -> SysResult<u64> {
-        let way = [self.at.file_data, self.at.sk];
-        self.inside.follow(self.inside.file(fd)?, &way)
+        self.inside.socket(fd)
     }
 }
 

@@ -177,6 +177,7 @@ macro_rules! with_guests {
             tcp_unaccepted: ["--skip-in-flight"] [];
             udp: [] [];
             udp_queue: [] [];
+            udp_cork: [] [];
             udp_multicast: [] [];
             raw: [] [];
             ping: [] [];
@@ -291,6 +292,7 @@ macro_rules! with_works {
             udp_multicast: dump_restore, leave_running, generations;
             udp: dump_restore, leave_running, generations;
             udp_queue: dump_restore, leave_running, generations, contained;
+            udp_cork: dump_restore, leave_running, generations;
             raw: dump_restore, leave_running, generations;
             ping: dump_restore, leave_running, generations;
             map_file_shared: dump_restore, leave_running, generations;

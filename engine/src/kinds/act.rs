@@ -5,7 +5,7 @@
 //! itself like a row, so the whole plan can be read before it is played.
 use super::{
     bpfmap, fown, ghost, inet_address, inet_groups, inherit, mqueue, netlink, packet, pidfd,
-    sockopts, sysv, tcp_acts, tcp_queue, tty_acts, udp_queue, unixsk_acts,
+    sockopts, sysv, tcp_acts, tcp_queue, tty_acts, udp_cork, udp_queue, unixsk_acts,
 };
 use crate::error::{Blame, Error, Result};
 use crate::pages::{Source, Store};
@@ -91,6 +91,8 @@ pub enum Act {
     Lead(Box<tcp_queue::Lead>),
     /// Datagrams that wait.
     Deliver(Box<udp_queue::Deliver>),
+    /// Part of a datagram that is held back.
+    Cork(Box<udp_cork::Cork>),
 }
 
 /// Writes runs of a pages image into a file.
@@ -202,6 +204,7 @@ impl Act {
             Act::Wake(w) => w.perform(on),
             Act::Lead(l) => l.perform(on),
             Act::Deliver(d) => d.perform(on),
+            Act::Cork(c) => c.perform(on),
         }
     }
     /// The call, if it is one.
@@ -269,6 +272,7 @@ impl fmt::Display for Act {
             Act::Wake(w) => w.fmt(f),
             Act::Lead(l) => l.fmt(f),
             Act::Deliver(d) => d.fmt(f),
+            Act::Cork(c) => c.fmt(f),
         }
     }
 }

@@ -135,6 +135,18 @@ pub fn is_anon(link: &[u8], name: &str) -> bool {
             .is_some_and(|r| r == name.as_bytes())
 }
 
+/// Something that is made when it is needed first, because that takes milliseconds, and kept for what comes behind.
+pub fn opened<T>(
+    kept: &mut Option<T>,
+    make: impl FnOnce() -> Result<T, SysError>,
+) -> Result<&T, SysError> {
+    let it = match kept.take() {
+        Some(it) => it,
+        None => make()?,
+    };
+    Ok(kept.insert(it))
+}
+
 /// The box of a kind in a file entry, or an error that says what is missing.
 pub fn body<'a, T>(
     entry: &'a pb::FileEntry,

@@ -12,7 +12,7 @@
 //! the queue of their listening socket (`tcp_queue.rs`); with `--skip-in-flight` they are left behind.
 //!
 //! **UDP.** Addresses, options, multicast groups, and a shutdown of the receiving side. Datagrams that wait come
-//! back (`udp_queue.rs`); part of a datagram that is held back by UDP_CORK cannot be looked at and is refused.
+//! back (`udp_queue.rs`), and part of a datagram that is held back by UDP_CORK or MSG_MORE (`udp_cork.rs`).
 //!
 //! **Restore.** All sockets are made and bound first, then those that listen do so, then connections are made, so that a port can
 //! have a listener and its connections. With `--tcp-remap OLD=NEW` a socket gets another local address.
@@ -21,7 +21,8 @@
 //! wait to be told (SO_ERROR, MSG_ERRQUEUE). What waits in raw and ping sockets. The device of IP_MULTICAST_IF when it was
 //! named by its index. TCP-MD5 and TCP-AO keys. eBPF programs that choose a socket of an SO_REUSEPORT group.
 //!
-//! Guests: tcp_listen, tcp_loop, tcp_v6, tcp_opts, tcp_states, tcp_reuseport, tcp_queued, tcp_unaccepted, udp, udp_queue, udp_multicast, raw, ping.
+//! Guests: tcp_listen, tcp_loop, tcp_v6, tcp_opts, tcp_states, tcp_reuseport, tcp_queued, tcp_unaccepted, udp, udp_queue, udp_cork,
+//! udp_multicast, raw, ping.
 use super::common::{ask_int, body, settle};
 use super::inet_address::{self as address, Bind};
 use super::inet_options::{self as options, IPPROTO_MPTCP, Sort, state};
@@ -29,7 +30,8 @@ use super::sockopts::Buffers;
 use super::sockopts::{self, get, get_int, set_int_row, word};
 use super::tcp_acts::{Connect, Wake};
 use super::{
-    Act, DumpCx, FileKind, PlanCx, Seen, Stage, inet_groups, malformed, tcp, tcp_queue, udp_queue,
+    Act, DumpCx, FileKind, PlanCx, Seen, Stage, inet_groups, malformed, tcp, tcp_queue, udp_cork,
+    udp_queue,
 };
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call, FdRef};
@@ -175,7 +177,7 @@ impl FileKind for Inet {
             if s.is_udp() {
                 let how = shut_down(seen, false)?;
                 e.shutdown = (how != pb::SkShutdown::None).then_some(how as i32);
-                corked(seen)?;
+                extra.corked = udp_cork::read(seen, cx)?;
                 if !cx.options.network.skip_in_flight {
                     extra.datagrams = udp_queue::read(seen, cx)?;
                 }
@@ -262,8 +264,11 @@ impl FileKind for Inet {
             let row = Call::new(libc::SYS_connect, vec![Arg::Fd(file), Arg::In(b), len]);
             cx.host_at(Stage::Second, row, format!("{local} talks to {peer}"));
         }
-        if s.is_udp() && !cx.options.network.skip_in_flight {
-            udp_queue::plan(e, s, local, cx);
+        if s.is_udp() {
+            if !cx.options.network.skip_in_flight {
+                udp_queue::plan(e, s, local, cx);
+            }
+            udp_cork::plan(entry, e, s, cx)?;
         }
         if let Some(extra) = &e.stasis {
             inet_groups::plan(cx, file, &extra.membership);
@@ -320,12 +325,7 @@ fn connection(
         .reader(&image)?
         .read()?
         .ok_or_else(|| malformed(entry, "its tcp-stream image is empty"))?;
-    let buffers = Buffers {
-        file,
-        send: e.opts.so_sndbuf,
-        receive: e.opts.so_rcvbuf,
-        lock: e.opts.so_buf_lock,
-    };
+    let buffers = Buffers::of(file, &e.opts);
     let connect = Connect {
         file,
         local,
@@ -506,22 +506,6 @@ fn closed(seen: &Seen, was_connected: bool, cx: &mut DumpCx) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// Bytes that the program has sent and the kernel holds back cannot be looked at.
-fn corked(seen: &Seen) -> Result<()> {
-    // what a device has not sent yet counts as well, and is gone in a moment
-    for _ in 0..20 {
-        if ask_int(seen.fd, SIOCOUTQ)? == 0 {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    Err(seen.refuse(
-        "E4552",
-        "it holds back part of a datagram (UDP_CORK, MSG_MORE), which cannot be looked at",
-        "try again when the program has sent it",
-    ))
 }
 
 /// What waits in raw and ping sockets is left behind: they have no peek offsets (SO_PEEK_OFF), so only the first packet could be

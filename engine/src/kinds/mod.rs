@@ -50,6 +50,7 @@ pub mod tty;
 pub mod tty_acts;
 pub mod tty_plan;
 pub mod tun;
+pub mod udp_cork;
 pub mod udp_queue;
 pub mod unixsk;
 mod unixsk_acts;
@@ -184,6 +185,8 @@ pub struct DumpCx<'a> {
     pub locked: [Option<String>; 2],
     /// POSIX message queues met so far.
     pub mqueues: crate::namespaces::mqueues::Queues,
+    /// What UDP sockets hold back is read through this.
+    pub corks: Option<stasis_kernel::cork::Reader>,
     /// What plugins saved.
     pub plugged: Vec<pb::StasisPluginEntry>,
 }
@@ -218,6 +221,7 @@ impl<'a> DumpCx<'a> {
             locks: Default::default(),
             locked: Default::default(),
             mqueues: Default::default(),
+            corks: None,
             plugged: Vec::new(),
             namespaces: BTreeMap::new(),
             warnings: Vec::new(),

@@ -404,12 +404,7 @@ pub fn device_row(file: FdRef, o: &pb::SkOptsEntry) -> Option<Call> {
 
 /// The sizes of a socket's buffers. Behind SO_RCVLOWAT of [`plan`]: the kernel makes a buffer larger when it could not hold so much.
 pub fn plan_buffers(cx: &mut PlanCx, file: FdRef, o: &pb::SkOptsEntry) {
-    let buffers = Buffers {
-        file,
-        send: o.so_sndbuf,
-        receive: o.so_rcvbuf,
-        lock: o.so_buf_lock,
-    };
+    let buffers = Buffers::of(file, o);
     cx.act_at(cx.stage(), Act::Buffers(buffers), "buffers of a socket");
 }
 
@@ -531,6 +526,15 @@ pub struct Buffers {
 }
 
 impl Buffers {
+    /// Those of an image.
+    pub fn of(file: FdRef, o: &pb::SkOptsEntry) -> Self {
+        Buffers {
+            file,
+            send: o.so_sndbuf,
+            receive: o.so_rcvbuf,
+            lock: o.so_buf_lock,
+        }
+    }
     pub(super) fn perform(&self, on: &mut Stagehand<'_>) -> Result<()> {
         let two = [
             (

@@ -24,7 +24,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 const UDP_HEADER: usize = 8;
 /// The longest one: the length of an IPv4 packet has 16 bits.
-const LONGEST: usize = 0xffff - 20 - UDP_HEADER;
+pub(super) const LONGEST: usize = 0xffff - 20 - UDP_HEADER;
 /// More than this is not looked at.
 const LIMIT: usize = 32 << 20;
 const SO_PEEK_OFF: i32 = 42;
@@ -118,12 +118,7 @@ pub(super) fn plan(e: &pb::InetSkEntry, s: Sort, local: SocketAddr, cx: &mut Pla
         protocol: s.protocol as u8,
         local,
         all: good,
-        buffers: Buffers {
-            file,
-            send: e.opts.so_sndbuf,
-            receive: e.opts.so_rcvbuf,
-            lock: e.opts.so_buf_lock,
-        },
+        buffers: Buffers::of(file, &e.opts),
         device: sockopts::device_row(file, &e.opts),
     };
     cx.act_at(

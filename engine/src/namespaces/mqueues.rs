@@ -11,6 +11,7 @@
 //! **What does not come back.** Times. The kernel counts the room of queues against the user who restores (RLIMIT_MSGQUEUE).
 use crate::error::{Blame, Error, Result};
 use crate::kinds::DumpCx;
+use crate::kinds::common::opened;
 use nix::sys::stat::Mode;
 use stasis_kernel::error::SysError;
 use stasis_kernel::fds;
@@ -95,15 +96,10 @@ fn describe(
         return Ok(());
     }
     let (sizes, _) = mqueue::sizes(fd)?;
-    let reader = match cx.mqueues.reader.take() {
-        Some(r) => Ok(r),
-        None => Reader::new(),
-    };
-    let reader = cx
-        .mqueues
-        .reader
-        .insert(reader.map_err(|e| unreadable(name, e))?);
-    let seen = reader.read(fd).map_err(|e| unreadable(name, e))?;
+    let reader = opened(&mut cx.mqueues.reader, Reader::new);
+    let seen = reader
+        .and_then(|r| r.read(fd))
+        .map_err(|e| unreadable(name, e))?;
     let message = |(priority, bytes)| pb::StasisMqueueMessage { priority, bytes };
     let entry = pb::StasisMqueueEntry {
         id: cx.mqueues.all.len() as u32 + 1,
