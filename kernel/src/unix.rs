@@ -55,6 +55,8 @@ pub struct Message {
     pub from: Vec<u8>,
     /// It is longer than the room it was read into; this is its whole length.
     pub cut: Option<usize>,
+    /// It is an out-of-band byte (MSG_OOB). A peek does not tell.
+    pub urgent: bool,
 }
 
 /// linux/socket.h: a pidfd of the sender beside a message. KERNEL(>=6.5)

@@ -157,6 +157,8 @@ macro_rules! with_guests {
             unix_deleted: [] [];
             unix_halfclosed: [] [];
             unix_family: [] [];
+            unix_early: [] [];
+            unix_oob: [] [];
             plugged: [] [];
             netlink: [] [];
             packet: [] [];
@@ -272,6 +274,8 @@ macro_rules! with_works {
             unix_deleted: dump_restore, leave_running, generations;
             unix_halfclosed: dump_restore, leave_running, generations;
             unix_family: dump_restore, leave_running, generations;
+            unix_early: dump_restore, leave_running, generations;
+            unix_oob: dump_restore, leave_running, generations;
             netlink: dump_restore, leave_running, generations;
             packet: dump_restore, leave_running, generations;
             packet_ring: dump_restore, leave_running, generations;

@@ -192,6 +192,7 @@ impl Dumping<'_> {
                     unixsk::Queued {
                         fd: m.fd.as_fd(),
                         place: format!("fd {} of task {}", m.slot, m.pid.0),
+                        urgent: self.cx.unix.urgent(m.stat.st_ino),
                     }
                 })
                 .collect();

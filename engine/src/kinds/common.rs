@@ -1,5 +1,5 @@
 //! What several kinds do alike: status flags, paths beside an entry, questions to a duplicate.
-use super::{DumpCx, PlanCx, Seen, fown, malformed, regular};
+use super::{DumpCx, PlanCx, Seen, Stage, fown, malformed, regular};
 use crate::error::Result;
 use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::error::SysError;
@@ -16,6 +16,11 @@ pub const OPENABLE: u32 = SETTABLE | (libc::O_ACCMODE | libc::O_SYNC | libc::O_D
 
 /// Rows: gives a file exactly the status flags and the owner of the image.
 pub fn settle(cx: &mut PlanCx, file: FdRef, flags: u32, owner: &pb::FownEntry) {
+    settle_at(Stage::Tasks, cx, file, flags, owner);
+}
+
+/// The same; the owner comes at this stage, not earlier than [`Stage::Tasks`].
+pub fn settle_at(stage: Stage, cx: &mut PlanCx, file: FdRef, flags: u32, owner: &pb::FownEntry) {
     let f = flags & SETTABLE;
     cx.host(
         Call::new(
@@ -28,7 +33,7 @@ pub fn settle(cx: &mut PlanCx, file: FdRef, flags: u32, owner: &pb::FownEntry) {
         ),
         "status flags",
     );
-    fown::plan(cx, file, owner, flags);
+    fown::plan_at(stage, cx, file, owner, flags);
 }
 
 /// Row: one more slot for the same open file, under another name.

@@ -97,6 +97,11 @@ pub fn read(
 
 /// Plans signal, owner and O_ASYNC of a file that is open under this name. `flags` are the open flags in its entry.
 pub fn plan(cx: &mut PlanCx, file: FdRef, e: &pb::FownEntry, flags: u32) {
+    plan_at(Stage::Tasks, cx, file, e, flags);
+}
+
+/// The same; the owner comes at this stage, not earlier than [`Stage::Tasks`].
+pub fn plan_at(stage: Stage, cx: &mut PlanCx, file: FdRef, e: &pb::FownEntry, flags: u32) {
     if flags & libc::O_PATH as u32 != 0 {
         return;
     }
@@ -114,7 +119,7 @@ pub fn plan(cx: &mut PlanCx, file: FdRef, e: &pb::FownEntry, flags: u32) {
             uid: e.uid,
             euid: e.euid,
         };
-        cx.act_at(Stage::Tasks, Act::Owner(owner), "who gets its signals");
+        cx.act_at(stage, Act::Owner(owner), "who gets its signals");
     }
     if flags & libc::O_ASYNC as u32 != 0
         && let Some((pid, slot)) = cx.holders.get(&file.0).and_then(|h| h.first())

@@ -55,7 +55,9 @@ pub mod udp_queue;
 pub mod unixsk;
 mod unixsk_acts;
 pub(crate) mod unixsk_diag;
+mod unixsk_hidden;
 mod unixsk_plan;
+mod unixsk_waiting;
 pub mod unsupported;
 pub mod watched;
 

@@ -19,10 +19,13 @@
 //! caller may hand over a socket (`--inherit-fd fd[N]:socket:[INODE]`); else it is connected again by the peer's
 //! name; else it is closed for the program to see.
 //!
-//! **What does not come back.** What was sent on a connection that is not accepted yet cannot be read: such a dump is refused
+//! **What no call shows** is read out of the kernel's memory (`unixsk_hidden.rs`): what was sent on a connection that is not accepted
+//! yet, and where an out-of-band byte stands.
+//!
+//! **What does not come back.** Files that travel on a connection that is not accepted yet cannot be had: such a dump is refused
 //! (`--skip-in-flight` leaves the connection behind). SO_PEERPIDFD of a socket tells of a process that ended. A datagram
 //! of no bytes that an earlier dump has looked at is skipped by the next one if nothing but such stand before it. Where an
-//! out-of-band byte stood is not told by the kernel: refused. Credentials of messages whose sender
+//! out-of-band byte stood that was read (SIOCATMARK). Credentials of messages whose sender
 //! has ended, in a tree with a pid namespace of its own. Inode numbers; borders between writes to a stream: files in
 //! flight there come with the first byte that is unread before them.
 //!
@@ -31,9 +34,9 @@
 //! Long because a queue has many shapes to be looked at.
 //!
 //! Guests: unix_pair, unix_stream_listen, unix_dgram, unix_seqpacket, unix_queue, unix_scm_rights, unix_scm_cycle, unix_creds,
-//! unix_abstract, unix_path, unix_deleted, unix_halfclosed, unix_family, socket_inside.
-use super::unixsk_diag::{Table, Told, ask_size, cookie, table_of};
-use super::{DumpCx, FileKind, PlanCx, Seen, Stage, sockopts, unixsk_plan};
+//! unix_abstract, unix_path, unix_deleted, unix_halfclosed, unix_family, unix_early, unix_oob, socket_inside.
+use super::unixsk_diag::{Table, ask_size, cookie, table_of};
+use super::{DumpCx, FileKind, PlanCx, Seen, Stage, sockopts, unixsk_hidden, unixsk_plan};
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::fds;
@@ -68,6 +71,17 @@ pub struct World {
     tables: BTreeMap<u64, Table>,
     /// By inode number of ours: the peer's name, and the place of ours.
     peers: BTreeMap<u32, (Vec<u8>, String)>,
+    /// By inode number: bytes before the out-of-band one that waits, and that one.
+    urgent: BTreeMap<u64, (usize, u8)>,
+    /// What no call shows is read through this.
+    pub(super) reader: Option<stasis_kernel::unix_inside::Reader>,
+}
+
+impl World {
+    /// Of a socket with this inode number: bytes before the out-of-band one in its queue, and that one.
+    pub fn urgent(&self, ino: u64) -> Option<(usize, u8)> {
+        self.urgent.get(&ino).copied()
+    }
 }
 
 /// Is this a unix socket?
@@ -219,7 +233,7 @@ fn peer_cred(seen: &Seen, cx: &mut DumpCx) -> Result<Option<pb::StasisUcred>> {
 }
 
 /// Credentials as the tree sees them; pid 0 if the tree cannot see that process.
-fn inside(c: Ucred, cx: &DumpCx) -> pb::StasisUcred {
+pub(super) fn inside(c: Ucred, cx: &DumpCx) -> pb::StasisUcred {
     let pid = match cx.pids.get(&HostPid(c.pid)) {
         Some(p) => *p,
         // somebody outside or gone: the same number if there is only one namespace
@@ -242,22 +256,10 @@ fn told<'c>(seen: &Seen, cx: &'c mut DumpCx) -> Result<&'c Table> {
     Ok(&cx.unix.tables[&key])
 }
 
-/// A connection that the listener has not accepted yet, seen from the socket that connected.
-fn not_accepted(seen: &Seen, ino: u32, t: &Told, all: &Table, leave: bool) -> Result<Option<u32>> {
+/// The listener that has not accepted the connection of this socket yet.
+fn not_accepted(ino: u32, all: &Table) -> Option<u32> {
     let listener = all.iter().find(|(_, l)| l.waiting.contains(&ino));
-    let Some((listener, _)) = listener else {
-        return Ok(None);
-    };
-    if leave {
-        return Ok(None);
-    }
-    if t.sent != 0 {
-        return Err(seen.refuse("E4504",
-            "it has sent something on a connection that is not accepted yet, and that cannot be read from outside",
-            "try again when the server has accepted it, or pass --skip-in-flight to leave the connection behind",
-        ));
-    }
-    Ok(Some(*listener))
+    listener.map(|(ino, _)| *ino)
 }
 
 impl FileKind for UnixSk {
@@ -297,17 +299,19 @@ impl FileKind for UnixSk {
         if stream
             && gone
             && t.shutdown != 3
-            && let Some(listener) = not_accepted(seen, ino, &t, all, leave)?
+            && !leave
+            && let Some(listener) = not_accepted(ino, all)
         {
             peer = listener;
             gone = false;
+            if t.sent != 0 {
+                ext.sent = unixsk_hidden::sent(seen, cx)?;
+            }
         }
         if t.state == LISTEN && !leave {
-            if t.waiting.contains(&0) {
-                return Err(seen.refuse("E4505",
-                    "a connection that it has not accepted yet was closed by its other end, and what that has sent cannot be read from outside",
-                    "try again when it was accepted, or pass --skip-in-flight to leave the connection behind",
-                ));
+            let closed = t.waiting.iter().filter(|i| **i == 0).count();
+            if closed > 0 {
+                ext.left = unixsk_hidden::left(seen, closed, cx)?;
             }
             ext.waiting = t.waiting.clone();
         }
@@ -328,12 +332,10 @@ impl FileKind for UnixSk {
         }
         let ready = readiness(seen.fd, libc::POLLPRI)?;
         ext.reset = (ready & libc::POLLERR != 0).then_some(true);
-        if ready & libc::POLLPRI != 0 {
-            return Err(seen.refuse(
-                "E4506",
-                "an out-of-band byte waits in its queue, and the kernel does not tell where",
-                "try again when it was read",
-            ));
+        if ready & libc::POLLPRI != 0
+            && let Some(urgent) = unixsk_hidden::urgent(seen, cx)?
+        {
+            cx.unix.urgent.insert(seen.stat.st_ino, urgent);
         }
         ext.peer_cred = peer_cred(seen, cx)?;
         let name = unix::name(seen.fd, false)?.unwrap_or_default();
@@ -395,6 +397,8 @@ pub struct Queued<'a> {
     pub fd: BorrowedFd<'a>,
     /// Where it is, for errors.
     pub place: String,
+    /// Bytes before the out-of-band one in its queue, and that one.
+    pub urgent: Option<(usize, u8)>,
 }
 
 struct Look<'a> {
@@ -405,6 +409,8 @@ struct Look<'a> {
     offset: i32,
     /// Bytes the kernel tells of: all, but only those of the first message for datagrams.
     bytes: usize,
+    /// As in [`Queued`].
+    urgent: Option<(usize, u8)>,
 }
 
 /// Looks into queues, and gives what is in them, in order. Nothing is taken out.
@@ -429,6 +435,7 @@ pub fn look(sockets: &[Queued<'_>]) -> Result<Vec<Vec<Message>>> {
             kind: int(libc::SO_TYPE)?.unwrap_or(0),
             offset: int(42)?.unwrap_or(-1),
             bytes: ask_size(s.fd, FIONREAD, "SIOCINQ")? as usize,
+            urgent: s.urgent,
         };
         if look.kind != libc::SOCK_STREAM && ready & libc::POLLERR != 0 {
             // peeking would take the error away
@@ -469,7 +476,7 @@ pub fn look(sockets: &[Queued<'_>]) -> Result<Vec<Vec<Message>>> {
 impl Look<'_> {
     /// A stream whose queue one peek shows. `None`: files or credentials split it, or peeks do not begin at its head.
     fn whole(&self) -> Result<Option<Message>> {
-        if self.kind != libc::SOCK_STREAM || self.offset >= 0 {
+        if self.kind != libc::SOCK_STREAM || self.offset >= 0 || self.urgent.is_some() {
             return Ok(None);
         }
         let m = unix::peek(self.fd, self.bytes, 0).map_err(|e| self.failed(e))?;
@@ -518,9 +525,13 @@ impl Look<'_> {
     fn stream(&self) -> Result<Vec<Message>> {
         let mut all = Vec::new();
         let mut at = 0;
+        // KERNEL: manage_oob() (net/unix/af_unix.c) steps over an out-of-band byte at the head
+        let inline = || sockopts::get_int(self.fd, libc::SOL_SOCKET, libc::SO_OOBINLINE);
+        let shown = !matches!(self.urgent, Some((0, _))) || inline()? == Some(1);
+        let end = self.bytes - usize::from(!shown);
         // a look behind the end would take a pending error
-        while at < self.bytes {
-            let Some(m) = self.at(at, self.bytes - at)? else {
+        while at < end {
+            let Some(m) = self.at(at, end - at)? else {
                 break;
             };
             if m.bytes.is_empty() {
@@ -529,7 +540,10 @@ impl Look<'_> {
             at += m.bytes.len();
             all.push(m);
         }
-        Ok(all)
+        Ok(match self.urgent {
+            Some(urgent) => unixsk_hidden::apart(all, urgent, shown),
+            None => all,
+        })
     }
 }
 
@@ -589,7 +603,7 @@ pub fn put(
     let ext = pb::StasisPacketEntry {
         from: (!m.from.is_empty()).then(|| m.from.clone()),
         cred: m.cred.map(cred),
-        oob: None,
+        oob: m.urgent.then_some(true),
     };
     let scm = pb::ScmEntry {
         r#type: libc::SCM_RIGHTS as u32,
@@ -651,6 +665,13 @@ pub(super) fn finish(cx: &mut DumpCx) -> Result<()> {
         .collect();
     for (ino, peer) in outside {
         let (name, place) = cx.unix.peers.remove(&ino).unwrap_or_default();
+        let lost = |u: &pb::UnixSkEntry| u.stasis.as_ref().is_some_and(|x| !x.sent.is_empty());
+        let mut sockets = cx.entries.iter().filter_map(|e| e.usk.as_deref());
+        if sockets.any(|u| u.ino == ino && lost(u)) {
+            return Err(Error::new("E4504", Blame::Container, format!("cannot dump {place}"))
+                .why(format!("it has sent something to {}, which no task of the tree has, and which has not accepted it yet", shown(&name)))
+                .advice("try again when the server has accepted it, or pass --skip-in-flight to leave the connection behind"));
+        }
         let plugged =
             !allowed(cx.options, [ino, peer]) && crate::plugins::socket(cx, ino, peer, &name)?;
         if !plugged && !allowed(cx.options, [ino, peer]) && !is_service(&name) {

@@ -94,6 +94,8 @@ pub struct Send {
     pub files: Vec<FdRef>,
     /// Credentials that travel with it.
     pub cred: Option<Ucred>,
+    /// It is an out-of-band byte.
+    pub urgent: bool,
 }
 
 impl Deeds {
@@ -255,7 +257,8 @@ impl Send {
             .iter()
             .map(|f| file(host, *f))
             .collect::<Result<Vec<_>>>()?;
-        let send = |cred| unix::send(from, path.as_deref(), &self.bytes, &files, cred, 0);
+        let flags = if self.urgent { libc::MSG_OOB } else { 0 };
+        let send = |cred| unix::send(from, path.as_deref(), &self.bytes, &files, cred, flags);
         let done = match (send(self.cred), self.cred) {
             // no process has this number: one that has it for a moment sends
             (Err(e), Some(c)) if e.errno == Errno::ESRCH => {

@@ -1,12 +1,12 @@
 //! How unix sockets come back: all at once, because each depends on others.
 //!
 //! First, before the tree is born: sockets are made, bound, listen, and are connected; what has been accepted before is
-//! accepted again from the same listener or, where that is gone, from one made for the moment. Then, when all files exist:
-//! queues, connections of datagram sockets, what would have hindered both (options, shutdowns), and last of all the
-//! connections that wait to be accepted.
+//! accepted again from the same listener or, where that is gone, from one made for the moment; behind them the connections that wait to
+//! be accepted (`unixsk_waiting.rs`). Then, when all files exist: queues, connections of datagram sockets, and what would have
+//! hindered both (options, shutdowns).
 //!
 //! Long because the cases of one order of events stand together.
-use super::common::{body, settle};
+use super::common::{body, settle, settle_at};
 use super::unixsk::{self, CLOSED, ESTABLISHED, EXTERN, LISTEN, SERVICE, shown};
 use super::unixsk_acts::{Deeds, Name, Send, To, What};
 use super::{Act, PlanCx, Stage, malformed, sockopts};
@@ -25,26 +25,26 @@ struct Packet {
 }
 
 /// A socket of the tree.
-struct Sk<'a> {
+pub(super) struct Sk<'a> {
     entry: &'a pb::FileEntry,
-    u: &'a pb::UnixSkEntry,
-    file: FdRef,
+    pub(super) u: &'a pb::UnixSkEntry,
+    pub(super) file: FdRef,
     /// A task that has it.
     holder: Option<u32>,
 }
 
 impl Sk<'_> {
-    fn kind(&self) -> i32 {
+    pub(super) fn kind(&self) -> i32 {
         self.u.r#type as i32
     }
-    fn dgram(&self) -> bool {
+    pub(super) fn dgram(&self) -> bool {
         self.kind() == libc::SOCK_DGRAM
     }
-    fn ext(&self) -> pb::StasisUnixEntry {
+    pub(super) fn ext(&self) -> pb::StasisUnixEntry {
         self.u.stasis.clone().unwrap_or_default()
     }
     /// Who made the pair, connected or listened. Images of CRIU do not tell: then it was whoever has it.
-    fn cred(&self) -> Option<Ucred> {
+    pub(super) fn cred(&self) -> Option<Ucred> {
         match &self.u.stasis {
             Some(s) => cred(s.peer_cred.as_ref()),
             None => self.holder.map(|pid| Ucred {
@@ -74,7 +74,7 @@ impl Sk<'_> {
 }
 
 /// A name of a socket that is no more.
-fn ghost(path: &[u8]) -> Name {
+pub(super) fn ghost(path: &[u8]) -> Name {
     Name {
         path: path.to_vec(),
         dir: None,
@@ -85,7 +85,7 @@ fn ghost(path: &[u8]) -> Name {
 }
 
 /// Numbers that processes can have.
-fn cred(c: Option<&pb::StasisUcred>) -> Option<Ucred> {
+pub(super) fn cred(c: Option<&pb::StasisUcred>) -> Option<Ucred> {
     let c = c.filter(|c| c.pid > 0 && c.pid < 1 << 22)?;
     Some(Ucred {
         pid: c.pid as i32,
@@ -129,18 +129,26 @@ pub(super) fn plan(entry: &pb::FileEntry, cx: &mut PlanCx) -> Result<()> {
     for l in std::mem::take(&mut all.passing) {
         all.deed(cx, None, vec![What::Close(l)], "a listener of the moment");
     }
-    for s in all.done() {
+    all.unaccepted(cx)?;
+    let (urgent, others): (Vec<_>, Vec<_>) = all.done().partition(|s| all.has_urgent(s));
+    let urgent: Vec<_> = urgent.iter().map(|s| s.entry).collect();
+    for s in others {
         settle(cx, s.file, s.u.flags, &s.u.fown);
     }
     cx.enter(Stage::Queues);
     all.queues(cx)?;
     all.late(cx)?;
+    // an out-of-band byte that comes sends SIGURG to the owner, who was told long ago
+    for entry in urgent {
+        let u = body(entry, &entry.usk, "usk")?;
+        settle_at(Stage::Mapped, cx, cx.file(entry.id), u.flags, &u.fown);
+    }
     cx.enter(before);
     Ok(())
 }
 
-struct World<'a> {
-    sks: BTreeMap<u32, Sk<'a>>,
+pub(super) struct World<'a> {
+    pub(super) sks: BTreeMap<u32, Sk<'a>>,
     /// Sockets outside of the tree, by inode number: their names.
     outside: BTreeMap<u32, Vec<u8>>,
     /// Sockets that the caller handed over.
@@ -222,7 +230,7 @@ impl<'a> World<'a> {
         Ok(w)
     }
     /// Sockets the engine makes.
-    fn done(&self) -> impl Iterator<Item = &Sk<'a>> {
+    pub(super) fn done(&self) -> impl Iterator<Item = &Sk<'a>> {
         let ours = |s: &&Sk| !self.given.contains(&s.u.ino);
         self.sks.values().filter(ours)
     }
@@ -230,9 +238,22 @@ impl<'a> World<'a> {
         let mine = self.done().filter(|s| which(s));
         mine.map(|s| s.u.ino).collect()
     }
-    fn deed(&self, cx: &mut PlanCx, by: Option<Ucred>, what: Vec<What>, why: &'static str) {
+    pub(super) fn deed(
+        &self,
+        cx: &mut PlanCx,
+        by: Option<Ucred>,
+        what: Vec<What>,
+        why: &'static str,
+    ) {
         let stage = cx.stage();
         cx.act_at(stage, Act::Unix(Deeds { by, what }), why);
+    }
+    /// Does an out-of-band byte wait in it?
+    fn has_urgent(&self, s: &Sk) -> bool {
+        let of = |p: &Packet| p.entry.stasis.as_ref().is_some_and(|x| x.oob == Some(true));
+        self.packets
+            .get(&s.entry.id)
+            .is_some_and(|all| all.iter().any(of))
     }
     /// What the caller hands over: the driver has planned it.
     fn inherited(&mut self, cx: &PlanCx) {
@@ -248,17 +269,6 @@ impl<'a> World<'a> {
             let listen = vec![What::Listen(s.file, s.u.backlog.max(waiting))];
             self.deed(cx, s.cred(), listen, "it listens");
         }
-    }
-    /// Connections that a listener has not accepted, in order: inode numbers, 0 for sockets that are closed.
-    fn waiting(&self, l: &Sk) -> Vec<u32> {
-        let is = |s: &&Sk| !s.dgram() && s.u.state == ESTABLISHED && s.u.peer == l.u.ino;
-        let clients: Vec<u32> = self.done().filter(is).map(|s| s.u.ino).collect();
-        let mut order = l.ext().waiting;
-        order.retain(|i| *i == 0 || clients.contains(i));
-        let more = clients.iter().filter(|c| !order.contains(c)).copied();
-        let more: Vec<u32> = more.collect();
-        order.extend(more);
-        order
     }
     /// The listener of the tree that has this name.
     fn listener(&self, s: &Sk, name: &[u8]) -> Option<FdRef> {
@@ -599,6 +609,7 @@ impl<'a> World<'a> {
                     bytes: p.bytes,
                     files,
                     cred: cred(ext.cred.as_ref()),
+                    urgent: ext.oob == Some(true),
                 }));
             }
             if let Some(t) = stand_in {
@@ -610,6 +621,7 @@ impl<'a> World<'a> {
                         bytes: vec![0],
                         files: Vec::new(),
                         cred: None,
+                        urgent: false,
                     }));
                 }
                 close.push(t);
@@ -695,41 +707,22 @@ impl<'a> World<'a> {
         close.push(t);
         t
     }
-    /// Options, shutdowns, and connections that wait.
-    fn late(&self, cx: &mut PlanCx) -> Result<()> {
-        for s in self.done() {
-            let o = &s.u.opts;
-            sockopts::known(&o.stasis, &[sockopts::SOCKET_OPTIONS, sockopts::LOCK])?;
-            sockopts::plan(cx, s.file, o)?;
-            sockopts::plan_buffers(cx, s.file, o);
-            if o.reuseaddr == Some(true) {
-                let [addr, _] = sockopts::reuse_rows(s.file, true, false);
-                cx.host(addr, "option of a socket");
-            }
-            sockopts::plan_filter(cx, s.file, o)?;
+    /// All options of a socket.
+    pub(super) fn options(&self, cx: &mut PlanCx, s: &Sk) -> Result<()> {
+        let o = &s.u.opts;
+        sockopts::known(&o.stasis, &[sockopts::SOCKET_OPTIONS, sockopts::LOCK])?;
+        sockopts::plan(cx, s.file, o)?;
+        sockopts::plan_buffers(cx, s.file, o);
+        if o.reuseaddr == Some(true) {
+            let [addr, _] = sockopts::reuse_rows(s.file, true, false);
+            cx.host(addr, "option of a socket");
         }
-        // what is accepted later gets options of its listener
-        for l in self.done().filter(|s| s.u.state == LISTEN) {
-            let waiting = self.waiting(l);
-            if waiting.is_empty() {
-                continue;
-            }
-            for ino in &waiting {
-                let c = self.sks.get(ino);
-                let t = c.map_or_else(|| cx.temp(), |c| c.file);
-                let by = c.and_then(|c| cred(c.ext().own_cred.as_ref()));
-                let mut what = Vec::new();
-                if c.is_none() {
-                    what.push(What::Socket(l.kind(), t));
-                }
-                what.push(What::Connect(t, To::File(l.file)));
-                if c.is_none() {
-                    what.push(What::Close(t));
-                }
-                self.deed(cx, by, what, "a connection that waits to be accepted");
-            }
-            let again = vec![What::Listen(l.file, l.u.backlog)];
-            self.deed(cx, l.cred(), again, "its backlog");
+        sockopts::plan_filter(cx, s.file, o)
+    }
+    /// Options and shutdowns.
+    fn late(&self, cx: &mut PlanCx) -> Result<()> {
+        for s in self.done().filter(|s| s.u.state != LISTEN) {
+            self.options(cx, s)?;
         }
         let down: Vec<What> = self
             .done()

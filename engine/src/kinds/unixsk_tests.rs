@@ -60,12 +60,29 @@ fn a_socket_that_the_caller_hands_over_takes_the_place() {
 }
 
 #[test]
-fn what_was_sent_before_the_accept_is_an_error() {
+fn what_was_sent_before_the_accept_comes_back_but_for_files() {
+    if let Err(e) = stasis_kernel::unix_inside::Reader::new() {
+        return eprintln!("skipped: {e}");
+    }
     let tmp = tempfile::tempdir().unwrap();
     let path = tmp.path().join("s");
     let l = UnixListener::bind(&path).unwrap();
     let mut c = UnixStream::connect(&path).unwrap();
     c.write_all(b"early").unwrap();
+    let d = dump(&UnixSk, &[l.as_fd(), c.as_fd()]).unwrap();
+    drop(l);
+    let new = d.files(&UnixSk);
+    let (mut s, _) = UnixListener::from(new[0].try_clone().unwrap())
+        .accept()
+        .unwrap();
+    let mut b = [0; 5];
+    s.read_exact(&mut b).unwrap();
+    assert_eq!(&b, b"early");
+    drop((new, s));
+    let l = UnixListener::bind(tmp.path().join("t")).unwrap();
+    let c = UnixStream::connect(tmp.path().join("t")).unwrap();
+    let file = std::fs::File::open(tmp.path()).unwrap();
+    unix::send(c.as_fd(), None, b"f", &[file.as_fd()], None, 0).unwrap();
     let fds = [l.as_fd(), c.as_fd()];
     assert_eq!(dump(&UnixSk, &fds).err().unwrap().code, "E4504");
     let skip = |o: &mut crate::options::Options| o.network.skip_in_flight = true;
@@ -75,12 +92,27 @@ fn what_was_sent_before_the_accept_is_an_error() {
     let l = UnixListener::from(new[0].try_clone().unwrap());
     l.set_nonblocking(true).unwrap();
     assert!(l.accept().is_err());
-    assert_eq!(
-        UnixStream::from(new[1].try_clone().unwrap())
-            .read(&mut [0])
-            .unwrap(),
-        0
-    );
+    let mut c = UnixStream::from(new[1].try_clone().unwrap());
+    assert_eq!(c.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn an_out_of_band_byte_is_parted_from_the_others() {
+    let m = |b: &[u8]| Message {
+        bytes: b.to_vec(),
+        ..Message::default()
+    };
+    let apart = |at, shown| {
+        let all = vec![m(b"ab"), m(b"!cd")];
+        let all = unixsk_hidden::apart(all, (at, b'!'), shown);
+        let told = |m: Message| (m.bytes, m.urgent);
+        all.into_iter().map(told).collect::<Vec<_>>()
+    };
+    let some = |b: &[u8], urgent| (b.to_vec(), urgent);
+    let middle = [some(b"ab", false), some(b"!", true), some(b"cd", false)];
+    assert_eq!(apart(2, true), middle);
+    let head = [some(b"!", true), some(b"ab", false), some(b"!cd", false)];
+    assert_eq!(apart(0, false), head);
 }
 
 #[test]
