@@ -82,9 +82,9 @@ pub mod sched;
 pub mod sysv;
 /// What SEM_UNDO would undo.
 pub mod undo;
-pub mod users;
 /// What unix sockets hold, read out of the kernel's memory.
 pub mod unix_inside;
+pub mod users;
 /// Reading and writing another process's memory.
 pub mod vm;
 /// Where the parts of an XSAVE area lie.
