@@ -23,12 +23,26 @@ pub struct DumpReport {
     pub shpages_scanned: u64,
     /// Pages of shared memory written.
     pub shpages_written: u64,
+    /// Pages of shared memory left to the images of the dump before.
+    pub shpages_skipped_parent: u64,
+    /// How long it took to compare shared memory with them.
+    pub comparing_us: u64,
     /// Processes and threads of the tree.
     pub tasks: u32,
     /// Threads of all processes.
     pub threads: u32,
     /// What was degraded and how: shown as warnings.
     pub warnings: Vec<String>,
+}
+
+impl DumpReport {
+    /// Shared memory was saved.
+    pub(crate) fn add_shared(&mut self, s: &crate::dump::shared::Saved) {
+        self.shpages_written += s.pages;
+        self.shpages_skipped_parent += s.skipped;
+        self.shpages_scanned += s.pages + s.skipped;
+        self.comparing_us += s.comparing.as_micros() as u64;
+    }
 }
 
 /// Figures of a restore, as `stats-restore` holds them.

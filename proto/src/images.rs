@@ -179,6 +179,8 @@ pub enum Kind {
     Key,
     /// `tracking.img`: `stasis_tracking_entry`, an extension.
     Tracking,
+    /// `marks-shmem-N.img`: `stasis_marks_head`, then `stasis_marks_entry`, an extension.
+    Marks,
     /// `plugins.img`: `stasis_plugin_entry`, an extension.
     Plugins,
     /// `mqueues.img`: `stasis_mqueue_entry`, an extension.
@@ -451,6 +453,7 @@ pub const IMAGES: &[ImageType] = &[
     row(Kind::PackedIndex, "STASIS_PACKED_INDEX", "packed-index-", Id::Dec32, ".img", 0x5374_5069, Framing::Common, Some("stasis_packed_entry"), None, Payload::None),
     row(Kind::Key, "STASIS_KEY", "key.age", Id::None, "", 0, Framing::Raw, None, None, Payload::None),
     row(Kind::Tracking, "STASIS_TRACKING", "tracking.img", Id::None, "", 0x5374_5472, Framing::Common, Some("stasis_tracking_entry"), None, Payload::None),
+    row(Kind::Marks, "STASIS_MARKS", "marks-shmem-", Id::Dec64, ".img", 0x5374_4d6b, Framing::Common, Some("stasis_marks_head"), Some("stasis_marks_entry"), Payload::None),
     row(Kind::Plugins, "STASIS_PLUGINS", "plugins.img", Id::None, "", 0x5374_506c, Framing::Common, Some("stasis_plugin_entry"), None, Payload::None),
     row(Kind::Mqueues, "STASIS_MQUEUES", "mqueues.img", Id::None, "", 0x5374_4d71, Framing::Common, Some("stasis_mqueue_entry"), None, Payload::None),
     row(Kind::Namespaces, "STASIS_NAMESPACES", "namespaces.img", Id::None, "", 0x5374_6e73, Framing::Common, Some("stasis_namespace_entry"), None, Payload::None),

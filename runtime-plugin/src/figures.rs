@@ -23,7 +23,7 @@ pub fn dump_entry(r: &DumpReport) -> pb::StatsEntry {
             page_pipes: Some(0),
             page_pipe_bufs: Some(0),
             shpages_scanned: Some(r.shpages_scanned),
-            shpages_skipped_parent: Some(0),
+            shpages_skipped_parent: Some(r.shpages_skipped_parent),
             shpages_written: Some(r.shpages_written),
         }),
         restore: None,

@@ -89,6 +89,7 @@ macro_rules! with_guests {
             map_file_shared: [] [];
             shmem_family: [] [];
             shared_later: [] [];
+            shared_rounds: [] [];
             memfd: [] [];
             sysv_shm: [] [];
             mm_layout: [] [];
@@ -310,6 +311,7 @@ macro_rules! with_works {
             map_file_private: incremental, lazy;
             shmem_family: incremental, lazy, encrypted, sealed_file, stream;
             shared_later: dump_restore, leave_running, incremental, lazy;
+            shared_rounds: incremental, rounds_killed;
             seccomp_filter: incremental, lazy, snapshot;
             hugetlb: incremental, lazy, snapshot;
             madvise: incremental, lazy, snapshot;

@@ -171,6 +171,33 @@ fn a_redis_that_writes_too_fast_moves_before_its_memory() {
 }
 
 #[test]
+fn shared_memory_goes_in_rounds() {
+    /// What the guest never writes after its beginning, in bytes.
+    const STILL: u64 = 8 << 20;
+    let tmp = tempfile::tempdir().expect("a folder");
+    let guest = build::guest("shared_rounds").expect("the guest");
+    let work = tmp.path().join("case").display().to_string();
+    let said = run(
+        "shared.sh",
+        tmp.path(),
+        &[&guest.display().to_string(), &work],
+        "",
+    );
+    assert!(
+        said.contains("over: PASS") && !said.contains("FAIL"),
+        "{said}"
+    );
+    let number = |name: &str| -> u64 {
+        let (_, rest) = said.rsplit_once(&format!("\"{name}\":")).expect("a result");
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
+        digits.and_then(|d| d.parse().ok()).expect("a number")
+    };
+    assert!(number("bytes_sent") > STILL, "{said}");
+    // pages of the program itself are fewer than these
+    assert!(number("bytes_sent_frozen") < STILL, "{said}");
+}
+
+#[test]
 fn a_source_that_is_killed_leaves_the_tree_on_one_host() {
     let (step, most) = if long() { (1, 1000) } else { (7, 12) };
     broken_off("source", 0, step, most, &[]);

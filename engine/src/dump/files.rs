@@ -389,7 +389,7 @@ impl Dumping<'_> {
             let st = fds::fstat(fd.as_fd())?;
             let size = (st.st_size as u64).min(end);
             // in huge pages of the pool (MAP_HUGETLB)
-            let huge = (fs_type(&fd) == HUGETLBFS).then_some(st.st_blksize as u64);
+            let huge = huge(&fd, &st);
             shmem::dump_contents(&mut self.cx, fd.as_fd(), ino, size, huge)?;
         }
         Ok(())
@@ -463,6 +463,11 @@ fn network(seen: &Seen, entry: &mut pb::FileEntry, cx: &DumpCx) -> Result<()> {
             .map(|n| n.1),
     };
     Ok(())
+}
+
+/// The size of a file's pages, if those are huge pages of the pool.
+pub(super) fn huge(fd: &OwnedFd, st: &libc::stat) -> Option<u64> {
+    (fs_type(fd) == HUGETLBFS).then_some(st.st_blksize as u64)
 }
 
 fn fs_type(fd: &OwnedFd) -> i64 {

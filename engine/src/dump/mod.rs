@@ -6,6 +6,7 @@ mod facts;
 mod family;
 mod files;
 mod mapped;
+mod marks;
 mod memory;
 pub mod mm;
 mod once;
@@ -16,6 +17,7 @@ mod preflight;
 mod process;
 mod ready;
 pub mod seize;
+pub(crate) mod shared;
 mod sink;
 mod snapshot;
 mod strangers;
@@ -336,7 +338,7 @@ fn folder(o: &Options) -> Result<ImageDir> {
     dir.invalidate()?;
     // an older dump's, which would be taken for this one's
     for name in dir.list()? {
-        if name.starts_with("packed-") {
+        if name.starts_with("packed-") || name.starts_with("marks-") {
             dir.remove(&name)?;
         }
     }
@@ -1206,6 +1208,7 @@ impl<'a> Dumping<'a> {
         report.pages_written = written.pages;
         report.pages_skipped_parent = written.skipped;
         report.pages_scanned = written.pages + written.skipped;
+        report.add_shared(&self.cx.shared);
         if let Some(server) = &self.server {
             let mut to = server
                 .lock()

@@ -11,16 +11,21 @@ use super::task::Task;
 use super::tracking::{Range, Tracking};
 use super::{facts, folder, micros, mm, seize, thread};
 use crate::error::{Error, Result};
+use crate::kinds::shmem;
 use crate::options::Options;
 use crate::phase::Phase;
 use crate::remote::Client;
 use crate::report::DumpReport;
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::HostPid;
+use stasis_kernel::ns::Ns;
 use stasis_kernel::pagemap::Scanner;
+use stasis_kernel::procfs::ProcDir;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::time::Instant;
 use tracing::info;
 
@@ -31,6 +36,46 @@ use tracing::info;
 pub fn pre_dump(o: &Options) -> Result<DumpReport> {
     stasis_kernel::limits::raise_nofile();
     super::as_tracer(|| pre_dump_here(o))
+}
+
+/// Shared memory that is listed, by its device and inode.
+type SharedMemory = BTreeMap<(u64, u64), SharedObject>;
+
+/// What of it is known.
+struct SharedObject {
+    file: File,
+    /// The number of its pagemap.
+    shmid: u64,
+    size: u64,
+    /// The size of its pages, if those are huge pages of the pool.
+    huge: Option<u64>,
+}
+
+/// Opens the shared memory that a stopped task maps. What cannot be had is left to the last dump.
+fn shared_memory(t: &Task, f: &Facts, met: &mut SharedMemory) -> Result<()> {
+    let ours = ProcDir::open(HostPid::own())?.ns(Ns::Ipc.name())?;
+    let at_home = t.proc.ns(Ns::Ipc.name())? == ours;
+    for m in f.smaps.iter().map(|s| &s.map).filter(|m| m.shared) {
+        if !crate::migrate::is_memory(&m.path) {
+            continue;
+        }
+        let Ok(file) = t.proc.open_map_file(m, libc::O_RDONLY) else {
+            continue;
+        };
+        let st = fds::fstat(file.as_fd())?;
+        // as the last dump numbers it, if that is no namespace below the root's
+        let shmid = match m.path.starts_with(b"/SYSV") && at_home {
+            true => crate::kinds::sysv::contents_id(m.ino as u32),
+            false => m.ino,
+        };
+        met.entry((st.st_dev, st.st_ino)).or_insert(SharedObject {
+            huge: super::files::huge(&file, &st),
+            file: file.into(),
+            shmid,
+            size: st.st_size as u64,
+        });
+    }
+    Ok(())
 }
 
 /// An address space that is listed.
@@ -65,9 +110,9 @@ fn pre_dump_here(o: &Options) -> Result<DumpReport> {
     crate::kill_point();
     let released = seize::let_go(held).map_err(|e| e.at(Phase::Release));
     report.frozen_us = micros(begun);
-    let sealed = listed.and_then(|l| {
+    let sealed = listed.and_then(|(l, shared)| {
         released?;
-        seal(o, &dir, &tracking, &l, &mut report)?;
+        seal(o, &dir, &tracking, (&l, &shared), &mut report)?;
         tracking.stay()
     });
     if let Err(e) = sealed {
@@ -93,8 +138,9 @@ fn list(
     held: &mut [Task],
     tracking: &mut Tracking,
     mut gadgets: GadgetCache,
-) -> Result<Vec<Listed>> {
+) -> Result<(Vec<Listed>, SharedMemory)> {
     tracking.take(held)?;
+    let mut shared = SharedMemory::new();
     let mut listed: Vec<Listed> = Vec::new();
     let status: Vec<_> = held
         .iter()
@@ -113,12 +159,16 @@ fn list(
             }
             let one = one(t, &f, tracking, &mut gadgets);
             listed.push(one.map_err(|e| e.on(format!("task {}", t.pid.0)))?);
+            // a page server gets none of it
+            if o.memory.page_server.is_none() {
+                shared_memory(t, &f, &mut shared)?;
+            }
             crate::kill_point();
         }
         Ok(())
     })
     .and_then(|()| tracking.keep())
-    .map(|()| listed)
+    .map(|()| (listed, shared))
 }
 
 fn one(
@@ -151,7 +201,7 @@ fn seal(
     o: &Options,
     dir: &ImageDir,
     tracking: &Tracking,
-    listed: &[Listed],
+    (listed, shared): (&[Listed], &SharedMemory),
     report: &mut DumpReport,
 ) -> Result<()> {
     let begun = Instant::now();
@@ -184,6 +234,13 @@ fn seal(
         report.pages_skipped_parent += w.skipped;
         report.pages_scanned += w.pages + w.skipped;
         lost.insert(l.pid, w.lost);
+        crate::kill_point();
+    }
+    for (s, id) in shared.values().zip(listed.len() as u32 + 1..) {
+        let how = (s.size, s.huge);
+        let saved = shmem::save(dir, &s.file, s.shmid, id, how, &o.memory, true);
+        let on = |e: Error| e.on(format!("shared memory {}", s.shmid)).at(Phase::Memory);
+        report.add_shared(&saved.map_err(on)?);
         crate::kill_point();
     }
     if let Some(to) = &mut server {

@@ -189,6 +189,8 @@ pub struct DumpCx<'a> {
     pub mqueues: crate::namespaces::mqueues::Queues,
     /// What UDP sockets hold back is read through this.
     pub corks: Option<stasis_kernel::cork::Reader>,
+    /// Shared memory saved so far.
+    pub shared: crate::dump::shared::Saved,
     /// What plugins saved.
     pub plugged: Vec<pb::StasisPluginEntry>,
 }
@@ -224,6 +226,7 @@ impl<'a> DumpCx<'a> {
             locked: Default::default(),
             mqueues: Default::default(),
             corks: None,
+            shared: Default::default(),
             plugged: Vec::new(),
             namespaces: BTreeMap::new(),
             warnings: Vec::new(),

@@ -10,12 +10,13 @@
 use super::act::{Act, Fill, FillRun, STEP, sys};
 use super::ghost::data_runs;
 use super::{DumpCx, PlanCx};
+use crate::dump::shared::{self, Object, Saved};
 use crate::error::{Blame, Error, Result};
-use crate::pages::{PRESENT, Pages};
+use crate::options::MemoryOptions;
+use crate::pages::Pages;
 use stasis_kernel::call::FdRef;
-use stasis_proto::{ImageDir, Kind, pb};
+use stasis_proto::{ImageDir, Kind};
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
@@ -38,36 +39,38 @@ pub fn dump_contents(
     }
     let this = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let file = File::open(&this).map_err(|e| sys("openat", &e, "shared memory"))?;
+    let o = &cx.options.memory;
+    let (dir, track) = (cx.dir, o.track);
     let pages_id = cx.new_pages_id();
-    let mut map = cx.dir.writer(&Kind::ShmemPagemap.file_of(shmid))?;
-    map.write(&pb::PagemapHead { pages_id })?;
-    let name = Kind::Pages.file_of(pages_id);
-    let mut out = cx.dir.create_raw(&name)?;
-    let mut put = |start: u64, len: u64| -> Result<()> {
-        let entry = pb::PagemapEntry {
-            vaddr: start,
-            compat_nr_pages: compat_pages(len / PAGE),
-            flags: Some(PRESENT),
-            nr_pages: Some(len / PAGE),
-            ..Default::default()
-        };
-        Ok(map.write(&entry)?)
-    };
-    let mut buf = vec![0u8; STEP];
-    let runs = match huge {
-        None => page_runs(&data_runs(&file, size)?),
-        Some(h) => huge_runs(&file, size, h, &mut buf)?,
-    };
-    for (start, end) in runs {
-        put(start, end - start)?;
-        steps(start, end, |at, n| {
-            read_padded(&file, &mut buf[..n], at)?;
-            write(&mut out, &buf[..n], &name)?;
-            Ok(true)
-        })?;
-    }
-    map.finish()?;
+    cx.shared += save(dir, &file, shmid, pages_id, (size, huge), o, track)?;
     Ok(())
+}
+
+/// Saves a file of shared memory of so many bytes, in pages of the size `huge` if it lies on hugetlbfs. With `track`, a later dump knows
+/// what has changed.
+///
+/// # Errors
+/// Failures to read or write.
+pub fn save(
+    dir: &ImageDir,
+    file: &File,
+    shmid: u64,
+    pages_id: u32,
+    (size, huge): (u64, Option<u64>),
+    options: &MemoryOptions,
+    track: bool,
+) -> Result<Saved> {
+    let runs = match huge {
+        None => page_runs(&data_runs(file, size)?),
+        Some(h) => huge_runs(file, size, h, &mut vec![0u8; STEP])?,
+    };
+    let object = Object {
+        file,
+        shmid,
+        pages_id,
+        runs: &runs,
+    };
+    shared::save(dir, &object, options, track)
 }
 
 /// What a reader that only knows the format's older, 32-bit count of pages is told; 0 if it does not fit.
@@ -186,7 +189,7 @@ fn steps(start: u64, end: u64, mut f: impl FnMut(u64, usize) -> Result<bool>) ->
 }
 
 /// Fills the buffer from the file; zeroes behind its end.
-fn read_padded(file: &File, buf: &mut [u8], at: u64) -> Result<()> {
+pub(crate) fn read_padded(file: &File, buf: &mut [u8], at: u64) -> Result<()> {
     let mut done = 0;
     while done < buf.len() {
         match file.read_at(&mut buf[done..], at + done as u64) {
@@ -200,10 +203,6 @@ fn read_padded(file: &File, buf: &mut [u8], at: u64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn write(out: &mut File, bytes: &[u8], name: &str) -> Result<()> {
-    out.write_all(bytes).map_err(|e| sys("write", &e, name))
 }
 
 #[cfg(test)]

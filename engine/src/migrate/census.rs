@@ -21,15 +21,17 @@ pub fn work(root: HostPid) -> Work {
 }
 
 /// Bytes that are still to be sent of the tree under a process: pages of private memory that were written since the last round, or
-/// are in mappings that are new, and all shared memory. A guess: the tree runs.
-pub fn left(root: HostPid) -> u64 {
-    let (mut sum, mut met) = (0, BTreeSet::new());
+/// are in mappings that are new, and of shared memory as much as had `changed` in the last round; all of it after the first, which
+/// tells nothing of that. A guess: the tree runs.
+pub fn left(root: HostPid, changed: Option<u64>) -> u64 {
+    let (mut sum, mut in_all, mut met) = (0, 0, BTreeSet::new());
     each(root, &mut |proc| {
         let maps = proc.maps()?;
-        sum += written(proc, &maps)? * PAGE + shared(proc, &maps, &mut met)?;
+        sum += written(proc, &maps)? * PAGE;
+        in_all += shared(proc, &maps, &mut met)?;
         Ok(())
     });
-    sum
+    sum + changed.map_or(in_all, |c| c.min(in_all))
 }
 
 fn each(root: HostPid, look: &mut dyn FnMut(&ProcDir) -> stasis_kernel::error::Result<()>) {
@@ -70,8 +72,14 @@ fn shared(
 }
 
 /// Whether this is what the kernel says of files that live in memory and have no name.
-fn is_memory(path: &[u8]) -> bool {
-    let begins: [&[u8]; 4] = [b"/dev/zero", b"/memfd:", b"/SYSV", b"/anon_hugepage"];
+pub fn is_memory(path: &[u8]) -> bool {
+    let begins: [&[u8]; 5] = [
+        b"/dev/zero",
+        b"/memfd:",
+        b"/SYSV",
+        b"/anon_hugepage",
+        b"[anon_shmem:",
+    ];
     begins.iter().any(|b| path.starts_with(b))
 }
 
@@ -106,13 +114,13 @@ mod tests {
     #[test]
     fn untracked_memory_counts_as_written_and_shared_memory_once() {
         let own = HostPid::own();
-        let before = left(own);
+        let before = left(own, None);
         let memory = vec![1u8; 64 << 20];
         let file = stasis_kernel::fds::memfd_create(c"census", 0).unwrap();
         let mut file = std::fs::File::from(file);
         file.write_all(&memory[..8 << 20]).unwrap();
         let again = file.try_clone().unwrap();
-        let now = left(own);
+        let now = left(own, None);
         assert!(now >= before + (48 << 20), "{before} {now}");
         let proc = ProcDir::open(own).unwrap();
         let mut met = BTreeSet::new();

@@ -27,6 +27,7 @@ pub mod staging;
 pub mod stream;
 pub mod wire;
 
+pub(crate) use census::is_memory;
 pub use receive::{Hearing, MOST_CONNECTIONS, Receiver, Told};
 
 use crate::error::{Blame, Error, Result};
@@ -433,7 +434,8 @@ impl Run<'_> {
         let folder = Instant::now();
         send_folder(words, &o.images, round)?;
         settle(words, &self.stream, false)?;
-        let sending = sealing + folder.elapsed();
+        let comparing = micros(r.comparing_us);
+        let sending = sealing.saturating_sub(comparing) + folder.elapsed();
         let root = HostPid(self.o.pid);
         let work = census::work(root);
         let asked = Instant::now();
@@ -456,7 +458,7 @@ impl Run<'_> {
         let exchange = asked.elapsed().saturating_sub(busy);
         // last of all: it grows until the tree stands
         let looking = Instant::now();
-        let left = census::left(root);
+        let left = census::left(root, (round > 1).then_some(r.shpages_written * PAGE));
         let since = begun.elapsed().saturating_sub(ready + frozen);
         let (now_lost, repeating) = self.stream.lost();
         let shown = Shown {
@@ -467,7 +469,8 @@ impl Run<'_> {
                 Duration::ZERO
             },
             frozen,
-            look: looking.elapsed(),
+            // the last dump compares shared memory, too
+            look: looking.elapsed() + comparing,
             exchange,
             rehearsal: took,
             filling,
@@ -556,7 +559,7 @@ fn send_folder(words: &mut dyn Link, path: &Path, number: u32) -> Result<()> {
     let dir = ImageDir::open(path)?;
     say(words, &Say::Folder { number })?;
     for name in dir.list()? {
-        if name == Kind::Tracking.file() {
+        if name == Kind::Tracking.file() || name.starts_with("marks-") {
             continue;
         }
         let mut file = dir.open_raw(&name)?;

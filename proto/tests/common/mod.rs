@@ -57,6 +57,8 @@ macro_rules! for_message {
             "pagemap_entry" => $visit!(pb::PagemapEntry),
             "pagemap_head" => $visit!(pb::PagemapHead),
             "pidfd_entry" => $visit!(pb::PidfdEntry),
+            "stasis_marks_entry" => $visit!(pb::StasisMarksEntry),
+            "stasis_marks_head" => $visit!(pb::StasisMarksHead),
             "stasis_mqueue_entry" => $visit!(pb::StasisMqueueEntry),
             "stasis_namespace_entry" => $visit!(pb::StasisNamespaceEntry),
             "stasis_packed_entry" => $visit!(pb::StasisPackedEntry),
