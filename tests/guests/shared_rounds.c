@@ -10,7 +10,7 @@
 #define STILL (2048 * PAGE)
 
 static unsigned *anon, *file, *segment;
-static unsigned of_anon[PAGES], of_file[PAGES], of_segment[PAGES];
+static unsigned of_anon[PAGES], of_file[PAGES], of_segment[PAGES], of_open[PAGES];
 
 static void look(const char *what, const unsigned *at, const unsigned *must)
 {
@@ -22,7 +22,7 @@ int main(int argc, char **argv)
 {
 	sigset_t set, waits;
 	unsigned n;
-	int fd, id, status;
+	int fd, open, id, status;
 
 	guest_init(argc, argv);
 	anon = mmap(NULL, PAGES * PAGE + STILL, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -38,6 +38,9 @@ int main(int argc, char **argv)
 		segment[i * PAGE / 4] = of_segment[i] = i;
 	}
 	guest_fill((char *)anon + PAGES * PAGE, STILL, 8);
+	/* One that nobody maps, as large. */
+	open = MUST(memfd_create("open", MFD_CLOEXEC));
+	SAME("written", pwrite(open, anon + PAGES * PAGE / 4, STILL, PAGES * PAGE), STILL);
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	guest_ready();
@@ -59,6 +62,8 @@ int main(int argc, char **argv)
 		of_anon[at] = of_file[(at + 1) % PAGES] = of_segment[at] = n;
 		SAME("written", pwrite(fd, &n, sizeof(n), at * PAGE), sizeof(n));
 		of_file[at] = n;
+		SAME("written", pwrite(open, &n, sizeof(n), at * PAGE), sizeof(n));
+		of_open[at] = n;
 		if (n % 7 == 0) {
 			MUST(madvise((char *)anon + (at + 2) % PAGES * PAGE, PAGE, MADV_REMOVE));
 			of_anon[(at + 2) % PAGES] = 0;
@@ -71,6 +76,16 @@ int main(int argc, char **argv)
 		anon[3 * PAGE / 4]++;
 	if (SPOIL("file"))
 		of_file[3]++;
+	if (SPOIL("open"))
+		of_open[3]++;
+	for (size_t i = 0; i < PAGES; i++) {
+		SAME("read", pread(open, &n, sizeof(n), i * PAGE), sizeof(n));
+		CHECK(n == of_open[i], "page %zu of the open memfd holds %u, not %u", i, n, of_open[i]);
+	}
+	for (size_t i = 0; i < STILL; i += PAGE) {
+		SAME("read", pread(open, &n, sizeof(n), PAGES * PAGE + i), sizeof(n));
+		CHECK(n == anon[(PAGES * PAGE + i) / 4], "byte %zu of the open memfd has changed", i);
+	}
 	if (SPOIL("segment"))
 		segment[3 * PAGE / 4]++;
 	if (SPOIL("still"))

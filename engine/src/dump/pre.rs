@@ -25,7 +25,7 @@ use stasis_proto::{ImageDir, Kind, pb};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 use tracing::info;
 
@@ -51,29 +51,35 @@ struct SharedObject {
     huge: Option<u64>,
 }
 
-/// Opens the shared memory that a stopped task maps. What cannot be had is left to the last dump.
+/// Opens the shared memory that a stopped task maps or has open. What cannot be had is left to the last dump.
 fn shared_memory(t: &Task, f: &Facts, met: &mut SharedMemory) -> Result<()> {
     let ours = ProcDir::open(HostPid::own())?.ns(Ns::Ipc.name())?;
     let at_home = t.proc.ns(Ns::Ipc.name())? == ours;
-    for m in f.smaps.iter().map(|s| &s.map).filter(|m| m.shared) {
-        if !crate::migrate::is_memory(&m.path) {
-            continue;
-        }
-        let Ok(file) = t.proc.open_map_file(m, libc::O_RDONLY) else {
-            continue;
-        };
+    let mut add = |file: OwnedFd, segment: Option<u32>| -> Result<()> {
         let st = fds::fstat(file.as_fd())?;
-        // as the last dump numbers it, if that is no namespace below the root's
-        let shmid = match m.path.starts_with(b"/SYSV") && at_home {
-            true => crate::kinds::sysv::contents_id(m.ino as u32),
-            false => m.ino,
-        };
         met.entry((st.st_dev, st.st_ino)).or_insert(SharedObject {
             huge: super::files::huge(&file, &st),
             file: file.into(),
-            shmid,
+            // as the last dump numbers it, if that is no namespace below the root's
+            shmid: segment.map_or(st.st_ino, crate::kinds::sysv::contents_id),
             size: st.st_size as u64,
         });
+        Ok(())
+    };
+    for m in f.smaps.iter().map(|s| &s.map).filter(|m| m.shared) {
+        if crate::migrate::is_memory(&m.path)
+            && let Ok(file) = t.proc.open_map_file(m, libc::O_RDONLY)
+        {
+            let segment = m.path.starts_with(b"/SYSV") && at_home;
+            add(file, segment.then_some(m.ino as u32))?;
+        }
+    }
+    for fd in t.proc.fds()? {
+        if t.proc.fd_link(fd).is_ok_and(|l| l.starts_with(b"/memfd:"))
+            && let Ok(file) = t.proc.open_file(&format!("fd/{}", fd.0), libc::O_RDONLY)
+        {
+            add(file, None)?;
+        }
     }
     Ok(())
 }
