@@ -76,8 +76,13 @@ fn ranges(vmas: &[VmaEntry], files: &Files) -> Vec<(Id, (u64, u64, u64))> {
     for v in vmas {
         let Some(id) = shown(v, files) else { continue };
         let (start, end, offset) = (v.start, v.end, v.pgoff);
+        // what an image says may be nonsense
+        let goes_on = |r: &(u64, u64, u64)| {
+            let len = r.1.checked_sub(r.0);
+            r.1 == start && len.and_then(|n| r.2.checked_add(n)) == Some(offset)
+        };
         match all.last_mut() {
-            Some((i, r)) if *i == id && r.1 == start && r.2 + (r.1 - r.0) == offset => r.1 = end,
+            Some((i, r)) if *i == id && goes_on(r) => r.1 = end,
             _ => all.push((id, (start, end, offset))),
         }
     }
@@ -185,7 +190,7 @@ pub fn views(vmas: &[VmaEntry], files: &Files, all: &BTreeMap<Id, Arc<Later>>) -
     let views = ranges.filter_map(|(id, (start, end, offset))| {
         let object = all.get(&id)?.clone();
         // what lies behind its end has no pages
-        let end = end.min(start + object.size.checked_sub(offset)?);
+        let end = end.min(start.checked_add(object.size.checked_sub(offset)?)?);
         (start < end).then_some(View {
             start,
             end,
@@ -238,6 +243,23 @@ mod tests {
         let views = views(&vmas, &files, &[later(five, 0x2000)].into());
         let places: Vec<_> = views.iter().map(|v| (v.start, v.end, v.offset)).collect();
         assert_eq!(places, [(0x1000, 0x3000, 0), (0x4000, 0x5000, 0)]);
+    }
+
+    #[test]
+    fn nonsense_is_no_view() {
+        let files = Files::new();
+        let id = Id::Anonymous(5);
+        let vmas = [
+            vma(0x3000, 0x1000, 0, 5),
+            vma(0x1000, 0x2000, u64::MAX & !0xfff, 5),
+            vma(0x2000, 0x3000, 0, 5),
+            vma(u64::MAX - 0xfff, u64::MAX, 0, 5),
+        ];
+        let (size, pages) = (0x2000, Pages::default());
+        let all = [(id, Arc::new(Later { id, size, pages }))].into();
+        let views = views(&vmas, &files, &all);
+        let places: Vec<_> = views.iter().map(|v| (v.start, v.end)).collect();
+        assert_eq!(places, [(0x2000, 0x3000)]);
     }
 
     #[test]
