@@ -251,7 +251,7 @@ mod tests {
         let id = Id::Anonymous(5);
         let vmas = [
             vma(0x3000, 0x1000, 0, 5),
-            vma(0x1000, 0x2000, u64::MAX & !0xfff, 5),
+            vma(0x1000, 0x2000, !0xfff, 5),
             vma(0x2000, 0x3000, 0, 5),
             vma(u64::MAX - 0xfff, u64::MAX, 0, 5),
         ];
