@@ -28,6 +28,7 @@ pub(crate) enum Command {
     MapLookupBatch = 24,
     MapUpdateBatch = 26,
     LinkCreate = 28,
+    IterCreate = 33,
 }
 
 /// Where in a device's path a program stands (tcx).
@@ -488,6 +489,42 @@ pub fn load_callable(name: &str, program: &[Insn]) -> Result<OwnedFd, SysError> 
         name,
         program,
     )
+}
+
+/// Loads a program that runs for everything that an iterator of the kernel meets (BPF_PROG_TYPE_TRACING, BPF_TRACE_ITER); `function`
+/// is the iterator's number in the list of types. KERNEL(>=5.8)
+///
+/// # Errors
+/// EPERM without CAP_BPF and CAP_PERFMON; EINVAL, EACCES: the kernel refuses the program, and the error says why.
+pub(crate) fn load_iterator(
+    name: &str,
+    program: &[Insn],
+    function: u32,
+) -> Result<OwnedFd, SysError> {
+    const TRACING: u32 = 26;
+    const ITERATOR: u32 = 28;
+    load(
+        Attr::new()
+            .u32(0, TRACING)
+            .u32(68, ITERATOR)
+            .u32(108, function),
+        name,
+        program,
+    )
+}
+
+/// Two instructions that put the address of an array map's first value into a register.
+pub(crate) fn map_value(map: RawFd, register: u8) -> [Insn; 2] {
+    const LOAD: u8 = 0x18;
+    const MAP_VALUE: u8 = 2;
+    let half = |code, to, from, imm| Insn {
+        code,
+        to,
+        from,
+        off: 0,
+        imm,
+    };
+    [half(LOAD, register, MAP_VALUE, map), half(0, 0, 0, 0)]
 }
 
 /// Runs a program of [`load_callable`]; gives what it returns.

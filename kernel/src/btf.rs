@@ -57,11 +57,10 @@ impl<'a> Types<'a> {
         if self.next >= self.end {
             return None;
         }
-        let (at, id) = (self.next, self.id);
-        let info = self.word(at + 4)?;
-        let (kind, n) = (info >> 24 & 31, (info & 0xffff) as usize);
+        let t = self.at(self.next, self.id)?;
+        let n = t.members;
         self.next += 12
-            + match kind {
+            + match t.kind {
                 // INT, VAR, DECL_TAG
                 1 | 14 | 17 => 4,
                 // ARRAY
@@ -73,16 +72,21 @@ impl<'a> Types<'a> {
                 _ => 0,
             };
         self.id += 1;
+        Some(t)
+    }
+    /// The type at a place of the list.
+    fn at(&self, at: usize, id: u32) -> Option<Type> {
+        let info = self.word(at + 4)?;
         Some(Type {
             id,
             at,
-            kind,
+            kind: info >> 24 & 31,
             bits: info >> 31 == 1,
-            members: n,
+            members: (info & 0xffff) as usize,
         })
     }
     /// Bytes from the start of a structure to a field, also one of a structure without a name inside; `all` are all types.
-    fn offset(&self, t: Type, field: &[u8], all: &[Type]) -> Option<u64> {
+    fn offset(&self, t: Type, field: &[u8], all: &[u32]) -> Option<u64> {
         for m in 0..t.members {
             let at = t.at + 12 + 12 * m;
             let mut bit = self.word(at + 8)?;
@@ -93,11 +97,12 @@ impl<'a> Types<'a> {
             if name == field {
                 return Some(u64::from(bit / 8));
             }
-            let inner = match name {
-                // 0 is no type; the first in the list is 1
-                [] => *all.get((self.word(at + 4)? as usize).checked_sub(1)?)?,
-                _ => continue,
-            };
+            if !name.is_empty() {
+                continue;
+            }
+            // 0 is no type; the first in the list is 1
+            let id = self.word(at + 4)?;
+            let inner = self.at(*all.get(id.checked_sub(1)? as usize)? as usize, id)?;
             let known = matches!(inner.kind, STRUCT | UNION) && inner.id != t.id;
             if let Some(more) = known.then(|| self.offset(inner, field, all)).flatten() {
                 return Some(u64::from(bit / 8) + more);
@@ -109,14 +114,7 @@ impl<'a> Types<'a> {
 
 /// The number of a function of the kernel that programs may call. `None`: the kernel has no such function, or no list.
 pub fn kernel_function(name: &str) -> Option<u32> {
-    let btf = bpf::kernel_types().ok()?;
-    let mut all = Types::of(&btf)?;
-    while let Some(t) = all.step() {
-        if t.kind == FUNC && all.name(t.at)? == name.as_bytes() {
-            return Some(t.id);
-        }
-    }
-    None
+    look(&bpf::kernel_types().ok()?, &[], Some(name)).ok()?.1
 }
 
 /// Makes a structure `Places` with bytes from the start of structures to fields of theirs, and how it is found: `ours: "struct" "field"`
@@ -145,30 +143,59 @@ pub(crate) use places;
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN; ENOENT: the kernel has no list; ENOSYS: it has no such structure or field.
 pub fn offsets<const N: usize>(wanted: [(&str, &str); N]) -> SysResult<[u64; N]> {
-    offsets_in(&bpf::kernel_types()?, wanted)
-}
-
-fn offsets_in<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> SysResult<[u64; N]> {
-    let unknown = |what: String| SysError::new("bpf(BTF)", Errno::ENOSYS, what);
-    let mut found = [None; N];
-    let mut list = Types::of(btf).ok_or_else(|| unknown("its header".into()))?;
-    let types: Vec<Type> = std::iter::from_fn(|| list.step()).collect();
-    for t in types.iter().filter(|t| t.kind == STRUCT) {
-        let name = list.name(t.at).unwrap_or_default();
-        for (i, (of, field)) in wanted.iter().enumerate() {
-            if found[i].is_none() && name == of.as_bytes() {
-                found[i] = match *field {
-                    "" => list.word(t.at + 8).map(u64::from),
-                    f => list.offset(*t, f.as_bytes(), &types),
-                };
-            }
-        }
-    }
+    let found = look(&bpf::kernel_types()?, &wanted, None)?.0;
     let mut sure = [0; N];
-    for ((found, (of, field)), sure) in found.iter().zip(wanted).zip(&mut sure) {
-        *sure = found.ok_or_else(|| unknown(format!("struct {of}, {field}")))?;
+    for ((found, what), sure) in found.into_iter().zip(wanted).zip(&mut sure) {
+        *sure = found.ok_or_else(|| no_field(what))?;
     }
     Ok(sure)
+}
+
+/// That the kernel has no such structure or field.
+pub(crate) fn no_field((of, field): (&str, &str)) -> SysError {
+    let what = format!("struct {of}, {field}");
+    SysError::new("bpf(BTF)", Errno::ENOSYS, what)
+}
+
+/// As [`offsets`], with `None` for what the kernel does not have, and the number of a function. The list is walked once.
+///
+/// # Errors
+/// ENOSYS: it is no list.
+pub(crate) fn look(
+    btf: &[u8],
+    wanted: &[(&str, &str)],
+    function: Option<&str>,
+) -> SysResult<(Vec<Option<u64>>, Option<u32>)> {
+    let mut list = Types::of(btf).ok_or_else(|| no_field(("its header", "")))?;
+    let mut all = Vec::new();
+    let mut structs = Vec::new();
+    let mut number = None;
+    while let Some(t) = list.step() {
+        all.push(t.at as u32);
+        if !matches!(t.kind, STRUCT | FUNC) {
+            continue;
+        }
+        let Some(name) = list.name(t.at) else {
+            continue;
+        };
+        match t.kind {
+            FUNC if number.is_none() && function.is_some_and(|f| f.as_bytes() == name) => {
+                number = Some(t.id);
+            }
+            STRUCT if wanted.iter().any(|(of, _)| of.as_bytes() == name) => {
+                structs.push((name, t));
+            }
+            _ => {}
+        }
+    }
+    let find = |(of, field): &(&str, &str)| {
+        let mut named = structs.iter().filter(|(name, _)| *name == of.as_bytes());
+        named.find_map(|(_, t)| match *field {
+            "" => list.word(t.at + 8).map(u64::from),
+            f => list.offset(*t, f.as_bytes(), &all),
+        })
+    };
+    Ok((wanted.iter().map(find).collect(), number))
 }
 
 #[cfg(test)]
@@ -204,16 +231,17 @@ mod tests {
     #[test]
     fn fields_are_found_also_in_nameless_structures() {
         let wanted = [("one", "b"), ("one", "a"), ("one", "")];
-        assert_eq!(offsets_in(&sample(), wanted).unwrap(), [8, 0, 16]);
-        let e = offsets_in(&sample(), [("one", "c")]).unwrap_err();
-        assert_eq!(e.errno, Errno::ENOSYS);
+        let found = look(&sample(), &wanted, None).unwrap().0;
+        assert_eq!(found, [Some(8), Some(0), Some(16)]);
+        let found = look(&sample(), &[("one", "c")], None).unwrap().0;
+        assert_eq!(found, [None]);
     }
 
     #[test]
     fn a_damaged_list_is_no_panic() {
         let all = sample();
         for n in 0..all.len() {
-            let _ = offsets_in(&all[..n], [("one", "b")]);
+            let _ = look(&all[..n], &[("one", "b")], Some("a"));
         }
     }
 }

@@ -59,26 +59,6 @@ impl Shared {
         let words = words.ok_or_else(failed)?;
         Ok(Shared { map, words, count })
     }
-    /// Two instructions that put their address into a register.
-    fn address(&self, register: u8) -> [Insn; 2] {
-        const LOAD: u8 = 0x18;
-        const MAP_VALUE: u8 = 2;
-        let first = Insn {
-            code: LOAD,
-            to: register,
-            from: MAP_VALUE,
-            off: 0,
-            imm: self.map.as_raw_fd(),
-        };
-        let second = Insn {
-            code: 0,
-            to: 0,
-            from: 0,
-            off: 0,
-            imm: 0,
-        };
-        [first, second]
-    }
     /// The words.
     fn words(&mut self) -> &mut [u64] {
         // SAFETY: they are mapped as long as this value lives; the program runs only in calls of whoever borrows it no more.
@@ -137,7 +117,7 @@ fn program(words: &Shared) -> Vec<Insn> {
     };
     let (load, store, mov, mov_imm, add_imm) = (0x79, 0x7b, 0xbf, 0xb7, 0x07);
     let (jump_if_not, jump_if_more, call, exit) = (0x55, 0x25, 0x85, 0x95);
-    let mut all = words.address(6).to_vec();
+    let mut all = bpf::map_value(words.map.as_raw_fd(), 6).to_vec();
     all.extend([
         i(load, 2, 6, 8, 0),
         i(load, 3, 6, 0, 0),

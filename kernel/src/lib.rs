@@ -13,6 +13,7 @@ pub mod bpf_maps;
 pub mod btf;
 /// A system call as data: the row of every tape.
 pub mod call;
+pub mod census;
 /// What went wrong: a failed system call, or kernel text that could not be understood.
 pub mod datagram;
 pub mod error;

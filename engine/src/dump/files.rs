@@ -8,15 +8,17 @@ use crate::kinds::{
     self, DumpCx, FileKind, IN_FLIGHT, Seen, fown, locks, packet, regular, shmem, unixsk,
     unixsk_diag,
 };
+use stasis_kernel::census::{Census, Entry};
 use stasis_kernel::fds::{self, Kcmp};
 use stasis_kernel::ids::{HostPid, RemoteFd};
 use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::{FdInfo, MapsLine, ProcDir, VmFlags};
 use stasis_proto::{Kind, pb};
 use std::cmp::Ordering;
-use std::collections::btree_map::Entry;
+use std::collections::btree_map;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::thread::JoinHandle;
 
 /// Magic number of hugetlbfs.
 const HUGETLBFS: i64 = 0x9584_58f6;
@@ -26,19 +28,36 @@ struct Met {
     pid: HostPid,
     slot: i32,
     fd: OwnedFd,
-    stat: libc::stat,
-    link: Vec<u8>,
-    info: FdInfo,
     kind: &'static dyn FileKind,
     id: u32,
+    /// What was seen of it, if it is described late.
+    looks: Option<Box<Looks>>,
+}
+
+/// What was seen of an open file.
+struct Looks {
+    stat: libc::stat,
+    fs_type: i64,
+    link: Vec<u8>,
+    info: FdInfo,
+}
+
+impl Met {
+    fn seen<'a>(&'a self, cx: &DumpCx<'_>, l: &'a Looks) -> Result<Seen<'a>> {
+        seen(cx, self.pid, self.slot, &self.fd, l, None)
+    }
 }
 
 /// All open files of the tree so far.
 #[derive(Default)]
 pub struct OpenFiles {
+    /// Tells all files of a task at once, if it is worth it and possible.
+    census: Option<Census>,
     met: Vec<Met>,
     /// By device and inode, the open files of it, in the order of kcmp(KCMP_FILE).
     by_inode: BTreeMap<(u64, u64), Vec<usize>>,
+    /// Magic numbers of file systems, by mount.
+    fs_types: BTreeMap<i32, i64>,
     tables: BTreeSet<u32>,
     late: Vec<usize>,
     /// Shared anonymous memory by inode: any file of it, and the end of what is mapped of it.
@@ -51,6 +70,23 @@ enum Shared {
     Copied(Copied),
 }
 
+impl OpenFiles {
+    /// None yet; `census` is being made.
+    pub fn with(census: Option<JoinHandle<Option<Census>>>) -> Self {
+        Self {
+            // who panicked has said so
+            census: census.and_then(|c| c.join().ok()).flatten(),
+            ..Self::default()
+        }
+    }
+    /// The open files of a task by their slots; `None`: they must be asked for one by one.
+    fn counted(&self, t: &Task) -> Option<Vec<Entry>> {
+        let all = self.census.as_ref()?.of(t.pid).ok()?;
+        let count = t.proc.count_of_fds().ok()?;
+        (all.len() as u64 == count).then_some(all)
+    }
+}
+
 impl Dumping<'_> {
     /// Describes the descriptor table of a task, once per table.
     pub fn descriptors(&mut self, t: &Task, files_id: u32) -> Result<()> {
@@ -59,25 +95,51 @@ impl Dumping<'_> {
         }
         let pidfd = fds::pidfd_open(t.pid, 0)?;
         let mut table = Vec::new();
-        for RemoteFd(slot) in t.proc.fds()? {
-            crate::kill_point();
-            table.push(self.slot(t, pidfd.as_fd(), slot)?);
+        if let Some(all) = self.files.counted(t) {
+            for e in all {
+                crate::kill_point();
+                table.push(self.slot(t, pidfd.as_fd(), RemoteFd(e.slot), Some(&e))?);
+            }
+        } else {
+            for slot in t.proc.fds()? {
+                crate::kill_point();
+                table.push(self.slot(t, pidfd.as_fd(), slot, None)?);
+            }
         }
         self.backlog.all(Kind::Fdinfo, files_id, table)
     }
-    /// Describes what a slot holds, if that is new, and the locks it has.
-    pub fn slot(&mut self, t: &Task, pidfd: BorrowedFd<'_>, slot: i32) -> Result<pb::FdinfoEntry> {
-        let info = t.proc.fdinfo(RemoteFd(slot))?;
+    /// Describes what a slot holds, if that is new, and the locks it has. `told`: what is known of it.
+    pub fn slot(
+        &mut self,
+        t: &Task,
+        pidfd: BorrowedFd<'_>,
+        slot: RemoteFd,
+        told: Option<&Entry>,
+    ) -> Result<pb::FdinfoEntry> {
+        let info = match told {
+            Some(e) if !e.more => FdInfo::of(e),
+            _ => t.proc.fdinfo(slot)?,
+        };
         let cloexec = info.cloexec();
-        let fd = fds::pidfd_getfd(pidfd, RemoteFd(slot))?;
+        let fd = fds::pidfd_getfd(pidfd, slot)?;
         let locked = info.get("lock").is_some().then(|| info.clone());
-        let link = || Ok(t.proc.fd_link(RemoteFd(slot))?);
-        let i = self.meet(t.pid, slot, fd, info, link)?;
+        let link = || match told {
+            Some(e) if !e.link.is_empty() => Ok(e.link.clone()),
+            _ => Ok(t.proc.fd_link(slot)?),
+        };
+        let RemoteFd(slot) = slot;
+        let i = self.meet(t.pid, slot, (fd, told), info, link)?;
         let m = &self.files.met[i];
         if let Some(info) = locked {
-            let seen = seen(&self.cx, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
-            locks::dump(&mut self.cx, t.pid, slot, &info, m.id, &seen)
-                .map_err(|e| e.of("locks"))?;
+            let looks = Looks {
+                stat: fds::fstat(m.fd.as_fd())?,
+                fs_type: fs_type(&m.fd),
+                link: t.proc.fd_link(RemoteFd(slot))?,
+                info,
+            };
+            let info = &looks.info;
+            let seen = m.seen(&self.cx, &looks)?;
+            locks::dump(&mut self.cx, t.pid, slot, info, m.id, &seen).map_err(|e| e.of("locks"))?;
         }
         self.cx.slots.insert((t.pid, slot), m.id);
         let m = &self.files.met[i];
@@ -94,7 +156,7 @@ impl Dumping<'_> {
         &mut self,
         pid: HostPid,
         slot: i32,
-        fd: OwnedFd,
+        (fd, told): (OwnedFd, Option<&Entry>),
         info: FdInfo,
         link: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<usize> {
@@ -104,10 +166,9 @@ impl Dumping<'_> {
             .by_inode
             .entry((stat.st_dev, stat.st_ino))
             .or_default();
-        let own = HostPid::own();
         let mut failed = None;
         let place = same.binary_search_by(|i| {
-            let other = &self.files.met[*i];
+            let (other, own) = (&self.files.met[*i], HostPid::own());
             fds::kcmp(
                 own,
                 own,
@@ -126,7 +187,7 @@ impl Dumping<'_> {
             Err(at) => {
                 let i = self.files.met.len();
                 same.insert(at, i);
-                self.new_file(pid, slot, fd, stat, link()?, info)?;
+                self.new_file(pid, slot, (fd, told), stat, link()?, info)?;
                 Ok(i)
             }
         }
@@ -135,13 +196,23 @@ impl Dumping<'_> {
         &mut self,
         pid: HostPid,
         slot: i32,
-        fd: OwnedFd,
+        (fd, told): (OwnedFd, Option<&Entry>),
         stat: libc::stat,
         link: Vec<u8>,
         info: FdInfo,
     ) -> Result<()> {
         let id = self.cx.new_id();
-        let seen = seen(&self.cx, pid, slot, &fd, stat, &link, &info)?;
+        let fs_type = *match self.files.fs_types.entry(info.mnt_id) {
+            btree_map::Entry::Occupied(e) => e.into_mut(),
+            btree_map::Entry::Vacant(e) => e.insert(fs_type(&fd)),
+        };
+        let looks = Looks {
+            stat,
+            fs_type,
+            link,
+            info,
+        };
+        let seen = seen(&self.cx, pid, slot, &fd, &looks, told)?;
         let outside = kinds::outside::entry(&seen, id, &self.cx)?;
         let kind = match &outside {
             Some(_) => Some(&regular::Regular as &'static dyn FileKind),
@@ -152,10 +223,12 @@ impl Dumping<'_> {
             None => crate::plugins::file(&seen, id, &mut self.cx)?
                 .ok_or_else(|| kinds::unsupported::name(&seen))?,
         };
+        let mut late = false;
         if let Some(entry) = outside {
             self.cx.entries.push(entry);
         } else if kind.late() {
             self.files.late.push(self.files.met.len());
+            late = true;
         } else {
             let mut entry = kind
                 .dump(&seen, id, &mut self.cx)
@@ -167,11 +240,9 @@ impl Dumping<'_> {
             pid,
             slot,
             fd,
-            stat,
-            link,
-            info,
             kind,
             id,
+            looks: late.then(|| Box::new(looks)),
         });
         Ok(())
     }
@@ -221,10 +292,23 @@ impl Dumping<'_> {
         let info = own.fdinfo(raw)?;
         let locked = info.get("lock").is_some();
         let before = self.files.met.len();
-        let i = self.meet(holder, IN_FLIGHT, fd, info, || Ok(own.fd_link(raw)?))?;
+        let again = info.clone();
+        let i = self.meet(
+            holder,
+            IN_FLIGHT,
+            (fd, None),
+            info,
+            || Ok(own.fd_link(raw)?),
+        )?;
         let m = &self.files.met[i];
         if i == before && (locked || m.kind.fd_type() == pb::FdTypes::Eventpoll) {
-            let seen = seen(&self.cx, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
+            let looks = Looks {
+                stat: fds::fstat(m.fd.as_fd())?,
+                fs_type: fs_type(&m.fd),
+                link: own.fd_link(RemoteFd(m.fd.as_raw_fd()))?,
+                info: again,
+            };
+            let seen = m.seen(&self.cx, &looks)?;
             let what = match locked {
                 true => "it holds a lock",
                 false => "it is an epoll instance",
@@ -239,8 +323,10 @@ impl Dumping<'_> {
     /// Kinds whose entries refer to other files, now that all have ids.
     pub fn late_files(&mut self) -> Result<()> {
         for i in std::mem::take(&mut self.files.late) {
-            let m = &self.files.met[i];
-            let seen = seen(&self.cx, m.pid, m.slot, &m.fd, m.stat, &m.link, &m.info)?;
+            let m = &mut self.files.met[i];
+            let gone = || Error::bug("what was seen of an open file was forgotten");
+            let looks = m.looks.take().ok_or_else(gone)?;
+            let seen = m.seen(&self.cx, &looks)?;
             let entry = m
                 .kind
                 .dump(&seen, m.id, &mut self.cx)
@@ -295,13 +381,13 @@ impl Dumping<'_> {
         let pidfd = fds::pidfd_open(t.pid, 0)?;
         let all = t.proc.fds()?.into_iter();
         let mut same = all.filter(|slot| t.proc.fd_link(*slot).is_ok_and(|l| l == m.path));
-        let Some(RemoteFd(slot)) = same.next() else {
+        let Some(slot) = same.next() else {
             return refuse(
                 "the task has closed the socket whose rings it shows",
                 "have the program keep the socket open, or unmap the rings",
             );
         };
-        let id = self.slot(t, pidfd.as_fd(), slot)?.id;
+        let id = self.slot(t, pidfd.as_fd(), slot, None)?.id;
         let entry = self.cx.entries.iter().find(|e| e.id == id);
         let rings = entry.and_then(|e| Some(packet::rings(e.psk.as_deref()?)));
         // the kernel maps the rings of a socket only as a whole
@@ -358,8 +444,8 @@ impl Dumping<'_> {
     pub fn shared_memory(&mut self, t: &Task, m: &MapsLine) -> Result<u64> {
         let end = m.offset + m.len();
         let e = match self.files.shared.entry(m.ino) {
-            Entry::Occupied(e) => e.into_mut(),
-            Entry::Vacant(e) => {
+            btree_map::Entry::Occupied(e) => e.into_mut(),
+            btree_map::Entry::Vacant(e) => {
                 let shared = match t.proc.open_map_file(m, libc::O_RDONLY) {
                     Ok(fd) => Shared::Open(fd),
                     // huge pages of the pool are not copied: they would take as many again
@@ -419,11 +505,14 @@ fn seen<'a>(
     pid: HostPid,
     slot: i32,
     fd: &'a OwnedFd,
-    stat: libc::stat,
-    link: &'a [u8],
-    info: &'a FdInfo,
+    looks: &'a Looks,
+    told: Option<&'a Entry>,
 ) -> Result<Seen<'a>, Error> {
-    let mut fown = fown::read(fd.as_fd(), info.flags, cx.pids)?;
+    let info = &looks.info;
+    let mut fown = match told {
+        Some(e) if e.unowned => pb::FownEntry::default(),
+        _ => fown::read(fd.as_fd(), info.flags, cx.pids)?,
+    };
     if fown.pid != 0 {
         (fown.uid, fown.euid) = (cx.ids.uid(fown.uid), cx.ids.uid(fown.euid));
     }
@@ -431,12 +520,13 @@ fn seen<'a>(
         pid,
         slot,
         fd: fd.as_fd(),
-        stat,
-        fs_type: fs_type(fd),
-        link,
+        stat: looks.stat,
+        fs_type: looks.fs_type,
+        link: &looks.link,
         info,
         flags: info.flags & !(libc::O_CLOEXEC as u32),
         fown,
+        options: told.and_then(|e| e.options.as_deref()),
     })
 }
 

@@ -746,7 +746,7 @@ impl<'a> Dumping<'a> {
         Ok(Self {
             dir,
             cx,
-            files: OpenFiles::default(),
+            files: OpenFiles::with(ready.census),
             gadgets: ready.gadgets,
             tapes: Tapes::new(),
             room: ready.room,

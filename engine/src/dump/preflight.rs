@@ -7,7 +7,7 @@ use super::task::Task;
 use crate::error::{Blame, Error, Result};
 use crate::options::Options;
 use stasis_kernel::fds;
-use stasis_kernel::ids::{HostPid, RemoteFd};
+use stasis_kernel::ids::HostPid;
 use stasis_kernel::ns::Ns;
 use stasis_kernel::procfs::{ProcDir, TaskState};
 use stasis_proto::ImageDir;
@@ -159,8 +159,8 @@ fn look(d: &mut Dumping, t: &Task, found: &mut Vec<Error>) -> Result<()> {
         add(d.place(t, which).map(drop));
     }
     let pidfd = fds::pidfd_open(t.pid, 0)?;
-    for RemoteFd(slot) in t.proc.fds()? {
-        match d.slot(t, pidfd.as_fd(), slot) {
+    for slot in t.proc.fds()? {
+        match d.slot(t, pidfd.as_fd(), slot, None) {
             Ok(_) => {}
             // closed between the listing and the look
             Err(e)

@@ -3,11 +3,13 @@
 //!
 //! All of it is a guess. What is found is verified when the tree stands still, and room that was not needed is given back.
 use super::process::GadgetCache;
+use stasis_kernel::census::Census;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::procfs::ProcDir;
 use stasis_proto::{ImageDir, Kind};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::thread::JoinHandle;
 
 /// Room is made for address spaces with at least so many bytes of their own.
 const LARGE: u64 = 16 << 20;
@@ -21,6 +23,8 @@ pub struct Ready {
     pub tasks: Vec<HostPid>,
     /// By task: number of its pages image, and the image.
     pub room: BTreeMap<HostPid, (u32, File)>,
+    /// What the kernel is asked all files of a task with at once, if there are many; made beside the rest.
+    pub census: Option<JoinHandle<Option<Census>>>,
     /// The network locks, which hold nothing yet, or will be there soon.
     pub locks: crate::network::Locks,
 }
@@ -33,6 +37,7 @@ impl Ready {
         let mut r = Self::default();
         let mut found = vec![root];
         let mut at = 0;
+        let mut files = 0;
         while let Some(pid) = found.get(at).copied() {
             at += 1;
             let Ok(proc) = ProcDir::open(pid) else {
@@ -45,6 +50,10 @@ impl Ready {
             }
             // those of other threads are missed: a thousand of them would be asked for nothing
             found.extend(proc.children_of([pid]).unwrap_or_default());
+            files += proc.count_of_fds().unwrap_or(0);
+            if files >= MANY_FILES && r.census.is_none() {
+                r.census = Some(std::thread::spawn(census));
+            }
             let len = own_memory(&proc);
             let id = r.room.len() as u32 + 1;
             if whole
@@ -62,6 +71,15 @@ impl Ready {
         r.tasks = found;
         r
     }
+}
+
+/// From so many open files on it is worth it: making one takes as long as the files of /proc of some hundred.
+const MANY_FILES: u64 = 500;
+
+/// `None`: without the rights, or on another kernel, /proc tells the same.
+fn census() -> Option<Census> {
+    let told = |e| tracing::debug!("open files are asked for one by one: {e}");
+    Census::new().map_err(told).ok()
 }
 
 /// Bytes of a task's memory that are its own: resident, but not of files.

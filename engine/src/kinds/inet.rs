@@ -30,8 +30,8 @@ use super::sockopts::Buffers;
 use super::sockopts::{self, get, get_int, set_int_row, word};
 use super::tcp_acts::{Connect, Wake};
 use super::{
-    Act, DumpCx, FileKind, PlanCx, Seen, Stage, inet_groups, malformed, tcp, tcp_queue, udp_cork,
-    udp_queue,
+    Act, DumpCx, FileKind, PlanCx, Seen, Stage, inet_groups, malformed, tcp, tcp_queue, twins,
+    udp_cork, udp_queue,
 };
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call, FdRef};
@@ -81,6 +81,54 @@ pub(super) fn tcp_info(seen: &Seen) -> Result<TcpInfo> {
     })
 }
 
+/// All options of an internet socket.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) opts: pb::SkOptsEntry,
+    ip: pb::IpOptsEntry,
+    tcp: Option<pb::TcpOptsEntry>,
+    v6only: Option<bool>,
+    congestion: Option<String>,
+    others: Vec<pb::StasisSockopt>,
+}
+
+impl Asked {
+    /// Asks a socket in a state for all of them.
+    pub(super) fn of(seen: &Seen, s: Sort, state: u32) -> Result<Self> {
+        let tables = s.options(state).into_iter();
+        let others = tables.map(|t| sockopts::read_extra(seen.fd, t));
+        let v6only = match s.family == libc::AF_INET6 {
+            true => get_int(seen.fd, libc::SOL_IPV6, libc::IPV6_V6ONLY)?,
+            false => None,
+        };
+        Ok(Asked {
+            opts: sockopts::read(seen)?,
+            ip: options::read_ip(seen.fd, s)?,
+            tcp: match s.is_tcp() {
+                true => Some(options::read_tcp(seen.fd)?),
+                false => None,
+            },
+            v6only: v6only.map(|v| v != 0),
+            congestion: match s.is_tcp() {
+                true => options::tcp_text(seen.fd, libc::TCP_CONGESTION)?,
+                false => None,
+            },
+            others: others.collect::<Result<Vec<_>>>()?.concat(),
+        })
+    }
+    /// Asks again what is each socket's own.
+    pub(super) fn own(&mut self, seen: &Seen, s: Sort) -> Result<()> {
+        sockopts::read_sizes(seen.fd, &mut self.opts)?;
+        if s.family == libc::AF_INET6 {
+            let own = options::ROUTE_OPTIONS;
+            let is_own = |o: &pb::StasisSockopt| own.iter().any(|w| w.is(o));
+            self.others.retain(|o| !is_own(o));
+            self.others.extend(sockopts::read_extra(seen.fd, own)?);
+        }
+        Ok(())
+    }
+}
+
 /// Which directions are shut down, as far as poll(2) tells: not a send direction alone.
 fn shut_down(seen: &Seen, closed: bool) -> Result<pb::SkShutdown> {
     let asked = libc::POLLRDHUP;
@@ -124,32 +172,45 @@ impl FileKind for Inet {
         named(seen, s)?;
         let local = address::local(seen.fd)?;
         let mut peer = address::peer(seen.fd, s.family)?;
+        let info = match s.is_tcp() {
+            true => Some(tcp_info(seen)?),
+            false => None,
+        };
+        let state = match &info {
+            Some(i) => i.state,
+            None if peer.is_some() => state::ESTABLISHED,
+            None => state::CLOSE,
+        };
+        let asked = match state {
+            state::CLOSE | state::LISTEN => Asked::of(seen, s, state)?,
+            _ => twins::tcp(seen, (s, state), cx)?,
+        };
         let mut e = pb::InetSkEntry {
             id,
             ino: seen.stat.st_ino as u32,
             family: s.family as u32,
             r#type: s.kind as u32,
             proto: s.protocol as u32,
-            state: state::CLOSE,
+            state,
             flags: seen.flags,
             fown: seen.fown,
-            opts: sockopts::read(seen)?,
-            ip_opts: Some(options::read_ip(seen.fd, s)?),
+            opts: asked.opts,
+            ip_opts: Some(asked.ip),
+            tcp_opts: asked.tcp,
+            v6only: asked.v6only,
             ..Default::default()
         };
-        if s.family == libc::AF_INET6 {
-            let only = get_int(seen.fd, libc::SOL_IPV6, libc::IPV6_V6ONLY)?;
-            e.v6only = only.map(|v| v != 0);
-            if let Some(SocketAddr::V6(a)) = local
-                && a.scope_id() != 0
-            {
-                e.ifname = Some(address::device_name(seen.fd, a.scope_id())?);
-            }
+        if let Some(SocketAddr::V6(a)) = local
+            && a.scope_id() != 0
+        {
+            e.ifname = Some(address::device_name(seen.fd, a.scope_id())?);
         }
-        let mut extra = pb::StasisInetSkEntry::default();
-        if s.is_tcp() {
-            let info = tcp_info(seen)?;
-            e.state = info.state;
+        let mut extra = pb::StasisInetSkEntry {
+            congestion: asked.congestion,
+            options: asked.others,
+            ..Default::default()
+        };
+        if let Some(info) = info {
             if info.state == state::LISTEN {
                 e.backlog = info.backlog;
                 tcp_queue::meet(seen, id, info.waiting, cx)?;
@@ -165,12 +226,7 @@ impl FileKind for Inet {
             if how != pb::SkShutdown::None {
                 e.shutdown = Some(how as i32);
             }
-            e.tcp_opts = Some(options::read_tcp(seen.fd)?);
-            extra.congestion = options::tcp_text(seen.fd, libc::TCP_CONGESTION)?;
         } else {
-            if peer.is_some() {
-                e.state = state::ESTABLISHED;
-            }
             if s.is_raw() {
                 peer = raw_peer(seen, s.family)?;
             }
@@ -185,9 +241,6 @@ impl FileKind for Inet {
                 dropped(seen, cx);
             }
             extra.membership = inet_groups::read(seen, s)?;
-        }
-        for t in s.options(e.state) {
-            extra.options.extend(sockopts::read_extra(seen.fd, t)?);
         }
         if extra != Default::default() {
             e.stasis = Some(extra);

@@ -51,7 +51,6 @@ static IPV6_OPTIONS: &[Opt] = &[
     Opt::int(IPV6, 5, "IPV6_2292RTHDR", 0),
     Opt::int(IPV6, 8, "IPV6_2292HOPLIMIT", 0),
     Opt::int(IPV6, 11, "IPV6_FLOWINFO", 0),
-    Opt::int(IPV6, libc::IPV6_UNICAST_HOPS, "IPV6_UNICAST_HOPS", 64),
     Opt::int(IPV6, libc::IPV6_MTU_DISCOVER, "IPV6_MTU_DISCOVER", 1),
     Opt::int(IPV6, 25, "IPV6_RECVERR", 0),
     Opt::int(IPV6, 30, "IPV6_ROUTER_ALERT_ISOLATE", 0),
@@ -82,6 +81,14 @@ static IPV4_MULTICAST: &[Opt] = &[
     Opt::int(IP, 49, "IP_MULTICAST_ALL", 1),
     Opt::int(IP, libc::IP_MULTICAST_IF, "IP_MULTICAST_IF", 0),
 ];
+
+/// SOL_IPV6, with a default that depends on the route.
+pub(super) static ROUTE_OPTIONS: &[Opt] = &[Opt::int(
+    IPV6,
+    libc::IPV6_UNICAST_HOPS,
+    "IPV6_UNICAST_HOPS",
+    64,
+)];
 
 /// SOL_IPV6 of sockets that can send to groups.
 #[rustfmt::skip]
@@ -196,7 +203,7 @@ impl Sort {
     pub fn options(self, state: u32) -> Vec<&'static [Opt]> {
         let mut all = Vec::new();
         if self.family == libc::AF_INET6 {
-            all.push(IPV6_OPTIONS);
+            all.extend([IPV6_OPTIONS, ROUTE_OPTIONS]);
             if !self.is_raw() {
                 all.extend([MAPPED_OPTIONS, IPV4_OPTIONS]);
             } else if self.protocol != libc::IPPROTO_ICMPV6 {

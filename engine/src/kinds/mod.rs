@@ -50,6 +50,7 @@ pub mod tty;
 pub mod tty_acts;
 pub mod tty_plan;
 pub mod tun;
+mod twins;
 pub mod udp_cork;
 pub mod udp_queue;
 pub mod unixsk;
@@ -97,6 +98,8 @@ pub struct Seen<'a> {
     pub flags: u32,
     /// Owner and signal for SIGIO.
     pub fown: pb::FownEntry,
+    /// What decides the options of a socket ([`stasis_kernel::census::Entry::options`]), if that is known.
+    pub options: Option<&'a [u8]>,
 }
 
 impl Seen<'_> {
@@ -177,6 +180,8 @@ pub struct DumpCx<'a> {
     /// What the dump made in the target's file systems (names of link remaps). The driver plays it backwards when the dump
     /// fails, and also when it succeeds but the tree runs on: only a restore of a dead tree needs these names.
     pub undo: Vec<Undo>,
+    /// Options of sockets that were asked already.
+    pub(crate) twins: twins::Twins,
     /// Unix sockets, as far as they are known.
     pub unix: unixsk::World,
     /// The last pages image id given out; see [`DumpCx::new_pages_id`].
@@ -220,6 +225,7 @@ impl<'a> DumpCx<'a> {
             ids: Default::default(),
             mount_namespaces: BTreeMap::new(),
             undo: Vec::new(),
+            twins: Default::default(),
             unix: unixsk::World::default(),
             last_pages_id: 0,
             locks: Default::default(),

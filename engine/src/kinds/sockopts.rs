@@ -71,6 +71,10 @@ impl Opt {
         self.soft = true;
         self
     }
+    /// Does an image mean this one?
+    pub fn is(&self, o: &pb::StasisSockopt) -> bool {
+        (self.level as u32, self.name as u32) == (o.level, o.name)
+    }
     fn is_default(&self, value: &[u8]) -> bool {
         let d = self.default.to_le_bytes();
         let want = (0..self.len).map(|i| d.get(i).copied().unwrap_or(0));
@@ -263,6 +267,16 @@ pub fn read(seen: &Seen) -> Result<pb::SkOptsEntry> {
             .concat(),
         ..Default::default()
     })
+}
+
+/// Reads the sizes of a socket's buffers again.
+///
+/// # Errors
+/// getsockopt(2).
+pub fn read_sizes(fd: impl AsFd, o: &mut pb::SkOptsEntry) -> Result<()> {
+    let size = |name| get_int(fd.as_fd(), SOCKET, name).map(|v| v.unwrap_or(0) as u32);
+    (o.so_sndbuf, o.so_rcvbuf) = (size(libc::SO_SNDBUF)?, size(libc::SO_RCVBUF)?);
+    Ok(())
 }
 
 /// Reads options of a table; those that have their default, or do not exist, are left out.

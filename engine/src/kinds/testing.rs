@@ -37,6 +37,7 @@ pub fn see<R>(fd: impl AsFd, f: impl FnOnce(&Seen) -> R) -> R {
         info: &info(fd),
         flags: flags(fd),
         fown: super::fown::read(fd, flags(fd), &BTreeMap::new()).unwrap(),
+        options: None,
     })
 }
 

@@ -36,7 +36,7 @@
 //! Guests: unix_pair, unix_stream_listen, unix_dgram, unix_seqpacket, unix_queue, unix_scm_rights, unix_scm_cycle, unix_creds,
 //! unix_abstract, unix_path, unix_deleted, unix_halfclosed, unix_family, unix_early, unix_oob, socket_inside.
 use super::unixsk_diag::{Table, ask_size, cookie, table_of};
-use super::{DumpCx, FileKind, PlanCx, Seen, Stage, sockopts, unixsk_hidden, unixsk_plan};
+use super::{DumpCx, FileKind, PlanCx, Seen, Stage, sockopts, twins, unixsk_hidden, unixsk_plan};
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::fds;
@@ -351,7 +351,7 @@ impl FileKind for UnixSk {
             backlog: if t.state == LISTEN { t.sent } else { 0 },
             peer,
             fown: seen.fown,
-            opts: sockopts::read(seen)?,
+            opts: twins::unix(seen, cx)?,
             name,
             shutdown: match t.shutdown {
                 0 => None,

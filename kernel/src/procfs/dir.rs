@@ -304,6 +304,17 @@ impl ProcDir {
         Ok(self.numbers("fd")?.into_iter().map(RemoteFd).collect())
     }
 
+    /// How many slots are open. 0 before Linux 6.2, which does not tell.
+    ///
+    /// # Errors
+    /// The task is gone.
+    pub fn count_of_fds(&self) -> SysResult<u64> {
+        let failed = |e| SysError::new("fstatat", e, self.name("fd"));
+        let flags = nix::fcntl::AtFlags::empty();
+        let stat = nix::sys::stat::fstatat(&self.dir, "fd", flags).map_err(failed)?;
+        Ok(stat.st_size as u64)
+    }
+
     /// What the link `fd/N` says: a path, `pipe:[123]`, `/tmp/x (deleted)`.
     pub fn fd_link(&self, fd: RemoteFd) -> SysResult<Vec<u8>> {
         self.link(&format!("fd/{fd}"))

@@ -6,6 +6,7 @@
 
 use super::locks::{LockLine, lock_line};
 use super::text::{Cur, Why, lines, number, words};
+use crate::census::Entry;
 use crate::error::{ParseError, Result};
 
 /// The text of one fdinfo file.
@@ -163,6 +164,19 @@ pub struct PidFd {
 }
 
 impl FdInfo {
+    /// Of a file of which [`crate::census`] has told everything.
+    pub fn of(e: &Entry) -> Self {
+        let cloexec = if e.cloexec { libc::O_CLOEXEC } else { 0 };
+        FdInfo {
+            pos: e.pos,
+            flags: e.flags | cloexec as u32,
+            mnt_id: e.mnt_id,
+            ino: Some(e.ino),
+            extra: Vec::new(),
+            file: String::new(),
+        }
+    }
+
     /// The first value under `key`.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         self.extra
