@@ -1,5 +1,6 @@
 //! The story of a dump: look from outside, write down, seal, let go. Long because the story and what it looks at in a task
 //! stand together.
+mod backing;
 mod backlog;
 mod drain;
 mod facts;

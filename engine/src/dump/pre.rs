@@ -58,7 +58,7 @@ fn shared_memory(t: &Task, f: &Facts, met: &mut SharedMemory) -> Result<()> {
     let mut add = |file: OwnedFd, segment: Option<u32>| -> Result<()> {
         let st = fds::fstat(file.as_fd())?;
         met.entry((st.st_dev, st.st_ino)).or_insert(SharedObject {
-            huge: super::files::huge(&file, &st),
+            huge: super::backing::huge(&file, &st),
             file: file.into(),
             // as the last dump numbers it, if that is no namespace below the root's
             shmid: segment.map_or(st.st_ino, crate::kinds::sysv::contents_id),
