@@ -23,6 +23,7 @@ struct Met {
     pid: HostPid,
     slot: i32,
     fd: OwnedFd,
+    ino: u64,
     kind: &'static dyn FileKind,
     id: u32,
     /// What was seen of it, if it is described late.
@@ -229,6 +230,7 @@ impl Dumping<'_> {
             pid,
             slot,
             fd,
+            ino: stat.st_ino,
             kind,
             id,
             looks: late.then(|| Box::new(looks)),
@@ -252,7 +254,7 @@ impl Dumping<'_> {
                     unixsk::Queued {
                         fd: m.fd.as_fd(),
                         place: format!("fd {} of task {}", m.slot, m.pid.0),
-                        urgent: self.cx.unix.urgent(m.stat.st_ino),
+                        urgent: self.cx.unix.urgent(m.ino),
                     }
                 })
                 .collect();
