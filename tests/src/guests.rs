@@ -71,6 +71,7 @@ macro_rules! with_guests {
             nested_pid: [] [];
             nested_proc: [] [];
             nested_user: [] [];
+            nested_userpid: [] [];
             nested_timens: [] [];
             nested_cgroup: [] [];
             nested_fs: [] [];
@@ -208,6 +209,7 @@ macro_rules! with_works {
             nested_pid: dump_restore, leave_running, generations, contained, contained_user;
             nested_proc: dump_restore, leave_running, generations, contained, contained_user;
             nested_user: dump_restore, leave_running, generations, contained, contained_user;
+            nested_userpid: dump_restore, leave_running, generations, contained, contained_user;
             nested_ns: dump_restore, leave_running, generations, contained, contained_user;
             nested_veth: dump_restore, leave_running, generations, contained, contained_user;
             nested_cgroup: dump_restore, leave_running, generations, contained, contained_user;

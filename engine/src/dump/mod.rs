@@ -790,6 +790,7 @@ impl<'a> Dumping<'a> {
         }
         if let Some(root) = held.first() {
             self.users = UserSpaces::look(&mut self.places, root.pid)?;
+            self.users.can_become(held, status, &self.spaces)?;
         }
         self.cx.namespaces = self.places.by_inode();
         self.undo = undo::of(held, &mut self.cx)?;
@@ -856,7 +857,7 @@ impl<'a> Dumping<'a> {
             .at(Phase::Tree));
         }
         let ids = self.ids(t, known)?;
-        self.inside(&ids, &f).map_err(on)?;
+        self.inside(pid, &ids, &f).map_err(on)?;
         self.backlog.one(Kind::Ids, pid, ids)?;
         // pages are listed before the excursion, which touches dead stack
         let new_mm = self.objects[0].contains(&(ids.vm_id, t.pid));
@@ -1130,9 +1131,12 @@ impl<'a> Dumping<'a> {
     ///
     /// # Errors
     /// E4016.
-    fn inside(&mut self, ids: &pb::TaskKobjIdsEntry, f: &Facts) -> Result<()> {
+    fn inside(&mut self, pid: u32, ids: &pb::TaskKobjIdsEntry, f: &Facts) -> Result<()> {
         let own = ids.user_ns_id.unwrap_or(0);
         let other = self.directories.insert(ids.fs_id, own);
+        if self.users.has(own) {
+            self.users.settle(pid, own);
+        }
         let is_inside = |id| self.users.has(id);
         if other.is_some_and(|o| is_inside(o) || is_inside(own)) {
             return Err(userspaces::shares_directories());
@@ -1161,8 +1165,8 @@ impl<'a> Dumping<'a> {
         crate::kill_point();
         self.dir.write_all(&Kind::Pstree.file(), &self.pstree)?;
         let root = self.places.id(Ns::Pid);
-        let mut namespaces = self.spaces.entries(&self.pstree, root)?;
         self.users.belongings(&mut self.places)?;
+        let mut namespaces = self.spaces.entries(&self.pstree, root, &self.users)?;
         namespaces.extend(self.users.write(self.dir)?);
         match namespaces.is_empty() {
             true => self.dir.remove(&Kind::Namespaces.file())?,

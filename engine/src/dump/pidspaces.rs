@@ -4,6 +4,7 @@
 //! is theirs alone. What they are further inside stands beside it: `pstree_entry.stasis`, and `namespaces.img`.
 use super::places::{Places, elsewhere};
 use super::task::Task;
+use super::userspaces::UserSpaces;
 use crate::error::Result;
 use stasis_kernel::fds;
 use stasis_kernel::ids::HostPid;
@@ -102,6 +103,16 @@ impl PidSpaces {
         }
         Ok(all)
     }
+    /// The pid namespaces below the first one that a task is in, the innermost first.
+    pub fn around(&self, t: HostPid) -> Vec<u32> {
+        let above = |id: &u32| {
+            let found = self.nested.values().find(|n| n.0 == *id);
+            found.map(|n| n.1)
+        };
+        let below = |id: &u32| self.nested.values().any(|n| n.0 == *id);
+        let chain = std::iter::successors(self.of.get(&t).copied(), above);
+        chain.take_while(below).collect()
+    }
     /// Where the number is that a task is known by.
     pub fn level(&self) -> Level {
         self.level
@@ -163,6 +174,7 @@ impl PidSpaces {
         &self,
         tree: &[pb::PstreeEntry],
         root: u32,
+        users: &UserSpaces,
     ) -> Result<Vec<pb::StasisNamespaceEntry>> {
         if self.nested.is_empty() {
             return Ok(Vec::new());
@@ -172,10 +184,13 @@ impl PidSpaces {
             id: *id,
             sort,
             parent: *parent,
+            owner: users.owner(Ns::Pid, *id),
             ..Default::default()
         };
         let all: Vec<_> = self.nested.values().map(entry).collect();
-        crate::restore::can_be_born(all.clone(), tree, root)?;
+        let mut known = all.clone();
+        known.extend(users.entries());
+        crate::restore::can_be_born(known, tree, root, users.of_tasks())?;
         Ok(all)
     }
 }

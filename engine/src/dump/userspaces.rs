@@ -4,13 +4,16 @@
 //! first process is in one below it like others: its number could not be chosen from inside.
 //!
 //! One that nobody is in may be there all the same: another was made in it, or a network belongs to it. It is looked at by a visitor.
+use super::pidspaces::PidSpaces;
 use super::places::{Places, elsewhere, is_nested};
+use super::task::Task;
 use crate::error::{Blame, Error, Result};
-use crate::namespaces::user::{Ids, describe};
+use crate::namespaces::user::{Ids, OVERFLOW, describe};
 use stasis_kernel::fds;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::inner::{Way, start};
 use stasis_kernel::ns::{self, Ns};
+use stasis_kernel::procfs::Status;
 use stasis_kernel::users;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::collections::BTreeMap;
@@ -37,6 +40,8 @@ pub struct UserSpaces {
     tree: Ids,
     /// What belongs to one of them: sort and number in the image.
     owners: BTreeMap<(Ns, u32), u32>,
+    /// Where tasks are, by pid.
+    of_tasks: BTreeMap<u32, u32>,
 }
 
 impl UserSpaces {
@@ -128,17 +133,80 @@ impl UserSpaces {
             if !is_nested(id) {
                 return Err(on(of_the_first(ns)));
             }
-            if matches!(ns, Ns::Pid | Ns::Mnt) {
-                let why = "it belongs to a user namespace below the tree's: of those only networks, names, IPC objects, control groups and clocks can be made again";
+            if ns == Ns::Mnt {
+                let why = "it belongs to a user namespace below the tree's: nothing tells which of its mounts the kernel has locked";
                 return Err(on(elsewhere(ns.name()).why(why)));
             }
             self.owners.insert((ns, id), owner);
         }
         Ok(())
     }
+    /// How they are in each other.
+    pub fn entries(&self) -> impl Iterator<Item = pb::StasisNamespaceEntry> + '_ {
+        self.all.iter().map(|f| pb::StasisNamespaceEntry {
+            id: f.id,
+            sort: Ns::User.flag().bits() as u32,
+            parent: f.parent,
+            maker: Some(f.maker),
+            owner: None,
+        })
+    }
+    /// To which of them a namespace belongs, if not to the tree's.
+    pub fn owner(&self, ns: Ns, id: u32) -> Option<u32> {
+        self.owners.get(&(ns, id)).copied()
+    }
+    /// Notes where a task is.
+    pub fn settle(&mut self, pid: u32, id: u32) {
+        self.of_tasks.insert(pid, id);
+    }
+    /// Where tasks are, by pid, if not in the tree's.
+    pub fn of_tasks(&self) -> &BTreeMap<u32, u32> {
+        &self.of_tasks
+    }
     /// Is this the number of one of them?
     pub fn has(&self, id: u32) -> bool {
         self.all.iter().any(|f| f.id == id)
+    }
+    /// Tasks in a pid namespace that belongs to one of these are born inside of it, as the first process there, and become who they are
+    /// from that on.
+    ///
+    /// # Errors
+    /// E4016: one cannot.
+    pub fn can_become(&self, held: &[Task], status: &[Status], spaces: &PidSpaces) -> Result<()> {
+        let who = |st: &Status| (st.uid, st.gid, st.groups.clone());
+        let mut firsts: BTreeMap<u32, &Status> = BTreeMap::new();
+        for (t, st) in held.iter().zip(status).filter(|(t, _)| t.zombie.is_none()) {
+            let around = spaces.around(t.pid);
+            if let (Some(own), Some(1)) = (around.first(), st.ns_tgid.last()) {
+                firsts.insert(*own, st);
+            }
+            let mut outermost = around.iter().rev();
+            let owner = outermost.find_map(|id| Some((*id, self.owner(Ns::Pid, *id)?)));
+            let Some((space, owner)) = owner else {
+                continue;
+            };
+            let first = firsts.get(&space).map(|f| who(f));
+            let there = self.all.iter().find(|f| f.id == owner);
+            let (Some(first), Some(there)) = (first, there) else {
+                continue;
+            };
+            let (uid, gid) = (&st.uid, &st.gid);
+            let users = [uid.real, uid.effective, uid.saved, uid.fs];
+            let groups = [gid.real, gid.effective, gid.saved, gid.fs];
+            let known = users.iter().all(|n| there.ids.uid(*n) != OVERFLOW)
+                && groups
+                    .iter()
+                    .chain(&st.groups)
+                    .all(|n| there.ids.gid(*n) != OVERFLOW);
+            let denied = there.entry.stasis_setgroups_denied == Some(true);
+            if who(st) != first && (!known || denied && !st.groups.is_empty()) {
+                return Err(inside("it has other users or groups than the first process of its pid namespace, for which their user namespace has no numbers")
+                    .why("who is born inside of a user namespace can become nobody who has no number there")
+                    .advice("let it have the users and groups of the first one")
+                    .on(format!("task {}", t.pid.0)));
+            }
+        }
+        Ok(())
     }
     /// Are there any?
     pub fn are_none(&self) -> bool {
@@ -152,15 +220,10 @@ impl UserSpaces {
         let mut entries = Vec::new();
         for f in &self.all {
             dir.write_one(&Kind::Userns.file_of(f.id), &f.entry)?;
-            entries.push(pb::StasisNamespaceEntry {
-                id: f.id,
-                sort: Ns::User.flag().bits() as u32,
-                parent: f.parent,
-                maker: Some(f.maker),
-                owner: None,
-            });
         }
-        let owned = self.owners.iter();
+        entries.extend(self.entries());
+        // those of pids say it themselves
+        let owned = self.owners.iter().filter(|o| o.0.0 != Ns::Pid);
         entries.extend(owned.map(|((ns, id), owner)| pb::StasisNamespaceEntry {
             id: *id,
             sort: ns.flag().bits() as u32,
@@ -183,6 +246,10 @@ fn of_the_first(ns: Ns) -> Error {
     .advice("start it in a pid namespace of its own as well (unshare --user --pid --fork), or dump from a process above it")
 }
 
+fn inside(what: &str) -> Error {
+    Error::new("E4016", Blame::Container, what)
+}
+
 /// A thread of a process in such a namespace has other users or groups than the first one.
 ///
 /// # Errors
@@ -190,9 +257,7 @@ fn of_the_first(ns: Ns) -> Error {
 pub fn threads_are_alike(same: bool) -> Result<()> {
     match same {
         true => Ok(()),
-        false => Err(Error::new(
-            "E4016",
-            Blame::Container,
+        false => Err(inside(
             "its threads have different users or groups in a user namespace below the tree's",
         )
         .why("a process enters such a namespace as who it is, before it has threads")
@@ -202,11 +267,7 @@ pub fn threads_are_alike(same: bool) -> Result<()> {
 
 /// Who shares directories cannot enter a user namespace.
 pub fn shares_directories() -> Error {
-    Error::new(
-        "E4016",
-        Blame::Container,
-        "it shares its directories (CLONE_FS) in a user namespace below the tree's",
-    )
-    .why("the kernel lets nobody enter a user namespace who shares them")
-    .advice("let one of the two end before the dump")
+    inside("it shares its directories (CLONE_FS) in a user namespace below the tree's")
+        .why("the kernel lets nobody enter a user namespace who shares them")
+        .advice("let one of the two end before the dump")
 }

@@ -8,7 +8,7 @@ use stasis_kernel::ids::HostPid;
 use stasis_proto::{ImageDir, Kind, pb};
 
 /// Who has no number in a user namespace is seen as this (/proc/sys/kernel/overflowuid, a default nobody changes).
-const OVERFLOW: u32 = 65534;
+pub const OVERFLOW: u32 = 65534;
 /// Most lines of a map (linux/user_namespace.h, UID_GID_MAP_MAX_EXTENTS).
 const MOST_LINES: usize = 340;
 

@@ -16,6 +16,9 @@
 //! (setns(2)). Who cannot see its own group, because that is led from above, must be born in it.
 //!
 //! Long because sessions, creators, adoptions and groups are decided over one set of people.
+#[path = "family_inside.rs"]
+mod inside;
+
 use super::spaces::{Space, Spaces};
 use crate::error::{Blame, Error, Result};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -40,6 +43,8 @@ pub struct Kin {
     pub objects: Option<[u32; 4]>,
     /// Its pid namespace.
     pub space: Space,
+    /// Its user namespace, if that is one below the tree's.
+    pub users: Option<u32>,
 }
 
 /// Something a task of the unfinished tree does.
@@ -57,7 +62,11 @@ pub enum Deed {
         exit_signal: u32,
         /// Whether it is the first of a pid namespace (`CLONE_NEWPID`).
         founds: bool,
+        /// How many of its numbers the caller may choose, from the innermost on; the others are what comes next.
+        chosen: usize,
     },
+    /// Becomes who this task is, enters its namespaces and the user namespace that its pid namespace belongs to.
+    Enter(Node),
     /// Its children are born in the pid namespace of this one from now on: a first process, or itself.
     BearIn(Node),
     /// setsid.
@@ -76,6 +85,17 @@ pub enum Deed {
     Reap(Node),
 }
 
+impl Deed {
+    /// Is it played by itself, because the engine has something to do for it? `depth`: levels of pid namespaces that a task is in.
+    pub fn is_alone(&self, depth: impl Fn(Node) -> usize) -> bool {
+        match self {
+            Deed::Birth { child, chosen, .. } => *chosen < depth(*child),
+            Deed::Enter(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// One tape: who plays it, and its deeds.
 pub type Tape = (Node, Vec<Deed>);
 
@@ -87,6 +107,10 @@ pub struct Family {
     /// Whether a task may be born late, by a parent that has its memory already. Not those whose birth has a part in
     /// another's session.
     pub plain: Vec<bool>,
+    /// The user namespace each is born in, tasks and helpers, if that is one below the tree's.
+    pub inside: Vec<Option<u32>>,
+    /// The first process of a pid namespace whose users, groups and namespaces each was born with, if that is not how the tree begins.
+    pub guests_of: Vec<Option<Node>>,
     /// Births and sessions: what is played at once, one tape a task, stage after stage.
     pub births: Vec<Vec<Tape>>,
     /// Adoptions and groups, when all are born.
@@ -123,6 +147,28 @@ struct Person {
     /// The session it must be born in; `None`: any.
     born: Option<u32>,
     creator: Option<Node>,
+    /// The user namespace it is born in.
+    inside: Option<u32>,
+    /// The one it enters then, to bear the first process of a pid namespace there, and that one.
+    enters: Option<u32>,
+    leads_to: Option<Node>,
+    /// Whose guest it is: see [`Family::guests_of`].
+    guest_of: Option<Node>,
+}
+
+impl Person {
+    fn new(kin: Kin, parent: Option<Node>, born: Option<u32>) -> Self {
+        Self {
+            kin,
+            parent,
+            born,
+            creator: None,
+            inside: None,
+            enters: None,
+            leads_to: None,
+            guest_of: None,
+        }
+    }
 }
 
 impl Person {
@@ -137,6 +183,8 @@ struct Planner<'a> {
     people: Vec<Person>,
     tasks: usize,
     helpers: Vec<(Option<u32>, Space)>,
+    /// Helpers that enter a user namespace, by those whom they bear there.
+    entrances: BTreeMap<Node, Node>,
     /// Groups that must be there while tasks are born, because some of those cannot see them.
     hidden: BTreeSet<u32>,
     /// A helper, whom it bears, who shall adopt that.
@@ -189,6 +237,7 @@ fn guess(
     let outer = (root.sid != root.pid).then_some(root.sid);
     let mut p = Planner {
         spaces,
+        entrances: BTreeMap::new(),
         hidden: BTreeSet::new(),
         people: Vec::new(),
         tasks: tasks.len(),
@@ -208,12 +257,8 @@ fn guess(
             _ => return Err(stuck(i, "its parent does not come before it")),
         };
         let born = (kin.sid != kin.pid).then_some(kin.sid);
-        p.people.push(Person {
-            kin,
-            parent,
-            born: if i == 0 { Some(OUTER) } else { born },
-            creator: None,
-        });
+        let born = if i == 0 { Some(OUTER) } else { born };
+        p.people.push(Person::new(kin, parent, born));
     }
     p.check_groups(&index)?;
     p.early_births(&index, guesses);
@@ -228,6 +273,8 @@ fn guess(
     };
     p.adopt(&mut f.rest);
     p.groups(&groups, &mut f.rest)?;
+    f.inside = (0..p.people.len()).map(|n| p.born_as(n)).collect();
+    f.guests_of = p.people.iter().map(|x| x.guest_of).collect();
     f.helpers = p.helpers;
     for stages in [&mut f.births, &mut f.rest] {
         stages
@@ -348,20 +395,18 @@ impl Planner<'_> {
         self.helpers.push((pid, space));
         let pid = pid.unwrap_or(0);
         let (ppid, at) = (self.people[parent].kin.pid, self.people.len());
-        self.people.push(Person {
-            kin: Kin {
-                pid,
-                ppid,
-                sid,
-                pgid: 0,
-                exit_signal: 0,
-                objects,
-                space,
-            },
-            parent: Some(parent),
-            born: (sid != pid).then_some(sid),
-            creator: None,
-        });
+        let kin = Kin {
+            pid,
+            ppid,
+            sid,
+            pgid: 0,
+            exit_signal: 0,
+            objects,
+            space,
+            users: self.people[parent].kin.users,
+        };
+        let born = (sid != pid).then_some(sid);
+        self.people.push(Person::new(kin, Some(parent), born));
         at
     }
     /// Helpers for leaders of sessions that are gone, below the deepest of those that need them.
@@ -407,10 +452,11 @@ impl Planner<'_> {
     /// Whether a child of `by` can be born in the pid namespace of `child`.
     fn reaches(&self, by: Node, child: Node) -> bool {
         let (from, to) = (self.people[by].kin.space, self.people[child].kin.space);
-        match self.founds(child) {
-            true => self.spaces.above(to) == from,
-            false => self.spaces.is_within(to, from),
-        }
+        self.admits(by, child)
+            && match self.founds(child) {
+                true => self.spaces.above(to) == from,
+                false => self.spaces.is_within(to, from),
+            }
     }
     /// The group in which it must be born, because it cannot see it.
     fn hidden_group(&self, i: Node) -> Option<u32> {
@@ -452,7 +498,16 @@ impl Planner<'_> {
         Ok(())
     }
     fn bear(&mut self, child: Node, by: Node) {
-        self.people[child].creator = Some(by);
+        let (inside, guest) = (self.bears_as(by), self.people[by].guest_of);
+        let own = &mut self.people[child];
+        own.creator = Some(by);
+        if child > 0 {
+            own.inside = inside;
+            own.guest_of = guest;
+        }
+        if self.entrances.contains_key(&child) {
+            self.people[child].guest_of = Some(child);
+        }
         for (k, o) in self.people[child].kin.objects.iter().flatten().enumerate() {
             self.made[k].insert(*o);
         }
@@ -467,6 +522,7 @@ impl Planner<'_> {
                 if self.people[i].creator.is_some() {
                     continue;
                 }
+                moved |= self.entrance(i)?;
                 let by = self.people[i]
                     .parent
                     .filter(|p| self.people[*p].creator.is_some())
@@ -513,6 +569,12 @@ impl Planner<'_> {
                 && self.shares(y, i)
                 && self.reaches(y, i)
         };
+        if let Some(h) = self.entrances.get(&i) {
+            // it must be a sibling already
+            let there =
+                self.people[*h].creator.is_some() && !self.adoptions.iter().any(|a| a.1 == *h);
+            return (there && fits(*h)).then_some(*h);
+        }
         if fits(p) {
             return Some(p);
         }
@@ -562,6 +624,7 @@ impl Planner<'_> {
             share,
             exit_signal: c.kin.exit_signal,
             founds: self.founds(child),
+            chosen: self.spaces.chosen(c.kin.space, self.bears_as(by)),
         }
     }
     /// Everybody whose birth is special, and all that must exist before, is not plain. Nor is who is born where somebody joins a group
@@ -672,14 +735,12 @@ impl Planner<'_> {
         }
         let wishes = |at: Node| {
             let x = &self.people[at].kin;
-            let own = x.sid == x.pid;
+            let own = x.sid == x.pid && x.pid != 0;
             let born: &[Node] = children.get(&at).map_or(&[], |v| v);
             let early = |c: &&Node| own && self.people[**c].born.is_some_and(|s| s != x.sid);
-            let mut deeds: VecDeque<Deed> = born
-                .iter()
-                .filter(early)
-                .map(|c| self.birth(at, *c))
-                .collect();
+            let enters = self.people[at].leads_to.map(Deed::Enter);
+            let early_births = born.iter().filter(early).map(|c| self.birth(at, *c));
+            let mut deeds: VecDeque<Deed> = enters.into_iter().chain(early_births).collect();
             if own {
                 deeds.push_back(Deed::Session);
             }
@@ -778,7 +839,7 @@ impl Planner<'_> {
         let mut end = Tapes::default();
         for h in self.tasks..self.people.len() {
             // those of adoptions have ended
-            if self.people[h].kin.pid != 0 {
+            if self.people[h].kin.pid != 0 || self.people[h].leads_to.is_some() {
                 end.add(h, Deed::Exit);
                 end.add(self.people[h].parent.unwrap_or(0), Deed::Reap(h));
             }

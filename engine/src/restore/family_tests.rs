@@ -17,12 +17,18 @@ struct T {
     /// Its pid namespace, and that of its children.
     space: usize,
     bears_in: usize,
+    /// Its user namespace; `None`: the tree's.
+    users: Option<u32>,
 }
 
 /// Tasks by pid. Task 1 is init, whose session is outside of every tree.
-/// And pid namespaces: the one above, and the first task.
+/// And pid namespaces: the one above, the first task, the user namespace it belongs to. And user namespaces: the one above.
 #[derive(Debug, Clone, Default)]
-struct World(BTreeMap<u32, T>, Vec<(usize, u32)>);
+struct World(
+    BTreeMap<u32, T>,
+    Vec<(usize, u32, Option<u32>)>,
+    BTreeMap<u32, Option<u32>>,
+);
 
 const OUT: u32 = 900;
 
@@ -41,9 +47,23 @@ impl World {
                 dies_with: None,
                 space: 0,
                 bears_in: 0,
+                users: None,
             },
         )]);
-        Self(tasks, vec![(0, 1)])
+        Self(tasks, vec![(0, 1, None)], BTreeMap::new())
+    }
+    /// unshare of users.
+    fn users(&mut self, who: u32) {
+        let new = 200 + self.2.len() as u32;
+        let t = self.0.get_mut(&who).expect("caller");
+        self.2.insert(new, t.users.replace(new));
+    }
+    fn has_rights(&self, who: u32, over: Option<u32>) -> bool {
+        let (own, mut at) = (self.0[&who].users, over);
+        while at != own && at.is_some() {
+            at = at.and_then(|u| self.2[&u]);
+        }
+        at == own
     }
     fn is_within(&self, mut space: usize, above: usize) -> bool {
         while space != above && space != 0 {
@@ -57,7 +77,7 @@ impl World {
         if c.space != c.bears_in {
             return Err(format!("{by} bears elsewhere"));
         }
-        self.1.push((c.space, pid));
+        self.1.push((c.space, pid, c.users));
         let new = self.1.len() - 1;
         self.born(by, pid, sibling, signal)?;
         let t = self.0.get_mut(&pid).expect("just born");
@@ -69,6 +89,12 @@ impl World {
         let space = self.0.get(&of).ok_or(format!("no task {of}"))?.space;
         if !self.is_within(space, self.0[&who].space) {
             return Err(format!("{who} does not see {of}"));
+        }
+        if space != self.0[&who].space
+            && !self.2.is_empty()
+            && !self.has_rights(who, self.1[space].2)
+        {
+            return Err(format!("{who} has no rights where {of} is"));
         }
         self.0.get_mut(&who).expect("caller").bears_in = space;
         Ok(())
@@ -183,6 +209,7 @@ impl World {
                     exit_signal: t.exit_signal,
                     objects: (!t.dead).then_some(t.objects),
                     space: t.space,
+                    users: t.users,
                 }
             })
             .collect();
@@ -207,8 +234,16 @@ fn spaces(w: &World, tree: &[Kin]) -> Result<Spaces> {
             id: id(s),
             sort: libc::CLONE_NEWPID as u32,
             parent: id(w.1[s].0),
+            owner: w.1[s].2,
             ..Default::default()
         });
+    let users = w.2.iter().map(|(id, above)| pb::StasisNamespaceEntry {
+        id: *id,
+        sort: libc::CLONE_NEWUSER as u32,
+        parent: above.unwrap_or(7),
+        ..Default::default()
+    });
+    let nested = nested.chain(users);
     let number = |number: u32, space: usize| {
         let mut inner = Vec::new();
         let mut at = space;
@@ -254,7 +289,7 @@ fn spaces(w: &World, tree: &[Kin]) -> Result<Spaces> {
 }
 
 /// Plays a plan as the engine does and gives the tree.
-fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> {
+fn play(tasks: &[Kin], f: &Family, waves: &[usize], s: &Spaces) -> Result<Vec<Kin>, String> {
     let mut w = World::new();
     let mut free = 5000;
     let pids: Vec<u32> = tasks
@@ -288,7 +323,17 @@ fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> 
                         exit_signal,
                         share,
                         founds,
+                        chosen,
                     } => {
+                        let helper = || f.helpers[*child - tasks.len()].1;
+                        let space = tasks.get(*child).map_or_else(helper, |t| t.space);
+                        let users = w.0[&me].users;
+                        if s.chosen(space, users) != *chosen || f.inside[*child] != users {
+                            return Err(format!("{me} cannot choose {chosen} numbers"));
+                        }
+                        if *founds && s.owner(space) != users {
+                            return Err(format!("{me} founds for another"));
+                        }
                         let old = w.0[&me].objects;
                         let c = pids[*child];
                         let sibling = pids[*parent] != me;
@@ -309,7 +354,21 @@ fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> 
                         }
                         t.dies_with = Some(t.ppid);
                     }
-                    Deed::BearIn(n) => w.bear_in(me, pids[*n])?,
+                    Deed::BearIn(n) => {
+                        w.bear_in(me, pids[*n])?;
+                        let there = w.0[&me].bears_in;
+                        let rights = s.users_within(w.1[there].2, w.0[&me].users);
+                        if there != w.0[&me].space && !rights {
+                            return Err(format!("{me} has no rights there"));
+                        }
+                    }
+                    Deed::Enter(n) => {
+                        let owner = s.owner(tasks[*n].space);
+                        if !s.users_within(owner, w.0[&me].users) {
+                            return Err(format!("{me} cannot enter"));
+                        }
+                        w.0.get_mut(&me).expect("caller").users = owner;
+                    }
                     Deed::Session => w.setsid(me)?,
                     Deed::Group(g) => w.setpgid(me, *g)?,
                     Deed::Adopt(on) => w.0.get_mut(&me).expect("caller").subreaper = *on,
@@ -335,6 +394,14 @@ fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> 
             return Err("a subreaper is left".into());
         }
     }
+    // who lives enters its own
+    for t in tasks.iter().filter(|t| t.objects.is_some()) {
+        let own = w.0.get_mut(&t.pid).ok_or("not born")?;
+        if !s.users_within(t.users, own.users) {
+            return Err(format!("{} cannot enter its user namespace", t.pid));
+        }
+        own.users = t.users;
+    }
     // zombies end last
     let dead: Vec<u32> = tasks
         .iter()
@@ -349,7 +416,8 @@ fn play(tasks: &[Kin], f: &Family, waves: &[usize]) -> Result<Vec<Kin>, String> 
 
 fn same(tasks: &[Kin]) {
     let f = plan(tasks).unwrap_or_else(|e| panic!("{e}\n{tasks:#?}"));
-    let got = play(tasks, &f, &[]).unwrap_or_else(|e| panic!("{e}\n{tasks:?}\n{f:#?}"));
+    let got = play(tasks, &f, &[], &Spaces::default())
+        .unwrap_or_else(|e| panic!("{e}\n{tasks:?}\n{f:#?}"));
     let by = |v: &[Kin]| {
         v.iter()
             .map(|k| (k.pid, k.clone()))
@@ -374,6 +442,7 @@ fn kin(pid: u32, ppid: u32, sid: u32, pgid: u32) -> Kin {
         exit_signal: CHLD,
         objects: Some([pid; 4]),
         space: 0,
+        users: None,
     }
 }
 
@@ -494,6 +563,9 @@ enum Op {
     Reap(usize),
     Subreaper(usize, bool),
     Found(usize),
+    /// CLONE_NEWUSER, unshared or at the birth of the first of a pid namespace.
+    Users(usize),
+    FoundInside(usize),
     BearIn(usize, usize),
 }
 
@@ -509,7 +581,11 @@ fn op(nested: bool) -> impl Strategy<Value = Op> {
         4 => n.clone().prop_map(Op::Exit),
         4 => n.clone().prop_map(Op::Reap),
         1 => (n.clone(), any::<bool>()).prop_map(|(a, b)| Op::Subreaper(a, b)),
-        rare => n.clone().prop_map(Op::Found),
+        2 * rare => (n.clone(), 0..4u8).prop_map(|(a, how)| match how {
+            0 => Op::Users(a),
+            1 => Op::FoundInside(a),
+            _ => Op::Found(a),
+        }),
         rare => (n.clone(), n).prop_map(|(a, b)| Op::BearIn(a, b)),
     ]
 }
@@ -548,6 +624,15 @@ fn lived(ops: &[Op], root_leads: bool) -> Option<(Vec<Kin>, World)> {
             Op::Found(n) => {
                 next += 1;
                 drop(w.found(at(n), next, false, CHLD));
+            }
+            Op::Users(n) => w.users(at(n)),
+            Op::FoundInside(n) => {
+                next += 1;
+                let by = at(n);
+                let before = w.0[&by].users;
+                w.users(by);
+                drop(w.found(by, next, false, CHLD));
+                w.0.get_mut(&by).expect("caller").users = before;
             }
             Op::BearIn(n, m) => drop(w.bear_in(at(n), at(m))),
             // the first of a pid namespace takes all others with it
@@ -590,11 +675,15 @@ fn told_again(tasks: &[Kin], spaces: &Spaces, late: usize) -> Result<bool, Strin
             0
         };
     }
-    let got = play(tasks, &f, &waves).map_err(|e| format!("{e}\n{f:#?}"))?;
+    let got = play(tasks, &f, &waves, spaces).map_err(|e| format!("{e}\n{f:#?}"))?;
     // namespaces have other numbers: who is where the same first task is
     let first = |v: &[Kin], k: &Kin| v.iter().filter(|o| o.space == k.space).map(|o| o.pid).min();
     let key = |v: &[Kin]| {
-        let of = |k: &Kin| (k.pid, (k.ppid, k.sid, k.pgid, k.exit_signal, first(v, k)));
+        let users = |k: &Kin| k.users.filter(|_| k.objects.is_some());
+        let of = |k: &Kin| {
+            let rest = (k.exit_signal, first(v, k), users(k));
+            (k.pid, (k.ppid, k.sid, k.pgid, rest))
+        };
         v.iter().map(of).collect::<BTreeMap<_, _>>()
     };
     match key(&got) == key(tasks) {
@@ -618,6 +707,50 @@ proptest! {
         let told = told_again(&tasks, &spaces, ops.len());
         prop_assert!(told.is_ok(), "{}\n{tasks:#?}", told.unwrap_err());
     }
+}
+
+#[test]
+fn sandboxes() {
+    let run = |helpers: usize, f: &dyn Fn(&mut World)| {
+        let mut w = World::new();
+        w.born(1, 10, false, CHLD).unwrap();
+        w.setsid(10).unwrap();
+        w.0.get_mut(&10).unwrap().subreaper = true;
+        f(&mut w);
+        let tree = w.tree(10).unwrap();
+        let spaces = spaces(&w, &tree).unwrap();
+        assert_eq!(told_again(&tree, &spaces, 0), Ok(true));
+        let plan = super::plan(&tree, &spaces).unwrap();
+        assert_eq!(plan.helpers.len(), helpers, "{plan:#?}");
+        let guests = plan.guests_of.iter().flatten().count();
+        assert_eq!(guests > 0, helpers > 0, "{plan:#?}");
+    };
+    // unshare -Ur
+    run(0, &|w| {
+        w.born(10, 11, false, CHLD).unwrap();
+        w.users(11);
+        w.born(11, 12, false, CHLD).unwrap();
+    });
+    // unshare -Urpf, with a shell there
+    run(1, &|w| {
+        w.born(10, 11, false, CHLD).unwrap();
+        w.users(11);
+        w.found(11, 12, false, CHLD).unwrap();
+        w.born(12, 13, false, CHLD).unwrap();
+        w.setsid(13).unwrap();
+        w.born(13, 14, false, CHLD).unwrap();
+        w.setpgid(14, 14).unwrap();
+    });
+    // made together, by a leader of a session; one more inside of its user namespace, and one in a further one
+    run(2, &|w| {
+        w.users(10);
+        w.found(10, 11, false, CHLD).unwrap();
+        w.0.get_mut(&10).unwrap().users = None;
+        w.found(11, 12, false, CHLD).unwrap();
+        w.users(11);
+        w.found(11, 13, false, CHLD).unwrap();
+        w.setsid(13).unwrap();
+    });
 }
 
 #[test]

@@ -35,7 +35,8 @@ use crate::report::RestoreReport;
 use stasis_proto::{ImageDir, pb};
 use std::time::Instant;
 
-/// Whether a tree with several pid namespaces can be born again, as far as its numbers tell.
+/// Whether a tree with several pid namespaces can be born again, as far as its numbers tell. `users`: the user namespaces of tasks, where
+/// those are below the tree's.
 ///
 /// # Errors
 /// E4014: no sequence of calls is known that makes such a tree.
@@ -43,6 +44,7 @@ pub(crate) fn can_be_born(
     nested: Vec<pb::StasisNamespaceEntry>,
     tree: &[pb::PstreeEntry],
     root: u32,
+    users: &std::collections::BTreeMap<u32, u32>,
 ) -> Result<()> {
     let spaces = spaces::Spaces::from_entries(nested, tree, Some(root));
     let planned = spaces.and_then(|spaces| {
@@ -52,8 +54,9 @@ pub(crate) fn can_be_born(
             sid: t.sid,
             pgid: t.pgid,
             exit_signal: libc::SIGCHLD as u32,
-            objects: Some([t.pid; 4]),
+            objects: (!t.threads.is_empty()).then_some([t.pid; 4]),
             space: spaces.space_of(t.pid),
+            users: users.get(&t.pid).copied(),
         });
         family::plan(&kin.collect::<Vec<_>>(), &spaces)
     });

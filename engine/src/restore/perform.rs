@@ -413,8 +413,15 @@ impl<'a> Performance<'a> {
             let rows = plan.deeds(*by, deeds, &self.numbers);
             tapes.push((plan.slot_of(*by), rows));
         }
-        let tapes: Vec<_> = tapes.iter().map(|(s, t)| (*s, &t[..])).collect();
-        self.play(&tapes, Phase::Birth).map_err(taken)?;
+        let mut all = stage.iter().flat_map(|t| &t.1);
+        if all.any(|d| plan.is_alone(d)) {
+            for (by, deeds) in stage {
+                self.alone(*by, deeds)?;
+            }
+        } else {
+            let tapes: Vec<_> = tapes.iter().map(|(s, t)| (*s, &t[..])).collect();
+            self.play(&tapes, Phase::Birth).map_err(taken)?;
+        }
         self.pids.find_children(&born)?;
         for (own, _) in &born {
             self.newborn.push(self.pids.known(*own)?.0);
@@ -776,18 +783,10 @@ impl<'a> Performance<'a> {
             .filter(|p| self.plan.tasks.iter().any(|t| t.pid as i32 == *p))
             .collect()
     }
-    /// Gives every descriptor table among these tasks a socket to the engine of its own, so that all can be served at once.
-    ///
-    /// A stub's table holds nothing but the service socket it was born with: the pair it makes gets the numbers 0 and 1, and the
-    /// engine fetches one end.
-    fn connect(&mut self, tasks: &[usize]) -> Result<()> {
+    /// Rows by which a task has a socket to the engine, whose end is number 1.
+    fn pair(&self) -> [Call; 3] {
         let service = self.plan.service_fd as u64;
-        let owners: Vec<usize> = tasks
-            .iter()
-            .copied()
-            .filter(|i| self.plan.tasks[*i].table.is_some())
-            .collect();
-        let make = [
+        [
             Call::new(
                 libc::SYS_socketpair,
                 vec![
@@ -803,7 +802,19 @@ impl<'a> Performance<'a> {
                 vec![Arg::Int(0), Arg::Int(service), Arg::Int(0)],
             ),
             Call::new(libc::SYS_close, vec![Arg::Int(0)]),
-        ];
+        ]
+    }
+    /// Gives every descriptor table among these tasks a socket to the engine of its own, so that all can be served at once.
+    ///
+    /// A stub's table holds nothing but the service socket it was born with: the pair it makes gets the numbers 0 and 1, and the
+    /// engine fetches one end.
+    fn connect(&mut self, tasks: &[usize]) -> Result<()> {
+        let owners: Vec<usize> = tasks
+            .iter()
+            .copied()
+            .filter(|i| self.plan.tasks[*i].table.is_some())
+            .collect();
+        let make = self.pair();
         let plan = self.plan;
         let all: Vec<_> = owners
             .iter()

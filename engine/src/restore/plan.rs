@@ -535,9 +535,9 @@ pub fn thread_birth(name: &Name, slot: usize) -> Call {
     clone3(OF_THREAD, 0, name, name.own(), slot)
 }
 
-/// The row that bears a thread whose numbers the kernel chooses.
-pub fn thread_birth_inside(slot: usize) -> Call {
-    clone3_choosing(OF_THREAD, 0, &[], slot)
+/// The same, with some of its numbers: those further out may be any.
+pub fn thread_birth_inside(chosen: &[u32], slot: usize) -> Call {
+    clone3_choosing(OF_THREAD, 0, chosen, slot)
 }
 
 /// Flags of clone(2) for a thread.
@@ -584,6 +584,7 @@ fn family(images: &Images, o: &Options) -> Result<Family> {
                 t.ids.sighand_id,
             ]),
             space: images.spaces.space_of(t.entry.pid),
+            users: images.users.of_task(t.entry.pid),
         })
         .collect();
     family::plan(&kin, &images.spaces)
@@ -613,6 +614,15 @@ impl Plan {
         let pid = self.tasks[i].pid;
         self.grounds.users.of_task(pid).is_some()
     }
+    /// Has the engine something to do for a deed?
+    pub fn is_alone(&self, deed: &Deed) -> bool {
+        let tasks = self.tasks.len();
+        deed.is_alone(|n| {
+            let task = self.tasks.get(n).map(|t| self.spaces.space_of(t.pid));
+            let space = task.unwrap_or_else(|| self.family.helpers[n - tasks].1);
+            self.spaces.levels(space)
+        })
+    }
     /// Are supplementary groups set?
     pub fn sets_groups(&self) -> bool {
         self.around.groups == privileges::Groups::Set
@@ -634,8 +644,9 @@ impl Plan {
         let mut all = Vec::with_capacity(self.tasks.len());
         for (i, t) in self.tasks.iter().enumerate() {
             let p = parent(i);
+            let host = self.family.guests_of.get(i).copied().flatten();
             let before = match self.tasks.get(p) {
-                _ if t.wave == 0 => 0,
+                _ if t.wave == 0 => host.map_or(0, |f| homes.of_task(self.tasks[f].pid)),
                 Some(parent) if parent.wave < t.wave => homes.of_task(parent.pid),
                 _ => all.get(p).copied().unwrap_or(0),
             };
@@ -699,6 +710,7 @@ impl Plan {
                     share,
                     exit_signal,
                     founds,
+                    chosen,
                 } => {
                     const SHARE: [i32; 4] = [
                         libc::CLONE_VM,
@@ -716,8 +728,15 @@ impl Plan {
                         (flags | libc::CLONE_PARENT as u64, 0)
                     };
                     let slot = self.slot_of(*child);
-                    rows.push(clone3(flags, signal, &numbers[*child], seen(*child), slot));
+                    let name = &numbers[*child];
+                    let further_out = name.numbers.len().saturating_sub(*chosen);
+                    rows.push(match further_out {
+                        0 => clone3(flags, signal, name, seen(*child), slot),
+                        n => clone3_choosing(flags, signal, &name.numbers[n..], slot),
+                    });
                 }
+                // the engine has something to do for it
+                Deed::Enter(_) => {}
                 Deed::BearIn(n) => rows.extend(bear_in(seen(*n), rows.len())),
                 Deed::Session => {
                     let own = u64::from(numbers[by].own());
@@ -758,25 +777,24 @@ impl Plan {
                         )
                         .must_be(pid),
                     );
-                    // its SIGCHLD is not one of the tree's
-                    let set = 1u64 << (libc::SIGCHLD - 1);
-                    rows.push(
-                        Call::new(
-                            libc::SYS_rt_sigtimedwait,
-                            vec![
-                                Arg::In(set.to_le_bytes().to_vec()),
-                                Arg::Null,
-                                Arg::In(vec![0; 16]),
-                                Arg::Int(8),
-                            ],
-                        )
-                        .any(),
-                    );
+                    rows.push(forget_child());
                 }
             }
         }
         rows
     }
+}
+
+/// The row that takes a SIGCHLD away: it is not one of the tree's.
+pub fn forget_child() -> Call {
+    let set = 1u64 << (libc::SIGCHLD - 1);
+    let set = Arg::In(set.to_le_bytes().to_vec());
+    let now = Arg::In(vec![0; 16]);
+    Call::new(
+        libc::SYS_rt_sigtimedwait,
+        vec![set, Arg::Null, now, Arg::Int(8)],
+    )
+    .any()
 }
 
 /// Rows: children are born in the pid namespace of the task of this number from now on. `from`: how many rows are before.
@@ -958,6 +976,17 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
             for r in p.deeds(*by, deeds, &numbers) {
                 let _ = writeln!(s, "  {who} {}: {r}", numbers[*by].key());
             }
+            for n in deeds.iter().filter_map(|d| match d {
+                Deed::Enter(n) => Some(n),
+                _ => None,
+            }) {
+                let as_whom = numbers[*n].key();
+                let _ = writeln!(
+                    s,
+                    "  {who} {}: enters where task {as_whom} is born",
+                    numbers[*by].key()
+                );
+            }
         }
     }
     for (i, t) in p.tasks.iter().enumerate() {
@@ -978,7 +1007,10 @@ pub fn show(p: &Plan, images: &Images, dir: &ImageDir) -> Result<String> {
         if let Some(id) = g.users.of_task(t.pid) {
             let core = images.tasks[i].threads[0].core(dir)?;
             let creds = core.thread_core.as_ref().and_then(|c| c.creds.as_ref());
-            let rows = creds.map(|c| super::users::entering(c, p.sets_groups(), 0, true));
+            let rows = creds.map(|c| {
+                let becoming = privileges::identity(c, p.sets_groups());
+                super::users::entering(becoming, 0, true)
+            });
             tape(
                 &format!("enter user namespace {id}"),
                 &rows.unwrap_or_default(),

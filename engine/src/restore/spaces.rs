@@ -21,6 +21,8 @@ struct Place {
     id: Option<u32>,
     /// Its first process.
     first: u32,
+    /// The user namespace it belongs to, if that is one below the tree's.
+    owner: Option<u32>,
 }
 
 /// Where a task's children are born, if not where it is itself.
@@ -40,6 +42,8 @@ pub struct Spaces {
     of: BTreeMap<u32, Space>,
     inner: BTreeMap<u32, Vec<u32>>,
     children: BTreeMap<u32, Children>,
+    /// User namespaces below the tree's: in which each was made.
+    users: BTreeMap<u32, u32>,
 }
 
 impl Default for Spaces {
@@ -51,7 +55,9 @@ impl Default for Spaces {
                 depth: 0,
                 id: None,
                 first: 0,
+                owner: None,
             }],
+            users: BTreeMap::new(),
             of: BTreeMap::new(),
             inner: BTreeMap::new(),
             children: BTreeMap::new(),
@@ -118,6 +124,9 @@ impl Spaces {
     }
     /// Those above before those below.
     fn places(&mut self, mut left: Vec<pb::StasisNamespaceEntry>) -> Result<()> {
+        let users = Ns::User.flag().bits() as u32;
+        let users = left.iter().filter(|e| e.sort == users);
+        self.users = users.map(|e| (e.id, e.parent)).collect();
         left.retain(|e| e.sort == Ns::Pid.flag().bits() as u32);
         while !left.is_empty() {
             let before = left.len();
@@ -140,6 +149,7 @@ impl Spaces {
                     depth,
                     id: Some(e.id),
                     first: 0,
+                    owner: e.owner,
                 });
             }
             if later.len() == before {
@@ -339,6 +349,37 @@ impl Spaces {
     /// The same by the number that images have: as task `by` sees it.
     pub fn seen_by(&self, by: u32, who: u32) -> u32 {
         self.seen(self.space_of(by), &self.name(who))
+    }
+    /// The user namespace that it belongs to, if that is one below the tree's.
+    pub fn owner(&self, space: Space) -> Option<u32> {
+        self.all[space].owner
+    }
+    /// Is a user namespace this one, or below it? `None`: the tree's.
+    pub fn users_within(&self, users: Option<u32>, above: Option<u32>) -> bool {
+        let mut at = users;
+        // an image may have them in a circle
+        for _ in 0..=self.users.len() {
+            if at == above {
+                return true;
+            }
+            at = at.and_then(|id| self.users.get(&id)).copied();
+        }
+        above.is_none()
+    }
+    /// How many numbers somebody of a user namespace may choose for who is born here, from the innermost on.
+    pub fn chosen(&self, space: Space, users: Option<u32>) -> usize {
+        let mut at = space;
+        for n in 0..=self.all[space].depth {
+            if !self.users_within(self.owner(at), users) {
+                return n;
+            }
+            at = self.above(at);
+        }
+        self.levels(space)
+    }
+    /// How many numbers tasks have there.
+    pub fn levels(&self, space: Space) -> usize {
+        self.all[space].depth + 1
     }
     /// Where a task's children are born, if not where it is itself.
     pub fn children_of(&self, key: u32) -> Option<Children> {

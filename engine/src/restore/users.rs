@@ -6,8 +6,8 @@
 use super::images::TaskImages;
 use super::privileges;
 use super::spaces::bad;
-use crate::error::Result;
-use crate::namespaces::user::Maps;
+use crate::error::{Blame, Error, Result};
+use crate::namespaces::user::{Ids, Maps, OVERFLOW};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::ns::Ns;
 use stasis_proto::{ImageDir, Kind, pb};
@@ -94,7 +94,7 @@ impl Users {
             let (Some(ns), Some(owner)) = (sort(&e), e.owner) else {
                 continue;
             };
-            if !all.has(owner) || matches!(ns, Ns::Pid | Ns::Mnt) {
+            if !all.has(owner) || ns == Ns::Mnt {
                 return Err(bad(what(&e), "it belongs to nobody it can belong to"));
             }
             all.owners.insert((ns, e.id), owner);
@@ -126,16 +126,68 @@ impl Users {
     pub fn of_task(&self, pid: u32) -> Option<u32> {
         self.of_task.get(&pid).copied()
     }
+    /// Credentials of the tree's as one of these has them; `None`: it does not have all.
+    fn view(&self, id: u32, creds: &pb::CredsEntry) -> Option<pb::CredsEntry> {
+        let own = self.get(id)?;
+        let above = match own.above {
+            Some(above) => self.view(above, creds)?,
+            None => creds.clone(),
+        };
+        let there = Ids::of_image(&own.maps).creds(above);
+        let c = &there;
+        let ids = [
+            c.uid, c.euid, c.suid, c.fsuid, c.gid, c.egid, c.sgid, c.fsgid,
+        ];
+        let mut all = ids.into_iter().chain(c.groups.iter().copied());
+        let known = all.all(|n| n != OVERFLOW);
+        let groups = c.groups.is_empty() || !own.maps.denies_groups();
+        (known && groups).then_some(there)
+    }
+    /// Rows by which a task becomes who it is. `born`: the user namespace it was born in, if that is one of these, and who it was then.
+    ///
+    /// # Errors
+    /// E5858: it cannot become that in there.
+    pub fn becoming(
+        &self,
+        creds: &pb::CredsEntry,
+        born: Option<(u32, &pb::CredsEntry)>,
+        groups: bool,
+    ) -> Result<Vec<Call>> {
+        let Some((id, was)) = born else {
+            return Ok(privileges::identity(creds, groups));
+        };
+        if are_same(creds, was) {
+            return Ok(Vec::new());
+        }
+        let there = self.view(id, creds).ok_or_else(|| {
+            Error::new("E5858", Blame::Image, "users or groups of a task")
+                .why("its user namespace has no numbers for them, and the first process of its pid namespace has others")
+                .advice("this task cannot be brought back: dump a tree without it")
+        })?;
+        let denied = self.maps(id).is_some_and(Maps::denies_groups);
+        Ok(privileges::identity(&there, !denied))
+    }
     /// To which of them a namespace belongs, if not to the tree's.
     pub fn owner(&self, ns: Ns, id: u32) -> Option<u32> {
         self.owners.get(&(ns, id)).copied()
     }
 }
 
-/// Rows by which a task becomes who it is and enters its user namespace, of which it has a handle; all capabilities there are its own
-/// then. `groups`: supplementary groups can be set.
-pub fn entering(creds: &pb::CredsEntry, groups: bool, handle: u64, dumpable: bool) -> Vec<Call> {
-    let mut rows = privileges::identity(creds, groups);
+/// Have both the same users and groups?
+fn are_same(a: &pb::CredsEntry, b: &pb::CredsEntry) -> bool {
+    let who = |c: &pb::CredsEntry| {
+        let ids = [
+            c.uid, c.euid, c.suid, c.fsuid, c.gid, c.egid, c.sgid, c.fsgid,
+        ];
+        (ids, c.groups.clone())
+    };
+    who(a) == who(b)
+}
+
+/// Rows by which a task enters its user namespace, of which it has a handle, as who it has become; all capabilities there are its own
+/// then.
+pub fn entering(becoming: Vec<Call>, handle: u64, dumpable: bool) -> Vec<Call> {
+    let mut rows = becoming;
     rows.push(super::grounds::entering(Arg::Int(handle), Ns::User));
     rows.push(Call::new(libc::SYS_close, vec![Arg::Int(handle)]));
     let mut kept = super::grounds::bound();
@@ -199,7 +251,7 @@ mod tests {
             uid: 1000,
             ..Default::default()
         };
-        let rows: Vec<_> = entering(&creds, true, 3, true)
+        let rows: Vec<_> = entering(privileges::identity(&creds, true), 3, true)
             .iter()
             .map(|r| r.name())
             .collect();
@@ -209,7 +261,7 @@ mod tests {
             at("setresuid") < at("setns") && at("setns") < rows.len() - 2,
             "{rows:?}"
         );
-        let without = entering(&creds, false, 3, false);
+        let without = entering(privileges::identity(&creds, false), 3, false);
         assert_eq!(without.len(), rows.len() - 2);
     }
 }
