@@ -10,7 +10,9 @@
 //! by one of the kernel's choice, with a warning: programs that do not ask for a port do not mind.
 //!
 //! **What does not come back.** Messages that wait to be read: the kernel cannot be made to say them again, so such a socket
-//! is refused. Dumps that are half read (NLM_F_DUMP); whether an unconnected socket was connected to the kernel, which only shows in
+//! is refused; `--skip-in-flight` leaves them behind, with a warning. They are not left behind without being asked: a program that waits
+//! for an answer would wait forever, and one that follows events would not know that it has missed some. Nor are they sent again by the
+//! engine: they would come from a port that is not the kernel's, and programs pass over such. Dumps that are half read (NLM_F_DUMP); whether an unconnected socket was connected to the kernel, which only shows in
 //! that others may not send to it. Groups above 32 are in the image, but CRIU does not restore them.
 use super::common::{ask, body, settle};
 use super::sockopts::{self, Opt, get, get_int, set_int_row, word};
@@ -86,12 +88,17 @@ impl FileKind for Netlink {
         false
     }
     fn dump(&self, seen: &Seen, id: u32, cx: &mut DumpCx) -> Result<pb::FileEntry> {
-        let _ = cx;
         if readiness(seen.fd, libc::POLLIN)? & (libc::POLLIN | libc::POLLERR) != 0 {
-            return Err(seen.refuse(
-                "E4510",
-                "messages of the kernel wait in it, and nobody can make the kernel say them again",
-                "try again when the program has read them",
+            if !cx.options.network.skip_in_flight {
+                return Err(seen.refuse(
+                    "E4510",
+                    "messages of the kernel wait in it, and nobody can make the kernel say them again",
+                    "try again when the program has read them, or pass --skip-in-flight to leave them behind",
+                ));
+            }
+            cx.warn(format!(
+                "{}: messages of the kernel that wait are dropped",
+                seen.place()
             ));
         }
         let (portid, _) = address(seen, libc::SYS_getsockname)?;
@@ -240,7 +247,7 @@ impl fmt::Display for Port {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::testing::{dump, see};
+    use crate::kinds::testing::{dump, dump_with, see};
     use nix::sys::socket::{
         AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
     };
@@ -294,5 +301,10 @@ mod tests {
         nix::unistd::write(&s, &m).unwrap();
         let e = dump(&Netlink, &[s.as_fd()]).err().unwrap();
         assert_eq!(e.code, "E4510");
+        let skip = |o: &mut crate::options::Options| o.network.skip_in_flight = true;
+        let d = dump_with(&Netlink, &[s.as_fd()], &[], skip).unwrap();
+        assert!(d.warnings[0].contains("dropped"), "{:?}", d.warnings);
+        let new = d.files(&Netlink);
+        assert_eq!(readiness(new[0].as_fd(), libc::POLLIN).unwrap(), 0);
     }
 }
