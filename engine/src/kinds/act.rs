@@ -10,7 +10,9 @@ use super::{
 use crate::error::{Blame, Error, Result};
 use crate::pages::{Source, Store};
 use nix::errno::Errno;
-use stasis_kernel::call::{Call, FdRef};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Whence, lseek};
+use stasis_kernel::call::{Arg, Call, FdRef};
 use stasis_kernel::error::SysError;
 use stasis_kernel::fds;
 use stasis_kernel::host::Host;
@@ -42,8 +44,8 @@ pub enum Act {
     Fill(Fill),
     /// A pages image is opened for reading.
     Image(FdRef, Source),
-    /// Is this the file that was dumped?
-    Check(Check),
+    /// Is this the file that was dumped? What it needs besides.
+    Check(Box<Check>),
     /// A file without a name.
     Nameless(ghost::Nameless),
     /// A fresh object of shared anonymous memory, as mmap(MAP_SHARED|MAP_ANONYMOUS) makes it.
@@ -121,7 +123,8 @@ pub struct FillRun {
     pub len: u64,
 }
 
-/// Compares a freshly opened file with what was dumped.
+/// Compares a freshly opened file with what was dumped, and gives it what open(2) does not. One act, because there may be
+/// thousands of files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
     /// The file.
@@ -134,6 +137,10 @@ pub struct Check {
     pub mode: Option<u32>,
     /// Compare the type only (`--skip-file-rwx-check`).
     pub skip_rwx: bool,
+    /// Status flags to be set (F_SETFL).
+    pub flags: Option<u32>,
+    /// Its position, if it is not the beginning.
+    pub position: Option<u64>,
 }
 
 /// What acts are performed with.
@@ -247,6 +254,12 @@ impl fmt::Display for Act {
                 if let Some(m) = c.mode {
                     write!(f, ", mode {m:#o}")?;
                 }
+                if let Some(flags) = c.flags {
+                    write!(f, ", F_SETFL {}", Arg::OpenFlags(flags.into()))?;
+                }
+                if let Some(p) = c.position {
+                    write!(f, ", SEEK_SET {p}")?;
+                }
                 f.write_str(")")
             }
             Act::Nameless(n) => n.fmt(f),
@@ -316,7 +329,22 @@ impl Fill {
 
 impl Check {
     fn perform(&self, on: &mut Stagehand<'_>) -> Result<()> {
-        let st = fds::fstat(on.fd(self.file)?)?;
+        let file = on.fd(self.file)?;
+        self.compare(&fds::fstat(file)?)?;
+        let failed = |call, e| SysError::new(call, e, self.name.clone());
+        if let Some(flags) = self.flags {
+            let f = FcntlArg::F_SETFL(OFlag::from_bits_retain(flags as i32));
+            fcntl(file, f).map_err(|e| failed("fcntl(F_SETFL)", e))?;
+        }
+        if let Some(p) = self.position {
+            let there = lseek(file, p as i64, Whence::SeekSet).map_err(|e| failed("lseek", e))?;
+            if there as u64 != p {
+                return Err(failed("lseek", Errno::EIO).into());
+            }
+        }
+        Ok(())
+    }
+    fn compare(&self, st: &libc::stat) -> Result<()> {
         let other = |why: String, advice: &str| {
             Err(Error::new(
                 "E6121",

@@ -224,6 +224,7 @@ pub(super) fn shown(reg: &pb::RegFileEntry) -> String {
 
 fn plan_entry(reg: &pb::RegFileEntry, cx: &mut PlanCx) -> Result<()> {
     let file = cx.file(reg.id);
+    let mut flags = None;
     match remap(cx, reg)? {
         // its own open is part of the deleted file's act, where it has its old name
         Some(r) => drop(ghost::plan(cx, reg, &r)?),
@@ -231,37 +232,25 @@ fn plan_entry(reg: &pb::RegFileEntry, cx: &mut PlanCx) -> Result<()> {
             let c = open_call(cx, reg, reg.flags | NONBLOCK)?;
             cx.host(c.binds(file), "open it by its path");
             if reg.flags & (NONBLOCK | libc::O_PATH as u32) == 0 {
-                let bits = u64::from(reg.flags & !(libc::O_ASYNC as u32));
-                let args = vec![
-                    Arg::Fd(file),
-                    Arg::Named(libc::F_SETFL as u64, "F_SETFL".into()),
-                    Arg::OpenFlags(bits),
-                ];
-                cx.host(Call::new(libc::SYS_fcntl, args), "its status flags");
+                flags = Some(reg.flags & !(libc::O_ASYNC as u32));
             }
         }
     }
+    // a fresh file stands at 0; some devices cannot seek at all
+    let seeks = reg.flags & libc::O_PATH as u32 == 0 && reg.pos != 0 && reg.pos != u64::MAX;
     cx.act_at(
         cx.stage(),
-        Act::Check(Check {
+        Act::Check(Box::new(Check {
             file,
             name: shown(reg),
             size: reg.size,
             mode: reg.mode,
             skip_rwx: cx.options.skip_file_rwx_check,
-        }),
-        "is it the same file",
+            flags,
+            position: seeks.then_some(reg.pos),
+        })),
+        "is it the same file, with its flags and position",
     );
-    // a fresh file stands at 0; some devices cannot seek at all
-    if reg.flags & libc::O_PATH as u32 == 0 && reg.pos != 0 && reg.pos != u64::MAX {
-        let args = vec![
-            Arg::Fd(file),
-            Arg::Int(reg.pos),
-            Arg::Named(libc::SEEK_SET as u64, "SEEK_SET".into()),
-        ];
-        let c = Call::new(libc::SYS_lseek, args).must_be(reg.pos);
-        cx.host(c, "its position");
-    }
     fown::plan(cx, file, &reg.fown, reg.flags);
     Ok(())
 }
