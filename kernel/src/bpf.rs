@@ -491,6 +491,9 @@ pub fn load_callable(name: &str, program: &[Insn]) -> Result<OwnedFd, SysError> 
     )
 }
 
+/// BPF_TRACE_ITER.
+pub(crate) const ITERATOR: u32 = 28;
+
 /// Loads a program that runs for everything that an iterator of the kernel meets (BPF_PROG_TYPE_TRACING, BPF_TRACE_ITER); `function`
 /// is the iterator's number in the list of types. KERNEL(>=5.8)
 ///
@@ -502,7 +505,6 @@ pub(crate) fn load_iterator(
     function: u32,
 ) -> Result<OwnedFd, SysError> {
     const TRACING: u32 = 26;
-    const ITERATOR: u32 = 28;
     load(
         Attr::new()
             .u32(0, TRACING)

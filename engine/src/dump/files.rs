@@ -16,7 +16,6 @@ use std::cmp::Ordering;
 use std::collections::btree_map;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::thread::JoinHandle;
 
 /// An open file met in some slot.
 struct Met {
@@ -61,11 +60,10 @@ pub struct OpenFiles {
 }
 
 impl OpenFiles {
-    /// None yet; `census` is being made.
-    pub fn with(census: Option<JoinHandle<Option<Census>>>) -> Self {
+    /// None yet.
+    pub fn with(census: Option<Census>) -> Self {
         Self {
-            // who panicked has said so
-            census: census.and_then(|c| c.join().ok()).flatten(),
+            census,
             ..Self::default()
         }
     }

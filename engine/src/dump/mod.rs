@@ -120,6 +120,7 @@ fn dump_here(o: &Options) -> Result<Done> {
     let staged = o.archive.is_some() || !o.recipients.is_empty();
     let whole = m.parent.is_none() && !elsewhere && !staged && m.compress.is_none();
     let mut ready = Ready::make(HostPid(o.pid), &dir, whole);
+    let census = ready.census();
     ready.locks = crate::network::prepare(o, std::mem::take(&mut ready.tasks));
     // what is killed then need not be tracked
     let on = o.memory.track && o.after != After::Default;
@@ -132,6 +133,7 @@ fn dump_here(o: &Options) -> Result<Done> {
         false => None,
     };
     let mut paused_devices = crate::plugins::pause(o).map_err(|e| e.at(Phase::Prepare))?;
+    ready.counts(census);
     let begun = Instant::now();
     let mut report = DumpReport::default();
     let mut held = Vec::new();

@@ -23,8 +23,10 @@ pub struct Ready {
     pub tasks: Vec<HostPid>,
     /// By task: number of its pages image, and the image.
     pub room: BTreeMap<HostPid, (u32, File)>,
-    /// What the kernel is asked all files of a task with at once, if there are many; made beside the rest.
-    pub census: Option<JoinHandle<Option<Census>>>,
+    /// How many files the tasks have open.
+    files: u64,
+    /// What the kernel is asked all files of a task with at once, if there are many.
+    pub census: Option<Census>,
     /// The network locks, which hold nothing yet, or will be there soon.
     pub locks: crate::network::Locks,
 }
@@ -37,7 +39,6 @@ impl Ready {
         let mut r = Self::default();
         let mut found = vec![root];
         let mut at = 0;
-        let mut files = 0;
         while let Some(pid) = found.get(at).copied() {
             at += 1;
             let Ok(proc) = ProcDir::open(pid) else {
@@ -50,10 +51,7 @@ impl Ready {
             }
             // those of other threads are missed: a thousand of them would be asked for nothing
             found.extend(proc.children_of([pid]).unwrap_or_default());
-            files += proc.count_of_fds().unwrap_or(0);
-            if files >= MANY_FILES && r.census.is_none() {
-                r.census = Some(std::thread::spawn(census));
-            }
+            r.files += proc.count_of_fds().unwrap_or(0);
             let len = own_memory(&proc);
             let id = r.room.len() as u32 + 1;
             if whole
@@ -70,6 +68,15 @@ impl Ready {
         }
         r.tasks = found;
         r
+    }
+    /// If there are many files, what asks for them at once is made, beside whatever else is to be done: [`Ready::counts`] waits for it.
+    pub fn census(&self) -> Option<JoinHandle<Option<Census>>> {
+        (self.files >= MANY_FILES).then(|| std::thread::spawn(census))
+    }
+    /// To be called before the tree stands still.
+    pub fn counts(&mut self, census: Option<JoinHandle<Option<Census>>>) {
+        // who panicked has said so
+        self.census = census.and_then(|c| c.join().ok()).flatten();
     }
 }
 

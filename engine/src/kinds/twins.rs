@@ -147,17 +147,30 @@ mod tests {
         })
     }
 
-    /// Of all options of a sort of socket, each changed in a new one.
-    fn all_decide(make: impl Fn() -> OwnedFd, options: &[Opt], least: usize) {
+    /// `None` without the rights, and on kernels that do not have all fields of this socket.
+    fn census(of: &OwnedFd) -> Option<Census> {
         let census = match Census::new() {
             Ok(c) => c,
-            Err(e) if e.errno == Errno::EPERM => return eprintln!("skipped: {e}"),
+            Err(e) if matches!(e.errno, Errno::EPERM | Errno::ENOSYS) => {
+                eprintln!("skipped: {e}");
+                return None;
+            }
             Err(e) => panic!("{e}"),
+        };
+        let all = census.of(HostPid::own()).unwrap();
+        let own = all.into_iter().find(|e| e.slot == of.as_raw_fd());
+        own?.options.map(|_| census)
+    }
+
+    /// Of all options of a sort of socket, each changed in a new one.
+    fn all_decide(make: impl Fn() -> [OwnedFd; 2], options: &[Opt], least: usize) {
+        let Some(census) = census(&make()[0]) else {
+            return;
         };
         let mut unseen = Vec::new();
         let mut changed = Vec::new();
         for o in options {
-            let fd = make();
+            let [fd, _peer] = make();
             let before = decides(&census, &fd);
             if !change(&fd, o) {
                 continue;
@@ -171,11 +184,11 @@ mod tests {
         assert!(changed.len() >= least, "only {changed:?}");
     }
 
-    fn connection(address: &str) -> OwnedFd {
+    /// Two ends of a connection.
+    fn connection(address: &str) -> [OwnedFd; 2] {
         let listener = TcpListener::bind(address).unwrap();
-        TcpStream::connect(listener.local_addr().unwrap())
-            .unwrap()
-            .into()
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        [near.into(), listener.accept().unwrap().0.into()]
     }
 
     fn tcp_options(family: i32) -> Vec<Opt> {
@@ -198,9 +211,66 @@ mod tests {
     }
 
     #[test]
+    fn who_was_not_asked_keeps_what_is_its_own() {
+        let tmp = tempfile::tempdir().unwrap();
+        let ([one, _peer], [other, _others]) = (connection("[::1]:0"), connection("[::1]:0"));
+        let ends = [one, other];
+        let Some(census) = census(&ends[0]) else {
+            return;
+        };
+        let set = |fd: &OwnedFd, level, name, v: i32| {
+            let args = [level as u64, name as u64].map(Arg::Int).into_iter();
+            let value = [Arg::In(v.to_le_bytes().to_vec()), Arg::Int(4)];
+            common::ask(fd, libc::SYS_setsockopt, args.chain(value).collect()).unwrap();
+        };
+        let hops = (libc::SOL_IPV6, libc::IPV6_UNICAST_HOPS);
+        for (fd, n) in ends.iter().zip([1, 2]) {
+            set(fd, SOL_SOCKET, libc::SO_RCVBUF, 20_000 * n);
+            set(fd, hops.0, hops.1, 70);
+            set(fd, libc::SOL_TCP, libc::TCP_KEEPIDLE, 33);
+        }
+        let key = decides(&census, &ends[0]);
+        assert_eq!(key, decides(&census, &ends[1]));
+        let images = stasis_proto::ImageDir::open(tmp.path()).unwrap();
+        let (options, pids) = (crate::Options::new(tmp.path()), Default::default());
+        let mut cx = DumpCx::new(&options, &images, &pids);
+        let s = Sort {
+            family: libc::AF_INET6,
+            kind: libc::SOCK_STREAM,
+            protocol: libc::IPPROTO_TCP,
+        };
+        for (fd, n) in ends.iter().zip([1, 2]) {
+            let told = super::super::testing::see(fd, |seen| {
+                let seen = Seen {
+                    options: Some(&key),
+                    link: seen.link,
+                    info: seen.info,
+                    fown: seen.fown,
+                    ..*seen
+                };
+                let by_twin = tcp(&seen, (s, state::ESTABLISHED), &mut cx).unwrap();
+                let mut asked = Asked::of(&seen, s, state::ESTABLISHED).unwrap();
+                asked.own(&seen, s).unwrap();
+                assert_eq!(format!("{by_twin:?}"), format!("{asked:?}"));
+                by_twin
+            });
+            assert_eq!(told.opts.so_rcvbuf, 40_000 * n);
+            assert_eq!(cx.twins.tcp.len(), 1);
+        }
+    }
+
+    #[test]
     fn what_decides_options_of_unix_sockets_changes_with_each() {
         let options = [SOCKET_OPTIONS, LOCK, &FIELDS].concat();
-        all_decide(|| UnixStream::pair().unwrap().0.into(), &options, 25);
+        all_decide(
+            || {
+                UnixStream::pair()
+                    .map(|(a, b)| [a.into(), b.into()])
+                    .unwrap()
+            },
+            &options,
+            25,
+        );
     }
 
     #[test]
