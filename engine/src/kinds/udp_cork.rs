@@ -11,7 +11,7 @@ use super::inet::SIOCOUTQ;
 use super::inet_address::{self as address, parse_sockaddr, sockaddr};
 use super::inet_options::Sort;
 use super::sockopts::Buffers;
-use super::udp_queue::LONGEST;
+use super::udp_queue::longest;
 use super::{Act, DumpCx, PlanCx, Seen, Stage, malformed};
 use crate::error::{Blame, Error, Result};
 use stasis_kernel::call::{Arg, Call, FdRef};
@@ -80,7 +80,7 @@ pub(super) fn plan(
     let Some(c) = e.stasis.as_ref().and_then(|x| x.corked.as_ref()) else {
         return Ok(());
     };
-    let to = parse_sockaddr(&c.to).filter(|_| c.bytes.len() <= LONGEST);
+    let to = parse_sockaddr(&c.to).filter(|_| c.bytes.len() <= longest(s.family));
     let to = to.map(|to| address::peer_moved(&cx.options.network.addresses, to, cx.files));
     let to = match (to, s.family) {
         (Some(to @ SocketAddr::V4(_)), libc::AF_INET)

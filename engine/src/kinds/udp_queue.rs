@@ -23,8 +23,11 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 const UDP_HEADER: usize = 8;
-/// The longest one: the length of an IPv4 packet has 16 bits.
-pub(super) const LONGEST: usize = 0xffff - 20 - UDP_HEADER;
+/// The longest one: the length of a packet has 16 bits, and that of IPv4 counts its header.
+pub(super) fn longest(family: i32) -> usize {
+    let header = if family == libc::AF_INET { 20 } else { 0 };
+    0xffff - header - UDP_HEADER
+}
 /// More than this is not looked at.
 const LIMIT: usize = 32 << 20;
 const SO_PEEK_OFF: i32 = 42;
@@ -97,7 +100,7 @@ pub(super) fn plan(e: &pb::InetSkEntry, s: Sort, local: SocketAddr, cx: &mut Pla
         let from = address::moved(map, parse_sockaddr(&d.from)?);
         let to = d.to.as_deref().and_then(parse_sockaddr);
         let to = to.map(|a| address::moved(map, a).ip());
-        let good = d.bytes.len() <= LONGEST && !to.is_some_and(|a| a.is_multicast());
+        let good = d.bytes.len() <= longest(s.family) && !to.is_some_and(|a| a.is_multicast());
         good.then(|| (from, to, d.bytes.clone()))
     };
     let good: Vec<_> = all.iter().filter_map(one).collect();

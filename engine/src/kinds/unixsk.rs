@@ -529,6 +529,9 @@ impl Look<'_> {
         let inline = || sockopts::get_int(self.fd, libc::SOL_SOCKET, libc::SO_OOBINLINE);
         let shown = !matches!(self.urgent, Some((0, _))) || inline()? == Some(1);
         let end = self.bytes - usize::from(!shown);
+        if !shown && !unixsk_hidden::steps_over() {
+            return Err(unixsk_hidden::unclear(self.place));
+        }
         // a look behind the end would take a pending error
         while at < end {
             let Some(m) = self.at(at, end - at)? else {
@@ -539,6 +542,9 @@ impl Look<'_> {
             }
             at += m.bytes.len();
             all.push(m);
+        }
+        if self.urgent.is_some() && at != end {
+            return Err(unixsk_hidden::unclear(self.place));
         }
         Ok(match self.urgent {
             Some(urgent) => unixsk_hidden::apart(all, urgent, shown),

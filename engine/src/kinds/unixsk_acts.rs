@@ -281,8 +281,14 @@ impl Name {
     /// Binds a socket to the name. Gives what was made in the file system.
     fn bind(&self, socket: BorrowedFd<'_>) -> Result<Option<MadeName>> {
         if self.path.first() == Some(&0) || self.path.is_empty() {
-            unix::bind(socket, &self.path).map_err(|e| self.refused(&e))?;
-            return Ok(None);
+            return match unix::bind(socket, &self.path) {
+                // whoever had it is gone, and another has taken it meanwhile
+                Err(e) if self.deleted && e.errno == Errno::EADDRINUSE => {
+                    tracing::warn!("{e}: a closed socket comes back without its name");
+                    Ok(None)
+                }
+                r => r.map(|()| None).map_err(|e| self.refused(&e)),
+            };
         }
         let path = self.path.strip_suffix(b"\0").unwrap_or(&self.path);
         let path = Path::new(std::ffi::OsStr::from_bytes(path));

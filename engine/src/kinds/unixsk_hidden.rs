@@ -6,11 +6,13 @@
 use super::common::opened;
 use super::unixsk::inside;
 use super::{DumpCx, Seen, sockopts};
-use crate::error::{Error, Result};
+use crate::error::{Blame, Error, Result};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use stasis_kernel::error::SysError;
-use stasis_kernel::unix::Message;
+use stasis_kernel::unix::{self, Message};
 use stasis_kernel::unix_inside::{Piece, Reader};
 use stasis_proto::pb;
+use std::os::fd::{AsFd, AsRawFd};
 
 const RIGHTS: &str =
     "to look there takes CAP_BPF and CAP_PERFMON and a kernel with BTF: dump as root";
@@ -94,6 +96,38 @@ pub(super) fn urgent(seen: &Seen, cx: &mut DumpCx) -> Result<Option<(usize, u8)>
             format!("{RIGHTS}, or try again when it was read"),
         )
     })
+}
+
+/// Do peeks step over an out-of-band byte at the head of a queue, and show what is behind it?
+///
+/// KERNEL(<6.11): manage_oob() (net/unix/af_unix.c) showed the byte, or nothing at all.
+pub(super) fn steps_over() -> bool {
+    static ANSWER: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let look = || -> nix::Result<Option<Vec<u8>>> {
+            let how = (
+                AddressFamily::Unix,
+                SockType::Stream,
+                SockFlag::SOCK_CLOEXEC,
+            );
+            let (from, to) = socketpair(how.0, how.1, None, how.2)?;
+            send(from.as_raw_fd(), b"?", MsgFlags::MSG_OOB)?;
+            send(from.as_raw_fd(), b"rest", MsgFlags::empty())?;
+            let peek = || {
+                unix::set_peek_offset(to.as_fd(), 0)?;
+                unix::peek(to.as_fd(), 5, 0)
+            };
+            Ok(peek().ok().flatten().map(|m| m.bytes))
+        };
+        look().is_ok_and(|b| b.as_deref() == Some(b"rest"))
+    })
+}
+
+/// That a queue with an out-of-band byte does not show what it holds.
+pub(super) fn unclear(place: &str) -> Error {
+    Error::new("E4506", Blame::Container, format!("cannot dump {place}"))
+        .why("an out-of-band byte waits in its queue, and this kernel does not show what is behind it")
+        .advice("try again when the byte was read")
 }
 
 /// The messages of a stream, of which one byte is out of band: that becomes a message of its own. `shown`: peeks show it among the

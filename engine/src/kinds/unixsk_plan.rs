@@ -79,7 +79,7 @@ pub(super) fn ghost(path: &[u8]) -> Name {
         path: path.to_vec(),
         dir: None,
         root: None,
-        deleted: path.first().is_some_and(|c| *c != 0),
+        deleted: true,
         perms: None,
     }
 }
