@@ -396,7 +396,8 @@ impl<'a> PlanCx<'a> {
             dir,
             files,
             holders,
-            host: Vec::new(),
+            // most files are opened and compared
+            host: Vec::with_capacity(2 * files.len()),
             task: Vec::new(),
             made: BTreeMap::new(),
             cache: BTreeMap::new(),
