@@ -268,6 +268,9 @@ impl Space {
             return Ok(());
         }
         drop(reader);
+        // zeroes of one who shows shared memory would be everybody's
+        let unknown = lock(&self.views).unknown();
+        unknown.iter().try_for_each(|o| o.settle(stores, buf))?;
         let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(run) = self.take(addr, addr + PAGE) {
             return self.bring(run, store, buf);
@@ -313,6 +316,20 @@ impl Space {
             left.insert(a, (a + n, place));
         }
     }
+    /// That of a child that was born now.
+    fn child(&self, fd: OwnedFd) -> Self {
+        Self {
+            pid: self.pid,
+            fd,
+            source: self.source,
+            left: Mutex::new(lock(&self.left).clone()),
+            gate: RwLock::default(),
+            gone: AtomicBool::new(false),
+            views: Mutex::new(lock(&self.views).of_child()),
+            order: Mutex::default(),
+            touched: Mutex::default(),
+        }
+    }
     /// Reads what has happened. Gives faults, and children.
     fn events(&self, stores: &[Store], buf: &mut [u8]) -> Result<(Vec<u64>, Vec<Space>)> {
         let _writer = self.gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -337,17 +354,7 @@ impl Space {
                     let objects = lock(&self.views).unmapped(from, to);
                     settle(objects, buf)?;
                 }
-                Event::Fork(fd) => children.push(Space {
-                    pid: self.pid,
-                    fd,
-                    source: self.source,
-                    left: Mutex::new(lock(&self.left).clone()),
-                    gate: RwLock::default(),
-                    gone: AtomicBool::new(false),
-                    views: Mutex::new(lock(&self.views).clone()),
-                    order: Mutex::default(),
-                    touched: Mutex::default(),
-                }),
+                Event::Fork(fd) => children.push(self.child(fd)),
             }
         }
         Ok((faults, children))

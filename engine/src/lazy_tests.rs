@@ -97,7 +97,15 @@ fn shared_memory_is_brought_into_the_object_for_all() {
     file.write_all_at(&[5], 47 * PAGE).unwrap();
     task.fault(0x10_0000 + 50 * PAGE, &stores, &mut buf)
         .unwrap();
-    object.settle(&stores, &mut buf).unwrap();
+    // the task unmaps it all, which is heard before the birth of a child that has it: no zeroes before all is there
+    let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+    let objects = lock(&task.views).unmapped(0x10_0000, 0x10_0000 + N * PAGE);
+    assert!(objects.is_empty() && lock(&task.views).at(0x10_0000).is_none());
+    task.fault(0x10_0000, &stores, &mut buf).unwrap();
+    assert!(!object.is_done());
+    task.child(null())
+        .fault(0x10_0000 + 9 * PAGE, &stores, &mut buf)
+        .unwrap();
     assert!(object.is_done());
     assert_eq!((page(8), page(47), page(50)), (7, 5, 0));
 }

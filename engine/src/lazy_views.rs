@@ -8,6 +8,7 @@
 //! The kernel does not tell of mappings that grow. So each view reaches to the end of its object: what it may grow by has no data.
 //! Where a task changes that (it unmaps a part, or has mremap(2) move, cut or double a mapping), pages of the object could come to lie at
 //! addresses that nobody knows, so the rest of the object is brought before any other fault of that task is served.
+//! Where a task unmaps all of a view, that may be so for a child only: its objects are brought before a page of zeroes is given to it.
 use crate::lazy::Space;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,20 +24,27 @@ pub struct View {
     pub own: u64,
 }
 
-/// The views of an address space, by first address.
+/// The views of an address space.
 #[derive(Clone, Default)]
-pub struct Views(BTreeMap<u64, View>);
+pub struct Views {
+    /// By first address.
+    known: BTreeMap<u64, View>,
+    /// What the space has unmapped wholly.
+    dropped: Vec<Arc<Space>>,
+    /// What it may show at addresses that nobody knows.
+    unknown: Vec<Arc<Space>>,
+}
 
 impl Extend<(u64, View)> for Views {
     fn extend<T: IntoIterator<Item = (u64, View)>>(&mut self, views: T) {
-        self.0.extend(views);
+        self.known.extend(views);
     }
 }
 
 impl Views {
     /// What an address shows: the object, and the address there.
     pub fn at(&self, addr: u64) -> Option<(Arc<Space>, u64)> {
-        let (start, v) = self.0.range(..=addr).next_back()?;
+        let (start, v) = self.known.range(..=addr).next_back()?;
         (addr < v.end).then(|| (v.object.clone(), v.own + (addr - start)))
     }
     /// A range was moved, or doubled: the objects that must be brought now.
@@ -48,13 +56,27 @@ impl Views {
     /// A range was unmapped: the objects that must be brought now.
     pub fn unmapped(&mut self, from: u64, to: u64) -> Vec<Arc<Space>> {
         let touched = self.take(from, to).into_iter();
-        let cut = touched.filter(|(start, v)| *start < from || v.end > to);
-        cut.map(|(_, v)| v.object).collect()
+        let (cut, whole): (Vec<_>, Vec<_>) =
+            touched.partition(|(start, v)| *start < from || v.end > to);
+        self.dropped
+            .extend(whole.into_iter().map(|(_, v)| v.object));
+        cut.into_iter().map(|(_, v)| v.object).collect()
+    }
+    /// Of a child. KERNEL: threads that fork and unmap at the same time are told of in any order, so a child may still have what was
+    /// unmapped before its birth was told.
+    pub fn of_child(&self) -> Self {
+        let mut child = self.clone();
+        child.unknown.append(&mut child.dropped);
+        child
+    }
+    /// The objects that must be brought before an address that shows nothing known is said to be zeroes.
+    pub fn unknown(&mut self) -> Vec<Arc<Space>> {
+        std::mem::take(&mut self.unknown)
     }
     /// Addresses that show what is still missing: start, end.
     pub fn lacks(&self) -> Vec<(u64, u64)> {
         let mut all = Vec::new();
-        for (start, v) in &self.0 {
+        for (start, v) in &self.known {
             let own_end = v.own + (v.end - start);
             for (a, b) in v.object.missing() {
                 let (a, b) = (a.max(v.own), b.min(own_end));
@@ -67,13 +89,13 @@ impl Views {
     }
     /// Takes the views out that reach into a range.
     fn take(&mut self, from: u64, to: u64) -> Vec<(u64, View)> {
-        let there = self.0.range(..to).rev();
+        let there = self.known.range(..to).rev();
         let there: Vec<u64> = there
             .take_while(|(_, v)| v.end > from)
             .map(|(s, _)| *s)
             .collect();
         let taken = there.into_iter();
-        taken.filter_map(|s| self.0.remove_entry(&s)).collect()
+        taken.filter_map(|s| self.known.remove_entry(&s)).collect()
     }
 }
 
@@ -120,6 +142,10 @@ mod tests {
         let mut v = views(&o);
         assert!(v.unmapped(0x1000, 0xc000).is_empty());
         assert!(v.at(0x5000).is_none() && v.at(0x2_0000).is_some());
+        // but a child may have been born before, and have it
+        let mut child = v.of_child();
+        assert_eq!((v.unknown().len(), child.unknown().len()), (0, 1));
+        assert!(child.unknown().is_empty());
         // a part: what is left may grow again
         assert_eq!(views(&o).unmapped(0x8000, 0xc000).len(), 1);
         assert_eq!(views(&o).unmapped(0x4000, 0x5000).len(), 1);

@@ -11,8 +11,11 @@ use crate::dump::mm::status;
 use crate::error::Result;
 use crate::kinds::{PlanCx, memfd, shmem};
 use crate::pages::{PAGE, Pages};
+use stasis_kernel::probe::{self, Outcome};
+use stasis_kernel::uffd;
 use stasis_proto::pb::{self, VmaEntry};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// An object of shared memory.
@@ -137,6 +140,23 @@ fn memfds(images: &Images, cx: &mut PlanCx) -> Result<(BTreeSet<Id>, Sizes)> {
     Ok((busy, sizes))
 }
 
+/// Whether shared memory can come later on this host, with these rights; if not, why.
+fn possible() -> std::result::Result<(), String> {
+    let features = uffd::open(uffd::USER_MODE_ONLY).and_then(|fd| uffd::api(fd.as_fd(), 0));
+    // KERNEL(<6.4): huge pages are made of it where pages are missing (mm/khugepaged.c, collapse_file()), which are zeroes then.
+    // This feature came with the version that does not.
+    if features.map_err(|e| e.to_string())? & uffd::FEATURE_WP_UNPOPULATED == 0 {
+        return Err("it needs Linux 6.4".into());
+    }
+    // the pager opens what tasks have mapped: CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN of the first user namespace (fs/proc/base.c,
+    // proc_map_files_get_link())
+    let probe = probe::find("map-files").ok_or("no such probe")?;
+    match probe.run() {
+        Outcome::Present(_) => Ok(()),
+        Outcome::Absent(why) | Outcome::Denied(why) => Err(format!("/proc/PID/map_files: {why}")),
+    }
+}
+
 /// All objects that come later.
 ///
 /// # Errors
@@ -144,6 +164,10 @@ fn memfds(images: &Images, cx: &mut PlanCx) -> Result<(BTreeSet<Id>, Sizes)> {
 pub fn find(images: &Images, cx: &mut PlanCx) -> Result<BTreeMap<Id, Arc<Later>>> {
     let o = &cx.options.memory;
     if !o.lazy || o.lazy_daemon.is_some() {
+        return Ok(BTreeMap::new());
+    }
+    if let Err(e) = possible() {
+        tracing::info!("shared memory is brought before anything runs: {e}");
         return Ok(BTreeMap::new());
     }
     let (mut not, mut sizes) = memfds(images, cx)?;
