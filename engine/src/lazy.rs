@@ -54,6 +54,8 @@ pub struct Space {
     gate: RwLock<()>,
     /// Its processes have ended.
     gone: AtomicBool,
+    /// What other spaces show, and nobody needs once they have ended.
+    for_others: bool,
     /// Shared memory that is shown there and brought elsewhere.
     views: Mutex<Views>,
     /// What was touched first the last time, and is brought first: windows.
@@ -76,14 +78,31 @@ impl Space {
             left: Mutex::new(runs.iter().map(|r| (r.0, (r.0 + r.1, r.2))).collect()),
             gate: RwLock::default(),
             gone: AtomicBool::new(false),
+            for_others: false,
             views: Mutex::default(),
             order: Mutex::default(),
             touched: Mutex::default(),
         }
     }
-    /// Shared memory that is shown there.
+    /// One with shared memory that other spaces show.
+    pub fn for_others(self) -> Self {
+        Self {
+            for_others: true,
+            ..self
+        }
+    }
+    /// Shared memory that is shown there. Of it too comes first what [`Space::first`] has said.
     pub fn sharing(self, views: impl IntoIterator<Item = (u64, View)>) -> Self {
-        lock(&self.views).extend(views);
+        let mut known = lock(&self.views);
+        known.extend(views);
+        lock(&self.order).retain(|window| {
+            let shown = known.at(*window);
+            if let Some((object, own)) = &shown {
+                lock(&object.order).push_back(*own);
+            }
+            shown.is_none()
+        });
+        drop(known);
         self
     }
     /// Windows to be brought first: addresses.
@@ -136,6 +155,19 @@ impl Space {
                 return Ok(());
             }
         }
+    }
+    /// Whether its processes have ended.
+    fn has_ended(&self) -> bool {
+        // any page: nothing is protected there, which is told (ENOENT) only as long as there is an address space
+        const ANY: RemotePtr = RemotePtr(1 << 32);
+        let gone = || {
+            let tried = uffd::write_protect(self.fd.as_fd(), ANY, PAGE, false);
+            tried.is_err_and(|e| e.errno == Errno::ESRCH)
+        };
+        if !self.gone.load(Ordering::Relaxed) && gone() {
+            self.gone.store(true, Ordering::Relaxed);
+        }
+        self.gone.load(Ordering::Relaxed)
     }
     fn is_done(&self) -> bool {
         self.gone.load(Ordering::Relaxed) || lock(&self.left).is_empty()
@@ -240,10 +272,21 @@ impl Space {
         }
         Ok(did)
     }
+    /// Remembers what was touched.
+    fn note(&self, addr: u64) {
+        let shown = lock(&self.views).start(addr);
+        // a view may begin in the middle of a window
+        let window = (addr / WINDOW * WINDOW).max(shown.unwrap_or(0));
+        let mut touched = lock(&self.touched);
+        if touched.len() < MOST_TOUCHED && touched.last() != Some(&window) {
+            touched.push(window);
+        }
+    }
     /// Serves a fault.
     fn fault(&self, addr: u64, stores: &[Store], buf: &mut [u8]) -> Result<()> {
         let shown = lock(&self.views).at(addr);
         if let Some((object, own)) = shown {
+            self.note(addr);
             object.fault(own, stores, buf)?;
             let _ = uffd::wake(self.fd.as_fd(), RemotePtr(addr), PAGE);
             return Ok(());
@@ -253,11 +296,7 @@ impl Space {
         let window = addr / WINDOW * WINDOW;
         // the page itself first
         if let Some(run) = self.take(addr, addr + PAGE) {
-            let mut touched = lock(&self.touched);
-            if touched.len() < MOST_TOUCHED {
-                touched.push(window);
-            }
-            drop(touched);
+            self.note(addr);
             self.bring(run, store, buf)?;
             for _ in 0..WINDOW / PAGE {
                 let Some(run) = self.take(window, window + WINDOW) else {
@@ -325,6 +364,7 @@ impl Space {
             left: Mutex::new(lock(&self.left).clone()),
             gate: RwLock::default(),
             gone: AtomicBool::new(false),
+            for_others: self.for_others,
             views: Mutex::new(lock(&self.views).of_child()),
             order: Mutex::default(),
             touched: Mutex::default(),
@@ -485,6 +525,15 @@ pub fn early(why: impl std::fmt::Display) -> Error {
     .advice("see the log of the restore")
 }
 
+/// Gives up what nobody needs, because all who show it have ended.
+fn abandon(all: &[Arc<Space>]) {
+    if all.iter().filter(|s| !s.for_others).all(|s| s.has_ended()) {
+        for s in all {
+            s.gone.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Waits a moment for something to happen, and sees to it; true when the restore says that it is over.
 fn turn(
     all: &[Arc<Space>],
@@ -502,6 +551,8 @@ fn turn(
         polls.push(PollFd::new(w.socket.as_fd(), PollFlags::POLLIN));
     }
     match nix::poll::poll(&mut polls, PollTimeout::from(MOMENT_MS)) {
+        // whoever forks lives until that is read
+        Ok(0) => abandon(all),
         Ok(_) | Err(Errno::EINTR) => {}
         Err(e) => {
             return Err(stasis_kernel::error::SysError::new("poll", e, "userfaultfds").into());

@@ -93,6 +93,7 @@ fn shared_memory_is_brought_into_the_object_for_all() {
     task.fault(0x10_0000 + 20 * PAGE, &stores, &mut buf)
         .unwrap();
     assert_eq!((page(20), page(47), page(2)), (7, 0, 0));
+    assert_eq!(task.touched(), [0x11_0000]);
     // what somebody has written since is not overwritten, and what never held data is zeroes
     file.write_all_at(&[5], 47 * PAGE).unwrap();
     task.fault(0x10_0000 + 50 * PAGE, &stores, &mut buf)
@@ -117,4 +118,44 @@ fn what_was_touched_first_comes_first() {
     assert_eq!(s.next(), Some((WINDOW, WINDOW, WINDOW)));
     assert_eq!(s.next(), Some((0, WINDOW, 0)));
     assert_eq!(s.next(), None);
+}
+
+#[test]
+fn what_was_touched_first_of_shared_memory_comes_first_there() {
+    let object = Arc::new(space(&[(0x50_0000, 8 * WINDOW, 0)]));
+    let view = |end| View {
+        end,
+        object: object.clone(),
+        own: 0x50_0000,
+    };
+    // the second view begins in the middle of a window
+    let views = [
+        (0x10_0000, view(0x10_0000 + 8 * WINDOW)),
+        (0x80_1000, view(0x80_1000 + 8 * WINDOW)),
+    ];
+    let s = space(&[(0, 2 * WINDOW, 0)])
+        .first([0x10_0000 + 3 * WINDOW, WINDOW, 0x80_1000])
+        .sharing(views);
+    let of_object = |n: u64| Some((0x50_0000 + n * WINDOW, WINDOW, n * WINDOW));
+    assert_eq!(object.next(), of_object(3));
+    assert_eq!(object.next(), of_object(0));
+    assert_eq!(s.next(), Some((WINDOW, WINDOW, WINDOW)));
+    s.note(0x80_2000);
+    s.note(0x80_3000);
+    s.note(0x10_0000 + WINDOW + PAGE);
+    assert_eq!(s.touched(), [0x80_1000, 0x10_0000 + WINDOW]);
+}
+
+#[test]
+fn shared_memory_is_given_up_with_the_last_who_shows_it() {
+    let (one, other) = (Arc::new(space(&[])), Arc::new(space(&[])));
+    let object = Arc::new(space(&[(0x1000, 0x4000, 0)]).for_others());
+    let all = [one.clone(), other.clone(), object.clone()];
+    one.gone.store(true, Ordering::Relaxed);
+    abandon(&all);
+    assert!(!object.is_done());
+    other.gone.store(true, Ordering::Relaxed);
+    abandon(&all);
+    assert!(object.is_done());
+    serve(all.to_vec(), &[], None).unwrap();
 }

@@ -47,6 +47,11 @@ impl Views {
         let (start, v) = self.known.range(..=addr).next_back()?;
         (addr < v.end).then(|| (v.object.clone(), v.own + (addr - start)))
     }
+    /// Where the view begins that an address lies in.
+    pub fn start(&self, addr: u64) -> Option<u64> {
+        let (start, v) = self.known.range(..=addr).next_back()?;
+        (addr < v.end).then_some(*start)
+    }
     /// A range was moved, or doubled: the objects that must be brought now.
     pub fn moved(&mut self, from: u64, len: u64) -> Vec<Arc<Space>> {
         // a length of 0 doubles the mapping

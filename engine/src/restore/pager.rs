@@ -70,7 +70,7 @@ impl Object {
         let runs: Vec<Run> = runs.map(|r| (window.at() + r.0, r.1, r.2)).collect();
         let fd = fds::dup(window.fd())?;
         let space = Space::new(HostPid::own(), fd, self.source, &runs);
-        Ok((window, Arc::new(space)))
+        Ok((window, Arc::new(space.for_others())))
     }
 }
 
