@@ -174,6 +174,15 @@ fn die_with_parent(parent: i32) -> Result<(), Errno> {
     }
 }
 
+/// After a change of credentials.
+///
+/// KERNEL: that made us undumpable (no access to our own /proc) and took the death signal away (kernel/cred.c, commit_creds()).
+fn stay_bound(parent: i32) -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+    die_with_parent(parent)
+}
+
 fn enter(pidfd: &OwnedFd, way: &Way<'_>, engine: i32) -> Result<(), Errno> {
     die_with_parent(engine)?;
     let which = way.which;
@@ -198,13 +207,14 @@ fn enter(pidfd: &OwnedFd, way: &Way<'_>, engine: i32) -> Result<(), Errno> {
             libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>());
             libc::syscall(libc::SYS_setresgid, 0, 0, 0);
             libc::syscall(libc::SYS_setresuid, 0, 0, 0);
-            // a change of credentials made us undumpable (no access to our own /proc) and took the death signal away
-            libc::prctl(libc::PR_SET_DUMPABLE, 1);
         }
-        die_with_parent(engine)?;
+        stay_bound(engine)?;
     }
     for (ns, handle) in &way.join {
         setns(handle, ns.flag())?;
+        if *ns == Ns::User {
+            stay_bound(engine)?;
+        }
     }
     if !way.make.is_empty() {
         unshare(bits(way.make))?;

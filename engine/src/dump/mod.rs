@@ -792,7 +792,6 @@ impl<'a> Dumping<'a> {
         }
         if let Some(root) = held.first() {
             self.users = UserSpaces::look(&mut self.places, root.pid)?;
-            self.users.can_become(held, status, &self.spaces)?;
         }
         self.cx.namespaces = self.places.by_inode();
         self.undo = undo::of(held, &mut self.cx)?;
@@ -1136,8 +1135,9 @@ impl<'a> Dumping<'a> {
     fn inside(&mut self, pid: u32, ids: &pb::TaskKobjIdsEntry, f: &Facts) -> Result<()> {
         let own = ids.user_ns_id.unwrap_or(0);
         let other = self.directories.insert(ids.fs_id, own);
-        if self.users.has(own) {
-            self.users.settle(pid, own);
+        if let (true, Some(first)) = (self.users.has(own), f.threads.first()) {
+            let creds = self.cx.ids.creds(thread::creds(&first.creds, 0));
+            self.users.settle(pid, own, creds);
         }
         let is_inside = |id| self.users.has(id);
         if other.is_some_and(|o| is_inside(o) || is_inside(own)) {

@@ -103,16 +103,6 @@ impl PidSpaces {
         }
         Ok(all)
     }
-    /// The pid namespaces below the first one that a task is in, the innermost first.
-    pub fn around(&self, t: HostPid) -> Vec<u32> {
-        let above = |id: &u32| {
-            let found = self.nested.values().find(|n| n.0 == *id);
-            found.map(|n| n.1)
-        };
-        let below = |id: &u32| self.nested.values().any(|n| n.0 == *id);
-        let chain = std::iter::successors(self.of.get(&t).copied(), above);
-        chain.take_while(below).collect()
-    }
     /// Where the number is that a task is known by.
     pub fn level(&self) -> Level {
         self.level
@@ -169,7 +159,7 @@ impl PidSpaces {
     /// Which namespace is in which, if this tree can be born again. `root`: the number of the first process's.
     ///
     /// # Errors
-    /// E4014: it cannot.
+    /// E4014: it cannot; E4016: a task could not become who it is.
     pub fn entries(
         &self,
         tree: &[pb::PstreeEntry],
@@ -190,7 +180,7 @@ impl PidSpaces {
         let all: Vec<_> = self.nested.values().map(entry).collect();
         let mut known = all.clone();
         known.extend(users.entries());
-        crate::restore::can_be_born(known, tree, root, users.of_tasks())?;
+        crate::restore::can_be_born(known, tree, root, users.of_tasks(), |id| users.maps(id))?;
         Ok(all)
     }
 }

@@ -226,7 +226,8 @@ pub fn queue(infos: Vec<[u8; 128]>) -> pb::SignalQueueEntry {
     }
 }
 
-fn creds(c: &Creds, secbits: u32) -> pb::CredsEntry {
+/// Users, groups and capabilities, as the engine sees them.
+pub(super) fn creds(c: &Creds, secbits: u32) -> pb::CredsEntry {
     let set = |i: usize| vec![c.caps[i] as u32, (c.caps[i] >> 32) as u32];
     pb::CredsEntry {
         uid: c.uid.real,

@@ -4,16 +4,14 @@
 //! first process is in one below it like others: its number could not be chosen from inside.
 //!
 //! One that nobody is in may be there all the same: another was made in it, or a network belongs to it. It is looked at by a visitor.
-use super::pidspaces::PidSpaces;
 use super::places::{Places, elsewhere, is_nested};
-use super::task::Task;
 use crate::error::{Blame, Error, Result};
-use crate::namespaces::user::{Ids, OVERFLOW, describe};
+use crate::namespaces::user::{Ids, Maps, describe};
+use crate::restore::MOST_USER_SPACES as MOST;
 use stasis_kernel::fds;
 use stasis_kernel::ids::HostPid;
 use stasis_kernel::inner::{Way, start};
 use stasis_kernel::ns::{self, Ns};
-use stasis_kernel::procfs::Status;
 use stasis_kernel::users;
 use stasis_proto::{ImageDir, Kind, pb};
 use std::collections::BTreeMap;
@@ -40,8 +38,8 @@ pub struct UserSpaces {
     tree: Ids,
     /// What belongs to one of them: sort and number in the image.
     owners: BTreeMap<(Ns, u32), u32>,
-    /// Where tasks are, by pid.
-    of_tasks: BTreeMap<u32, u32>,
+    /// Where tasks are, by pid, and who, as images have it.
+    of_tasks: BTreeMap<u32, (u32, pb::CredsEntry)>,
 }
 
 impl UserSpaces {
@@ -74,6 +72,10 @@ impl UserSpaces {
             elsewhere(Ns::User.name()).why("it is not that of the root of the tree, nor below it")
         })?;
         let parent = self.know(places, above, None)?;
+        if self.all.len() >= MOST {
+            let why = format!("there are more than {MOST} below the tree's");
+            return Err(elsewhere(Ns::User.name()).why(why));
+        }
         let visitor = match task {
             Some(_) => None,
             None => {
@@ -155,58 +157,26 @@ impl UserSpaces {
     pub fn owner(&self, ns: Ns, id: u32) -> Option<u32> {
         self.owners.get(&(ns, id)).copied()
     }
-    /// Notes where a task is.
-    pub fn settle(&mut self, pid: u32, id: u32) {
-        self.of_tasks.insert(pid, id);
+    /// Notes where a task is, and who.
+    pub fn settle(&mut self, pid: u32, id: u32, creds: pb::CredsEntry) {
+        self.of_tasks.insert(pid, (id, creds));
     }
-    /// Where tasks are, by pid, if not in the tree's.
-    pub fn of_tasks(&self) -> &BTreeMap<u32, u32> {
+    /// Where tasks are and who, by pid, if not in the tree's.
+    pub fn of_tasks(&self) -> &BTreeMap<u32, (u32, pb::CredsEntry)> {
         &self.of_tasks
+    }
+    /// The maps of one, as its image has them.
+    ///
+    /// # Errors
+    /// E5462: maps that a restore would not take.
+    pub fn maps(&self, id: u32) -> Result<Maps> {
+        let found = self.all.iter().find(|f| f.id == id);
+        let found = found.ok_or_else(|| Error::bug("a user namespace that nobody has found"))?;
+        Maps::inner(found.entry.clone())
     }
     /// Is this the number of one of them?
     pub fn has(&self, id: u32) -> bool {
         self.all.iter().any(|f| f.id == id)
-    }
-    /// Tasks in a pid namespace that belongs to one of these are born inside of it, as the first process there, and become who they are
-    /// from that on.
-    ///
-    /// # Errors
-    /// E4016: one cannot.
-    pub fn can_become(&self, held: &[Task], status: &[Status], spaces: &PidSpaces) -> Result<()> {
-        let who = |st: &Status| (st.uid, st.gid, st.groups.clone());
-        let mut firsts: BTreeMap<u32, &Status> = BTreeMap::new();
-        for (t, st) in held.iter().zip(status).filter(|(t, _)| t.zombie.is_none()) {
-            let around = spaces.around(t.pid);
-            if let (Some(own), Some(1)) = (around.first(), st.ns_tgid.last()) {
-                firsts.insert(*own, st);
-            }
-            let mut outermost = around.iter().rev();
-            let owner = outermost.find_map(|id| Some((*id, self.owner(Ns::Pid, *id)?)));
-            let Some((space, owner)) = owner else {
-                continue;
-            };
-            let first = firsts.get(&space).map(|f| who(f));
-            let there = self.all.iter().find(|f| f.id == owner);
-            let (Some(first), Some(there)) = (first, there) else {
-                continue;
-            };
-            let (uid, gid) = (&st.uid, &st.gid);
-            let users = [uid.real, uid.effective, uid.saved, uid.fs];
-            let groups = [gid.real, gid.effective, gid.saved, gid.fs];
-            let known = users.iter().all(|n| there.ids.uid(*n) != OVERFLOW)
-                && groups
-                    .iter()
-                    .chain(&st.groups)
-                    .all(|n| there.ids.gid(*n) != OVERFLOW);
-            let denied = there.entry.stasis_setgroups_denied == Some(true);
-            if who(st) != first && (!known || denied && !st.groups.is_empty()) {
-                return Err(inside("it has other users or groups than the first process of its pid namespace, for which their user namespace has no numbers")
-                    .why("who is born inside of a user namespace can become nobody who has no number there")
-                    .advice("let it have the users and groups of the first one")
-                    .on(format!("task {}", t.pid.0)));
-            }
-        }
-        Ok(())
     }
     /// Are there any?
     pub fn are_none(&self) -> bool {

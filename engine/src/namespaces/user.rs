@@ -59,6 +59,14 @@ impl Ids {
             false => Some(inside),
         }
     }
+    /// Have all users and groups of these credentials a number inside? The number may be any, that of nobody ([`OVERFLOW`]) too.
+    pub fn knows(&self, c: &pb::CredsEntry) -> bool {
+        let users = [c.uid, c.euid, c.suid, c.fsuid];
+        let groups = [c.gid, c.egid, c.sgid, c.fsgid];
+        let known = |map, n: &u32| self.find(map, *n).is_some();
+        let mut groups = groups.iter().chain(&c.groups);
+        users.iter().all(|n| known(&self.uid, n)) && groups.all(|n| known(&self.gid, n))
+    }
     /// Credentials as the task itself sees them.
     pub fn creds(&self, c: pb::CredsEntry) -> pb::CredsEntry {
         pb::CredsEntry {
@@ -75,14 +83,17 @@ impl Ids {
         }
     }
     fn inside(&self, map: &[pb::UidGidExtent], seen: u32) -> u32 {
+        self.find(map, seen).unwrap_or(OVERFLOW)
+    }
+    fn find(&self, map: &[pb::UidGidExtent], seen: u32) -> Option<u32> {
         if !self.own || seen == u32::MAX {
-            return seen;
+            return Some(seen);
         }
         let at = |e: &pb::UidGidExtent| {
             let n = seen.checked_sub(e.lower_first).filter(|n| *n < e.count)?;
             e.first.checked_add(n)
         };
-        map.iter().find_map(at).unwrap_or(OVERFLOW)
+        map.iter().find_map(at)
     }
 }
 
@@ -325,6 +336,32 @@ mod tests {
         assert_eq!((ids.gid(105), ids.gid(110)), (5, OVERFLOW));
         assert_eq!(ids.uid(u32::MAX), u32::MAX, "nobody at all stays so");
         assert_eq!(Ids::default().uid(77), 77);
+    }
+
+    #[test]
+    fn nobody_is_somebody_where_he_is_mapped() {
+        let ids = Ids {
+            uid: map(&[(0, 100_000, 65_536)]),
+            gid: map(&[(0, 200_000, 65_536)]),
+            own: true,
+        };
+        let of = |user: u32, group: u32| pb::CredsEntry {
+            uid: user,
+            euid: user,
+            suid: user,
+            fsuid: user,
+            gid: 200_000,
+            egid: 200_000,
+            sgid: 200_000,
+            fsgid: 200_000,
+            groups: vec![group],
+            ..Default::default()
+        };
+        let nobody = of(165_534, 265_534);
+        assert_eq!(ids.creds(nobody.clone()).uid, OVERFLOW);
+        assert!(ids.knows(&nobody));
+        assert!(!ids.knows(&of(65_534, 265_534)) && !ids.knows(&of(165_534, 65_534)));
+        assert!(Ids::default().knows(&of(7, 7)));
     }
 
     #[test]

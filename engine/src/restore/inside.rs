@@ -40,10 +40,24 @@ impl Performance<'_> {
             })?;
             self.host.insert(handle_name(Ns::User, u.id), made);
         }
-        if !below.all().is_empty() {
-            self.host.insert(LAST_NUMBER, users::last_number()?.into());
+        if self.anybody_counts() {
+            let last = users::last_number().map_err(|e| {
+                Error::new("E6465", Blame::Host, "cannot say which number a process or thread has next")
+                    .why(e)
+                    .advice("threads and pid namespaces inside of user namespaces of the tree need ns_last_pid: restore where /proc/sys is mounted writable")
+            })?;
+            self.host.insert(LAST_NUMBER, last.into());
         }
         Ok(())
+    }
+    /// Is anybody born by somebody who may not choose all numbers? Those come by `ns_last_pid`: see [`Self::bear`].
+    fn anybody_counts(&self) -> bool {
+        let plan = self.plan;
+        let threads = |i: &usize| self.images.tasks[*i].threads.len() > 1;
+        let live = |i: &usize| plan.tasks[*i].end.is_none() && plan.is_inside(*i);
+        let mut deeds = plan.family.births.iter().flatten().flat_map(|t| &t.1);
+        (0..plan.tasks.len()).filter(live).any(|i| threads(&i))
+            || deeds.any(|d| matches!(d, Deed::Birth { .. }) && plan.is_alone(d))
     }
     /// The way into one of them, or into the tree's.
     pub(super) fn way_to_users(&self, task: HostPid, id: Option<u32>) -> Result<Way<'static>> {

@@ -24,30 +24,35 @@ pub(crate) mod rehearse;
 pub(crate) mod spaces;
 mod undo;
 mod users;
+pub(crate) use users::MOST as MOST_USER_SPACES;
 mod vdso;
 
 use crate::error::{Blame, Error, Result};
 use crate::events::Moment;
+use crate::namespaces::user::Maps;
 use crate::options::Options;
 use crate::phase::Phase;
 use crate::plugins::bring;
 use crate::report::RestoreReport;
 use stasis_proto::{ImageDir, pb};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Whether a tree with several pid namespaces can be born again, as far as its numbers tell. `users`: the user namespaces of tasks, where
-/// those are below the tree's.
+/// Whether a tree with several pid namespaces can be born again, as far as its numbers tell, and its tasks can become who they are.
+///
+/// `tasks`: the user namespaces of tasks, where those are below the tree's, and who they are. `maps`: of such a namespace.
 ///
 /// # Errors
-/// E4014: no sequence of calls is known that makes such a tree.
+/// E4014: no sequence of calls is known that makes such a tree; E4016: a task would be born where it has no numbers.
 pub(crate) fn can_be_born(
     nested: Vec<pb::StasisNamespaceEntry>,
     tree: &[pb::PstreeEntry],
     root: u32,
-    users: &std::collections::BTreeMap<u32, u32>,
+    tasks: &BTreeMap<u32, (u32, pb::CredsEntry)>,
+    maps: impl Fn(u32) -> Result<Maps>,
 ) -> Result<()> {
-    let spaces = spaces::Spaces::from_entries(nested, tree, Some(root));
-    let planned = spaces.and_then(|spaces| {
+    let planned = users::Users::of(nested.clone(), maps).and_then(|users| {
+        let spaces = spaces::Spaces::from_entries(nested, tree, Some(root))?;
         let kin = tree.iter().map(|t| family::Kin {
             pid: t.pid,
             ppid: t.ppid,
@@ -56,14 +61,23 @@ pub(crate) fn can_be_born(
             exit_signal: libc::SIGCHLD as u32,
             objects: (!t.threads.is_empty()).then_some([t.pid; 4]),
             space: spaces.space_of(t.pid),
-            users: users.get(&t.pid).copied(),
+            users: tasks.get(&t.pid).map(|t| t.0),
         });
-        family::plan(&kin.collect::<Vec<_>>(), &spaces)
+        let family = family::plan(&kin.collect::<Vec<_>>(), &spaces)?;
+        Ok((users, family))
     });
-    planned.map(drop).map_err(|e| {
+    let (users, family) = planned.map_err(|e| {
         Error::new("E4014", Blame::Container, e.what)
             .why(e.why)
             .advice("this place in a tree with several pid namespaces cannot be rebuilt: please report it")
+    })?;
+    let creds = |n: usize| tasks.get(&tree.get(n)?.pid).map(|t| &t.1);
+    users.can_become(&family, creds).map_err(|(n, e)| {
+        let pid = tree.get(n).map_or(0, |t| t.pid);
+        Error::new("E4016", Blame::Container, e.what)
+            .why(e.why)
+            .advice("let it have the users and groups of the first one")
+            .on(format!("task {pid}"))
     })
 }
 

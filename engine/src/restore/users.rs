@@ -3,11 +3,12 @@
 //! Tasks are born with the rights of the tree's user namespace, which lets the engine choose their numbers, and work there until
 //! their files are in place. Then each becomes who it is, enters its own, and bears its threads: only a task alone may enter one.
 //! Who is in there has no right to choose numbers outside, so threads get theirs by what the pid namespace gives out next.
+use super::family::{Deed, Family, Node};
 use super::images::TaskImages;
 use super::privileges;
 use super::spaces::bad;
 use crate::error::{Blame, Error, Result};
-use crate::namespaces::user::{Ids, Maps, OVERFLOW};
+use crate::namespaces::user::{Ids, Maps};
 use stasis_kernel::call::{Arg, Call};
 use stasis_kernel::ns::Ns;
 use stasis_proto::{ImageDir, Kind, pb};
@@ -15,6 +16,9 @@ use std::collections::BTreeMap;
 
 /// Levels that the kernel knows (kernel/user_namespace.c, create_user_ns()).
 const DEEPEST: usize = 32;
+
+/// How many there may be in a tree: far more than any has, and few enough to look through.
+pub(crate) const MOST: usize = 4096;
 
 /// One of them.
 #[derive(Debug, Clone)]
@@ -27,7 +31,6 @@ pub struct UserSpace {
     pub maker: u32,
     /// Its maps.
     pub maps: Maps,
-    depth: usize,
 }
 
 /// All of a tree, each behind the one it is made in.
@@ -53,7 +56,11 @@ impl Users {
             Maps::inner(dir.read_one(&Kind::Userns.file_of(id))?)
         })
     }
-    fn of(
+    /// The same of what those have.
+    ///
+    /// # Errors
+    /// E5857; whatever `maps` says.
+    pub(super) fn of(
         entries: Vec<pb::StasisNamespaceEntry>,
         maps: impl Fn(u32) -> Result<Maps>,
     ) -> Result<Self> {
@@ -62,39 +69,45 @@ impl Users {
             let mut sorts = Ns::ALL.into_iter();
             sorts.find(|n| n.flag().bits() as u32 == e.sort)
         };
-        let (mut left, others): (Vec<_>, Vec<_>) =
+        let (inner, others): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|e| sort(e) == Some(Ns::User));
         let what = |e: &pb::StasisNamespaceEntry| format!("namespace {} of namespaces.img", e.id);
-        while !left.is_empty() {
-            let inside =
-                |id: u32, left: &[pb::StasisNamespaceEntry]| left.iter().any(|o| o.id == id);
-            let now = left.iter().position(|e| !inside(e.parent, &left));
-            let Some(now) = now else {
-                return Err(bad(what(&left[0]), "it is below itself"));
-            };
-            let e = left.remove(now);
-            if all.has(e.id) || inside(e.id, &left) {
-                return Err(bad(what(&e), "it is there twice"));
+        if inner.len() > MOST {
+            let what = format!("{} user namespaces of namespaces.img", inner.len());
+            return Err(bad(what, "they are more than a tree may have"));
+        }
+        let mut by_id = BTreeMap::new();
+        for e in &inner {
+            if by_id.insert(e.id, e).is_some() {
+                return Err(bad(what(e), "it is there twice"));
             }
-            let above = all.get(e.parent);
-            let depth = above.map_or(1, |a| a.depth + 1);
+        }
+        let mut placed = Vec::with_capacity(inner.len());
+        for e in &inner {
+            let above = |e: &&pb::StasisNamespaceEntry| by_id.get(&e.parent).copied();
+            let depth = std::iter::successors(Some(e), above)
+                .take(DEEPEST + 1)
+                .count();
             if depth > DEEPEST {
-                return Err(bad(what(&e), "it is deeper than the kernel lets any be"));
+                let why = "it is below itself, or deeper than the kernel lets any be";
+                return Err(bad(what(e), why));
             }
-            let space = UserSpace {
+            placed.push((depth, e));
+        }
+        placed.sort_by_key(|p| p.0);
+        for (_, e) in placed {
+            all.all.push(UserSpace {
                 id: e.id,
-                above: above.map(|a| a.id),
+                above: by_id.contains_key(&e.parent).then_some(e.parent),
                 maker: e.maker.unwrap_or(0),
                 maps: maps(e.id)?,
-                depth,
-            };
-            all.all.push(space);
+            });
         }
         for e in others {
             let (Some(ns), Some(owner)) = (sort(&e), e.owner) else {
                 continue;
             };
-            if !all.has(owner) || ns == Ns::Mnt {
+            if !by_id.contains_key(&owner) || ns == Ns::Mnt {
                 return Err(bad(what(&e), "it belongs to nobody it can belong to"));
             }
             all.owners.insert((ns, e.id), owner);
@@ -133,15 +146,9 @@ impl Users {
             Some(above) => self.view(above, creds)?,
             None => creds.clone(),
         };
-        let there = Ids::of_image(&own.maps).creds(above);
-        let c = &there;
-        let ids = [
-            c.uid, c.euid, c.suid, c.fsuid, c.gid, c.egid, c.sgid, c.fsgid,
-        ];
-        let mut all = ids.into_iter().chain(c.groups.iter().copied());
-        let known = all.all(|n| n != OVERFLOW);
-        let groups = c.groups.is_empty() || !own.maps.denies_groups();
-        (known && groups).then_some(there)
+        let ids = Ids::of_image(&own.maps);
+        let groups = above.groups.is_empty() || !own.maps.denies_groups();
+        (groups && ids.knows(&above)).then(|| ids.creds(above))
     }
     /// Rows by which a task becomes who it is. `born`: the user namespace it was born in, if that is one of these, and who it was then.
     ///
@@ -166,6 +173,36 @@ impl Users {
         })?;
         let denied = self.maps(id).is_some_and(Maps::denies_groups);
         Ok(privileges::identity(&there, !denied))
+    }
+    /// Can all who are born inside of one become who they are, by the rule of [`Users::becoming`]? `creds`: of tasks that live in one.
+    ///
+    /// # Errors
+    /// Who cannot, and E5858.
+    pub fn can_become<'a>(
+        &self,
+        family: &Family,
+        creds: impl Fn(Node) -> Option<&'a pb::CredsEntry>,
+    ) -> std::result::Result<(), (Node, Error)> {
+        let entrances = family.births.iter().flatten().flat_map(|(by, deeds)| {
+            let first = |d: &Deed| match d {
+                Deed::Enter(first) => Some((*by, *first)),
+                _ => None,
+            };
+            deeds.iter().filter_map(first)
+        });
+        let tasks = (0..family.inside.len()).map(|n| (n, n));
+        for (who, like) in tasks.chain(entrances) {
+            let Some(becomes) = creds(like) else {
+                continue;
+            };
+            let born = family.inside.get(who).copied().flatten();
+            let host = family.guests_of.get(who).copied().flatten();
+            let was = host.map(|h| creds(h).ok_or_else(|| Error::bug("a host who lives nowhere")));
+            let was = was.transpose().map_err(|e| (like, e))?;
+            self.becoming(becomes, born.zip(was), true)
+                .map_err(|e| (like, e))?;
+        }
+        Ok(())
     }
     /// To which of them a namespace belongs, if not to the tree's.
     pub fn owner(&self, ns: Ns, id: u32) -> Option<u32> {
@@ -243,6 +280,63 @@ mod tests {
         ] {
             assert_eq!(read(bad).unwrap_err().code, "E5857", "{bad:?}");
         }
+    }
+
+    #[test]
+    fn many_of_them_are_no_work() {
+        let user = |id, parent| entry(Ns::User, id, parent, None);
+        let most = MOST as u32;
+        // children first, each with a parent of its own
+        let pairs = |n: u32| (0..n).map(move |i| user(n + i, i + 1_000_000));
+        let parents = |n: u32| (0..n).map(move |i| user(i + 1_000_000, 7));
+        let half = most / 2;
+        let fits: Vec<_> = pairs(half).chain(parents(half)).collect();
+        let all = read(&fits).unwrap();
+        assert_eq!(all.all().len(), MOST);
+        assert_eq!(all.all()[MOST - 1].above, Some(1_000_000 + half - 1));
+        let many: Vec<_> = pairs(5000).chain(parents(5000)).collect();
+        let refused = read(&many).unwrap_err();
+        assert_eq!((refused.code, refused.blame), ("E5857", Blame::Image));
+    }
+
+    #[test]
+    fn who_is_born_inside_becomes_only_who_is_mapped_there() {
+        let who = |uid| pb::CredsEntry {
+            uid,
+            euid: uid,
+            suid: uid,
+            fsuid: uid,
+            ..Default::default()
+        };
+        let line = |lower_first| pb::UidGidExtent {
+            first: 0,
+            lower_first,
+            count: 1,
+        };
+        let maps = |_| {
+            Maps::inner(pb::UsernsEntry {
+                uid_map: vec![line(1000)],
+                gid_map: vec![line(0)],
+                stasis_setgroups_denied: None,
+            })
+        };
+        let users = Users::of(vec![entry(Ns::User, 21, 7, None)], maps).unwrap();
+        // 2 is listed before its host; a helper (4) enters as the host of 3
+        let family = Family {
+            inside: vec![None, None, Some(21), Some(21), Some(21)],
+            guests_of: vec![None, None, Some(3), None, Some(3)],
+            births: vec![vec![(4, vec![Deed::Enter(1)])]],
+            ..Family::default()
+        };
+        let check = |creds: [u32; 4]| {
+            let all = creds.map(who);
+            let r = users.can_become(&family, |n| all.get(n));
+            r.map_err(|(n, e)| (n, e.code))
+        };
+        assert_eq!(check([5, 1000, 1000, 0]), Ok(()));
+        assert_eq!(check([5, 7, 7, 7]), Ok(()), "all are the host");
+        assert_eq!(check([5, 1000, 7, 0]), Err((2, "E5858")));
+        assert_eq!(check([5, 7, 1000, 0]), Err((1, "E5858")));
     }
 
     #[test]
