@@ -265,7 +265,8 @@ fn guess(
     p.gone_leaders(&index)?;
     p.hidden_groups(&index)?;
     p.creators()?;
-    let (births, groups) = p.births()?;
+    let born = p.births();
+    let (births, groups) = born.map_err(|s| p.of_task(s))?;
     let mut f = Family {
         plain: p.plain(),
         births,
@@ -408,6 +409,16 @@ impl Planner<'_> {
         let born = (sid != pid).then_some(sid);
         self.people.push(Person::new(kin, Some(parent), born));
         at
+    }
+    /// The same of a task, where a helper is stuck: of whom it bears, or who bears it.
+    fn of_task(&self, mut s: Stuck) -> Stuck {
+        while s.at >= self.tasks {
+            let mut children = self.entrances.iter();
+            let child = children.find(|(child, helper)| **helper == s.at && **child < self.tasks);
+            let parent = self.people[s.at].parent;
+            s.at = child.map(|(c, _)| *c).or(parent).unwrap_or(0);
+        }
+        s
     }
     /// Helpers for leaders of sessions that are gone, below the deepest of those that need them.
     fn gone_leaders(&mut self, index: &BTreeMap<u32, Node>) -> Result<(), Stuck> {
