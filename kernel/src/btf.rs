@@ -5,6 +5,7 @@
 use crate::bpf;
 use crate::error::{SysError, SysResult};
 use nix::errno::Errno;
+use std::collections::HashSet;
 
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
@@ -52,6 +53,15 @@ impl<'a> Types<'a> {
     fn name(&self, at: usize) -> Option<&'a [u8]> {
         let from = self.btf.get(self.names + self.word(at)? as usize..)?;
         from.split(|b| *b == 0).next()
+    }
+    /// Has the type at this place this name?
+    fn is_named(&self, at: usize, name: &str) -> bool {
+        let from = self
+            .word(at)
+            .map_or(usize::MAX, |n| self.names.saturating_add(n as usize));
+        let text = self.btf.get(from..).unwrap_or_default();
+        text.strip_prefix(name.as_bytes())
+            .is_some_and(|rest| rest.first() == Some(&0))
     }
     fn step(&mut self) -> Option<Type> {
         if self.next >= self.end {
@@ -168,22 +178,19 @@ pub(crate) fn look(
 ) -> SysResult<(Vec<Option<u64>>, Option<u32>)> {
     let mut list = Types::of(btf).ok_or_else(|| no_field(("its header", "")))?;
     let mut all = Vec::new();
+    let names: HashSet<&[u8]> = wanted.iter().map(|(of, _)| of.as_bytes()).collect();
     let mut structs = Vec::new();
     let mut number = None;
     while let Some(t) = list.step() {
         all.push(t.at as u32);
-        if !matches!(t.kind, STRUCT | FUNC) {
-            continue;
-        }
-        let Some(name) = list.name(t.at) else {
-            continue;
-        };
         match t.kind {
-            FUNC if number.is_none() && function.is_some_and(|f| f.as_bytes() == name) => {
+            // there are tens of thousands: names are not looked for their ends
+            FUNC if number.is_none() && function.is_some_and(|f| list.is_named(t.at, f)) => {
                 number = Some(t.id);
             }
-            STRUCT if wanted.iter().any(|(of, _)| of.as_bytes() == name) => {
-                structs.push((name, t));
+            STRUCT => {
+                let name = list.name(t.at).filter(|n| names.contains(n));
+                structs.extend(name.map(|n| (n, t)));
             }
             _ => {}
         }
